@@ -1,0 +1,29 @@
+# CUDA as a language, with nvcc from CUDACXX, the PATH, or PyPI's cuda-toolkit[nvcc] in .venv; the run-time
+# as the target nibble_cudart. CMAKE_CUDA_ARCHITECTURES: the GPU of this machine, else Hopper.
+file(GLOB pypi_nvcc "${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc")
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND pypi_nvcc)
+  set(CMAKE_CUDA_COMPILER ${pypi_nvcc})
+endif()
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                  OUTPUT_VARIABLE capability ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+  string(REGEX MATCH "[0-9]+\\.[0-9]+" capability "${capability}")
+  string(REPLACE "." "" capability "${capability}")
+  if(NOT capability)
+    set(capability 90)
+  endif()
+  set(CMAKE_CUDA_ARCHITECTURES ${capability})
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+enable_language(CUDA)
+
+get_filename_component(cuda_root "${CMAKE_CUDA_COMPILER}" DIRECTORY)
+get_filename_component(cuda_root "${cuda_root}" DIRECTORY)
+find_path(cuda_include cuda_runtime_api.h
+          HINTS ${cuda_root}/include ${cuda_root}/targets/x86_64-linux/include REQUIRED)
+find_library(cudart NAMES cudart libcudart.so.13
+             HINTS ${cuda_root}/lib ${cuda_root}/lib64 ${cuda_root}/targets/x86_64-linux/lib REQUIRED)
+add_library(nibble_cudart INTERFACE)
+target_include_directories(nibble_cudart SYSTEM INTERFACE ${cuda_include})
+target_link_libraries(nibble_cudart INTERFACE ${cudart})

@@ -1,0 +1,40 @@
+// Perplexity as llama-perplexity measures it (source: llama.cpp tools/perplexity/perplexity.cpp): the text is cut into
+// chunks of ctx tokens without overlap; each chunk's first token is replaced by BOS where the model adds one; the
+// second half of each chunk is scored.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+#include "model/tokenizer.h"
+
+namespace nibble {
+
+struct PerplexityOptions {
+  int64_t ctx = 512;
+  int64_t chunks = -1;  // -1: all
+};
+
+/// The chunks of a text as llama-perplexity cuts them. Throws when it is shorter than two chunks' worth of context, as
+/// llama-perplexity does.
+std::vector<std::vector<int32_t>> perplexity_chunks(const Tokenizer& tokenizer, const std::string& text,
+                                                    const PerplexityOptions& options);
+
+struct PerplexityResult {
+  double ppl = 0, ppl_err = 0;  // err: standard error, as llama-perplexity prints
+  double nll = 0, nll_err = 0;  // mean negative log-likelihood, nats per token
+  int64_t tokens = 0;           // scored
+  double seconds = 0;
+};
+
+/// Called with each chunk's scored logits: [ctx - 1 - ctx/2, V] float32 (rows ctx/2 ... ctx-2) and the token that follows each row.
+using LogitsVisitor = std::function<void(int64_t chunk, const torch::Tensor& logits,
+                                         const std::vector<int32_t>& next_tokens)>;
+
+PerplexityResult perplexity(Model& model, const std::vector<std::vector<int32_t>>& chunks,
+                            const LogitsVisitor& visit = {});
+
+}  // namespace nibble

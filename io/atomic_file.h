@@ -1,0 +1,41 @@
+// A file that appears whole or not at all: written beside its final name, synced, renamed. A kill or a full disk
+// leaves the old file as it was; the unfinished one is removed (on a kill it stays as NAME.tmp.<pid> and the
+// next writer of that name removes it).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace nibble {
+
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::string path);
+  ~AtomicFile();  // without commit(): removes what was written
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  /// Buffered. Throws Error with path, offset and the system's reason.
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text);
+  int64_t size() const { return size_; }
+  /// Flush, fsync, rename, fsync of the folder.
+  void commit();
+
+ private:
+  void flush();
+  std::string path_, temporary_;
+  std::string buffer_;
+  int64_t size_ = 0;
+  int descriptor_ = -1;
+};
+
+/// The whole of a small file in one go.
+void write_file(const std::string& path, std::string_view text);
+/// The whole of a text file; throws with path and the system's reason.
+std::string read_file(const std::string& path);
+
+}  // namespace nibble

@@ -1,0 +1,74 @@
+// A language model as the rest of nibble sees it: named weights, and a forward pass. Architectures are one file pair
+// each (model/llama.h); load_model() picks by general.architecture.
+//
+// Every weight is float32 in GGUF's layout (q/k rows permuted as llama.cpp wants). A Weight is also the
+// quantizer slot: whoever trains on a grid writes W^ into `value` and reads dL/dW^ from value.grad().
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <torch/all.h>
+
+#include "io/gguf.h"
+
+namespace nibble {
+
+struct Weight {
+  std::string name;          // GGUF's: "blk.0.attn_q.weight"
+  torch::Tensor value;       // float32; a linear layer's is [rows, row length] = [out, in]
+  GgmlType source = GgmlType::kF32;
+};
+
+/// Shape letters: B sequences, T positions, D model width, V vocabulary.
+struct Batch {
+  torch::Tensor tokens;    // [B, T] int64
+  torch::Tensor document;  // [B, T] int64, or undefined: all one document. A position attends to earlier ones of
+                           // its own document; rotary positions count from each document's first token.
+};
+
+/// Keys and values of what was read so far, for generation.
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+  virtual int64_t length() const = 0;
+};
+
+struct ModelShape {
+  std::string architecture;  // "llama"
+  int64_t num_layers = 0, width = 0, vocab_size = 0, context_length = 0;
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  virtual const ModelShape& shape() const = 0;
+  /// In the source file's order; a tied output is one weight, used twice.
+  virtual std::vector<Weight*> weights() = 0;
+  Weight* find_weight(const std::string& name);
+
+  /// [B, T, D] after the last norm: what the output matrix is applied to.
+  virtual torch::Tensor hidden(const Batch& batch) = 0;
+  /// [V, D]: output.weight, or token_embd.weight where tied.
+  virtual const torch::Tensor& output_weight() const = 0;
+  /// [B, T, V] float32.
+  torch::Tensor logits(const Batch& batch);
+
+  virtual std::unique_ptr<KvCache> new_cache() = 0;
+  /// [T, D] for tokens [T] int64 that follow what the cache holds.
+  virtual torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) = 0;
+
+  /// bfloat16: matmuls and attention run in bfloat16, everything else in float32.
+  virtual void set_compute_dtype(torch::Dtype dtype) = 0;
+  int64_t num_parameters();
+};
+
+/// Loads the weights of a GGUF file of any type nibble decodes, as float32, frozen (no gradient). Throws for an
+/// unknown architecture, a missing tensor, or one of another shape than the metadata wants.
+std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device = torch::kCPU);
+/// A second model of the same shape with copies of all weights.
+std::unique_ptr<Model> copy_model(Model& model);
+
+}  // namespace nibble

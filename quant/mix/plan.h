@@ -1,0 +1,47 @@
+// Which tensor gets which type: llama-quantize's rules (source: llama.cpp src/llama-quant.cpp), computed from the
+// source file, the type name and overrides before anything else, so that QAT and every PTQ baseline of
+// equal bytes share one plan.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "io/gguf.h"
+
+namespace nibble {
+
+struct PlanEntry {
+  std::string tensor;
+  std::vector<int64_t> shape;  // ggml order
+  GgmlType source = GgmlType::kF32;
+  GgmlType target = GgmlType::kF32;
+  std::string reason;  // "Q4_0: output", "row length 172 is no multiple of 32", "not quantized: norm"
+};
+
+struct Plan {
+  std::string type_name;  // "Q4_0", as the user gave it, upper case
+  int file_type = 0;      // general.file_type
+  std::vector<PlanEntry> entries;  // in the source's tensor order
+
+  const PlanEntry* find(std::string_view tensor) const;
+  /// plan.json: {"type": ..., "file_type": n, "tensors": [{"name", "shape", "source", "target", "reason"}]}
+  std::string to_json() const;
+  static Plan from_json(const std::string& text);
+  int64_t total_bytes() const;  // of tensor data
+};
+
+struct PlanOptions {
+  std::string type_name = "Q4_0";
+  bool has_imatrix = false;
+  bool pure = false;
+  bool allow_requantize = false;
+};
+
+/// Throws Error (usage) for a type name that is unknown, with the nearest one.
+Plan make_plan(const GgufFile& source, const PlanOptions& options);
+/// The type names that make_plan takes, for --help.
+std::vector<std::string> plan_type_names();
+
+}  // namespace nibble
