@@ -23,8 +23,8 @@ if(NIBBLE_CUDA)
     -Wl,--no-as-needed torch_cuda c10_cuda -Wl,--as-needed)
 endif()
 
-# torch/all.h takes 10 s and more in each file: one precompiled header serves every target.
+# LibTorch takes 10 s and more in each file: one precompiled header serves every target.
 file(WRITE ${PROJECT_BINARY_DIR}/torch_pch.cc "")
 add_library(nibble_torch_pch OBJECT ${PROJECT_BINARY_DIR}/torch_pch.cc)
 target_link_libraries(nibble_torch_pch PUBLIC nibble_torch nibble_quant_mix)
-target_precompile_headers(nibble_torch_pch PUBLIC <torch/all.h>)
+target_precompile_headers(nibble_torch_pch PUBLIC ${PROJECT_SOURCE_DIR}/quant/fake/torch.h)

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include <torch/all.h>
+#include "quant/fake/torch.h"
 
 #include "io/gguf.h"
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <torch/all.h>
+#include "quant/fake/torch.h"
 
 #include "quant/format/registry.h"
 
