@@ -1,0 +1,89 @@
+"""Fixtures of the interoperation tests: the built program, real models and texts, and the real llama.cpp.
+
+What a machine lacks (../shared, a peer) is a visible skip. NIBBLE names the program to test.
+"""
+
+import ctypes
+import os
+import pathlib
+import subprocess
+import sysconfig
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+SITE_PACKAGES = pathlib.Path(sysconfig.get_path("purelib"))
+
+
+@pytest.fixture(scope="session")
+def nibble():
+    path = pathlib.Path(os.environ.get("NIBBLE", ROOT / "build" / "nibble"))
+    assert path.exists(), f"{path} is not built: run scripts/setup"
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_nibble(nibble):
+    def run(*arguments, timeout=300, **options):
+        return subprocess.run(
+            [str(nibble), *map(str, arguments)], capture_output=True, text=True, timeout=timeout, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared():
+    if not SHARED.exists():
+        pytest.skip(f"no {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared):
+    return shared / "models" / "stories260K" / "stories260K-f32.v3.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_q4_1():
+    path = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.exists():
+        pytest.skip(f"no {path}: run scripts/fetch_smollm2")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_f32(smollm2_q4_1, llama_bin, llama_env, tmp_path_factory):
+    """SmolLM2 dequantized to float32 by the real llama-quantize."""
+    path = tmp_path_factory.mktemp("smollm2") / "smollm2-f32.gguf"
+    subprocess.run(
+        [llama_bin("llama-quantize"), "--allow-requantize", smollm2_q4_1, path, "F32"],
+        env=llama_env, check=True, capture_output=True,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def llama_bin():
+    def find(name):
+        path = SITE_PACKAGES / "bin" / name
+        if not path.exists():
+            pytest.skip(f"no {name}: llama-cpp-python was installed without its tools")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def llama_env():
+    return {**os.environ, "LD_LIBRARY_PATH": str(SITE_PACKAGES / "lib")}
+
+
+@pytest.fixture(scope="session")
+def ggml_base():
+    for folder in (SITE_PACKAGES / "llama_cpp" / "lib", SITE_PACKAGES / "lib"):
+        path = folder / "libggml-base.so"
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    pytest.skip("no libggml-base.so: llama-cpp-python is not installed")
