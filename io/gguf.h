@@ -41,9 +41,21 @@ struct GgufArray {
 using GgufValue = std::variant<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, float, bool,
                                std::string, GgufArray, uint64_t, int64_t, double>;
 
+/// What a value is in the file; the alternatives of GgufValue stand in the order of GgufValueType.
+inline GgufValueType value_type(const GgufValue& value) {
+  return static_cast<GgufValueType>(value.index());
+}
+/// "uint32", "string", ... for a number that the enumeration has.
+std::string_view value_type_name(GgufValueType type);
+
 /// Key-value pairs in file order.
 class GgufMetadata {
  public:
+  GgufMetadata() = default;
+  /// Keys must differ.
+  explicit GgufMetadata(std::vector<std::pair<std::string, GgufValue>> pairs)
+      : pairs_(std::move(pairs)) {}
+
   const std::vector<std::pair<std::string, GgufValue>>& pairs() const { return pairs_; }
   const GgufValue* find(std::string_view key) const;
   bool contains(std::string_view key) const { return find(key) != nullptr; }
@@ -104,6 +116,7 @@ class GgufFile {
 
  private:
   GgufFile();
+  void open_part(const std::string& path, int64_t part, int64_t count);
   struct Parts;
   std::string path_;
   uint32_t version_ = 0;

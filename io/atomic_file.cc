@@ -1,0 +1,136 @@
+#include "io/atomic_file.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+constexpr size_t kBufferBytes = size_t{1} << 20;
+
+std::string folder_of(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+bool all_digits(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(),
+                                      [](char c) { return c >= '0' && c <= '9'; });
+}
+
+/// Removes what killed writers of `path` left: a living writer holds the lock of its file, a dead one cannot.
+void remove_leftovers(const std::string& path) {
+  const std::string prefix = std::filesystem::path(path).filename().string() + ".tmp.";
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_of(path), ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.compare(0, prefix.size(), prefix) != 0 || !all_digits(name.substr(prefix.size())))
+      continue;
+    const int descriptor = ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (descriptor < 0) continue;
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlink(entry.path().c_str());
+    ::close(descriptor);
+  }
+}
+
+/// A rename is on disk only when its folder is. Some file systems cannot sync a folder; that is no failure.
+void sync_folder(const std::string& folder) {
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) return;
+  ::fsync(descriptor);
+  ::close(descriptor);
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(std::string path)
+    : path_(std::move(path)), temporary_(path_ + ".tmp." + std::to_string(::getpid())) {
+  struct stat status {};
+  if (::stat(path_.c_str(), &status) == 0)
+    check(S_ISREG(status.st_mode), path_, ": cannot write: ",
+          S_ISDIR(status.st_mode) ? "it is a folder" : "it is not a regular file");
+  remove_leftovers(path_);
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  check(descriptor_ >= 0, path_, ": cannot write: ", std::strerror(errno));
+  ::flock(descriptor_, LOCK_EX | LOCK_NB);
+}
+
+AtomicFile::~AtomicFile() {
+  if (descriptor_ < 0) return;
+  ::unlink(temporary_.c_str());
+  ::close(descriptor_);
+}
+
+void AtomicFile::write(std::string_view text) {
+  // Large pieces pass through the buffer too: the copy costs little beside the write itself.
+  while (!text.empty()) {
+    const size_t taken = std::min(text.size(), kBufferBytes - buffer_.size());
+    buffer_.append(text.substr(0, taken));
+    size_ += static_cast<int64_t>(taken);
+    text.remove_prefix(taken);
+    if (buffer_.size() == kBufferBytes) flush();
+  }
+}
+
+void AtomicFile::write(std::span<const std::byte> bytes) {
+  write(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+void AtomicFile::flush() {
+  std::string_view rest = buffer_;
+  const int64_t start = size_ - static_cast<int64_t>(buffer_.size());
+  while (!rest.empty()) {
+    const ssize_t written = ::write(descriptor_, rest.data(), rest.size());
+    if (written < 0 && errno == EINTR) continue;
+    check(written > 0, path_, ": cannot write at byte ", start + (buffer_.size() - rest.size()), ": ",
+          written < 0 ? std::strerror(errno) : "nothing was taken");
+    rest.remove_prefix(static_cast<size_t>(written));
+  }
+  buffer_.clear();
+}
+
+void AtomicFile::commit() {
+  flush();
+  check(::fsync(descriptor_) == 0, path_, ": cannot sync: ", std::strerror(errno));
+  check(std::rename(temporary_.c_str(), path_.c_str()) == 0, path_, ": cannot rename '", temporary_,
+        "' to it: ", std::strerror(errno));
+  // From here on the file is the new one; only the lock is left to let go.
+  ::close(descriptor_);
+  descriptor_ = -1;
+  sync_folder(folder_of(path_));
+}
+
+void write_file(const std::string& path, std::string_view text) {
+  AtomicFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+std::string read_file(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  check(descriptor >= 0, path, ": cannot open: ", std::strerror(errno));
+  std::string text;
+  std::string piece(kBufferBytes, '\0');
+  ssize_t taken;
+  while ((taken = ::read(descriptor, piece.data(), piece.size())) != 0) {
+    if (taken < 0 && errno == EINTR) continue;
+    if (taken < 0) break;
+    text.append(piece, 0, static_cast<size_t>(taken));
+  }
+  const int error = taken < 0 ? errno : 0;
+  ::close(descriptor);
+  check(error == 0, path, ": cannot read at byte ", text.size(), ": ", std::strerror(error));
+  return text;
+}
+
+}  // namespace nibble

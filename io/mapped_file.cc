@@ -1,0 +1,46 @@
+#include "io/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+
+namespace nibble {
+
+MappedFile::MappedFile(const std::string& path) {
+  // O_NONBLOCK: opening a pipe must not wait for its writer; it has no effect on regular files.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  check(descriptor >= 0, path, ": cannot open: ", std::strerror(errno));
+  struct stat status {};
+  const bool regular = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+  const size_t size = regular ? static_cast<size_t>(status.st_size) : 0;
+  void* start = nullptr;
+  int error = 0;
+  if (size > 0) {
+    start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    error = start == MAP_FAILED ? errno : 0;
+  }
+  ::close(descriptor);
+  check(regular, path, ": ", S_ISDIR(status.st_mode) ? "is a folder, not a file" : "is not a regular file");
+  check(error == 0, path, ": cannot map ", size, " bytes: ", std::strerror(error));
+  bytes_ = {static_cast<const std::byte*>(start), size};
+}
+
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+}  // namespace nibble
