@@ -1,0 +1,252 @@
+#include "configs/config.h"
+
+#include <glob.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/error.h"
+#include "configs/field.h"
+#include "configs/yaml.h"
+#include "io/atomic_file.h"
+#include "quant/mix/plan.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Bounds that no sensible run touches; they catch a slip of the hand before it costs an hour.
+constexpr double kMaxTokens = 1e15;
+constexpr double kMaxMinutes = 1e6;
+
+std::vector<std::string> type_choices(bool with_none) {
+  std::vector<std::string> names = plan_type_names();
+  if (with_none) names.push_back("none");
+  return names;
+}
+
+/// The whole schema, in the order in which it is written back.
+std::vector<Field> config_fields(RunConfig& c) {
+  TrainOptions& t = c.train;
+  return {
+      {"name", &c.name},
+      {"model", &c.model},
+      {"output", &c.output},
+      {"quant.type", &t.quant.type, 0, 0, type_choices(true)},
+      {"quant.scales", &t.quant.scales, 0, 0, {"learned", "dynamic", "frozen"}},
+      {"quant.initial", &t.quant.initial, 0, 0, {"search", "ggml", "rtn"}},
+      {"data.files", &t.data.files},
+      {"data.text_field", &t.data.text_field},
+      {"data.sequence_length", &t.data.sequence_length, 2, 1 << 20},
+      {"data.held_out", &t.data.held_out, 0, 0.5},
+      {"data.max_bytes", &t.data.max_bytes, 0, kMaxTokens},
+      {"loss.kind", &t.loss.kind, 0, 0, {"kl", "ce", "mix"}},
+      {"loss.ce_weight", &t.loss.ce_weight, 0, 1},
+      {"loss.chunk_positions", &t.loss.chunk_positions, 1, 1 << 20},
+      {"optimizer.learning_rate", &t.optimizer.learning_rate, 0, 1},
+      {"optimizer.scale_learning_rate", &t.optimizer.scale_learning_rate, 0, 1},
+      {"optimizer.weight_decay", &t.optimizer.weight_decay, 0, 10},
+      {"optimizer.beta1", &t.optimizer.beta1, 0, 0.999999},
+      {"optimizer.beta2", &t.optimizer.beta2, 0, 0.999999},
+      {"optimizer.epsilon", &t.optimizer.epsilon, 1e-20, 1},
+      {"optimizer.clip_norm", &t.optimizer.clip_norm, 0, 1e6},
+      {"optimizer.warmup", &t.optimizer.warmup, 0, 1},
+      {"optimizer.final_ratio", &t.optimizer.final_ratio, 0, 1},
+      {"batch_tokens", &t.batch_tokens, 1, 1e9},
+      {"micro_batch_tokens", &t.micro_batch_tokens, 1, 1e9},
+      {"max_tokens", &t.max_tokens, 1, kMaxTokens},
+      {"max_minutes", &t.max_minutes, 0, kMaxMinutes},
+      {"evaluate_every", &t.evaluate_every, 0, kMaxTokens},
+      {"checkpoint_every", &t.checkpoint_every, 0, kMaxTokens},
+      {"dtype", &t.dtype, 0, 0, {"float32", "bfloat16"}},
+      {"seed", &t.seed},
+      {"baselines", &c.baselines, 0, 0, {"ggml", "search", "rtn"}},
+      {"compare.text", &c.compare.text},
+      {"compare.ctx", &c.compare.ctx, 4, 1 << 20},
+      {"compare.chunks", &c.compare.chunks, -1, kMaxTokens},
+      {"compare.types", &c.compare.types, 0, 0, type_choices(false)},
+      {"compare.also", &c.compare.also},
+      {"prompts", &c.prompts},
+      {"prompt_tokens", &c.prompt_tokens, 1, 4096},
+  };
+}
+
+/// A setting that the rest of the configuration leaves without effect.
+struct Ignored {
+  std::string key, reason;
+};
+
+std::vector<Ignored> ignored_settings(const RunConfig& c) {
+  const TrainOptions& t = c.train;
+  std::vector<Ignored> ignored;
+  const auto ignore = [&](bool holds, const std::string& reason, std::vector<std::string> keys) {
+    if (!holds) return;
+    for (std::string& key : keys) ignored.push_back({std::move(key), reason});
+  };
+  const bool none = t.quant.type == "none";
+  ignore(none, "quant.type is none", {"quant.scales", "quant.initial", "baselines"});
+  ignore(none || t.quant.scales != "learned", "scales are not trained (quant.scales is not learned)",
+         {"optimizer.scale_learning_rate"});
+  ignore(!none && t.quant.scales == "dynamic",
+         "quant.scales is dynamic: scales follow from the weights at every step", {"quant.initial"});
+  ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
+  ignore(std::none_of(t.data.files.begin(), t.data.files.end(),
+                      [](const std::string& file) { return file.ends_with(".jsonl"); }),
+         "data.files names no .jsonl file", {"data.text_field"});
+  ignore(c.compare.text.empty(), "compare.text is not given",
+         {"compare.ctx", "compare.chunks", "compare.types", "compare.also"});
+  ignore(c.prompts.empty(), "there are no prompts", {"prompt_tokens"});
+  return ignored;
+}
+
+/// Settings with their places, for the checks that need more than one of them.
+class Checker {
+ public:
+  Checker(RunConfig& config, std::string origin, std::vector<GivenKey> given)
+      : config_(config), origin_(std::move(origin)), given_(std::move(given)) {}
+
+  void check_all() {
+    check_required();
+    for (const Ignored& setting : ignored_settings(config_))
+      if (const GivenKey* key = find(setting.key))
+        fail_usage(key->place, ": ", key->key, ": has no effect, since ", setting.reason);
+    check_sizes();
+    check_paths();
+  }
+
+ private:
+  const GivenKey* find(const std::string& key) const {
+    const GivenKey* found = nullptr;  // the last: an override comes after the file
+    for (const GivenKey& given : given_)
+      if (given.key == key) found = &given;
+    return found;
+  }
+  template <class... Args>
+  [[noreturn]] void refuse(const std::string& key, const Args&... args) const {
+    const GivenKey* given = find(key);
+    fail_usage(given ? given->place : origin_, ": ", key, ": ", args...);
+  }
+
+  void check_required() const {
+    for (const char* key : {"model", "data.files"})
+      if (!find(key)) refuse(key, "is missing and has no default");
+    if (config_.train.data.files.empty()) refuse("data.files", "is empty");
+    if (config_.name.empty() || config_.name.find('/') != std::string::npos)
+      refuse("name", "wants a name without '/', found '", config_.name, "'");
+    if (config_.output.empty()) refuse("output", "is empty");
+    for (const char* key : {"baselines", "compare.types"}) check_no_repeat(key);
+  }
+  void check_no_repeat(const std::string& key) const {
+    std::vector<std::string> list =
+        key == "baselines" ? config_.baselines : config_.compare.types;
+    std::sort(list.begin(), list.end());
+    const auto twice = std::adjacent_find(list.begin(), list.end());
+    if (twice != list.end()) refuse(key, '\'', *twice, "' is given twice");
+  }
+
+  void check_sizes() const {
+    const TrainOptions& t = config_.train;
+    if (t.batch_tokens < t.data.sequence_length)
+      refuse("batch_tokens", t.batch_tokens, " is less than one sequence (data.sequence_length ",
+             t.data.sequence_length, ')');
+    if (t.batch_tokens % t.data.sequence_length != 0)
+      refuse("batch_tokens", t.batch_tokens, " is no multiple of data.sequence_length ",
+             t.data.sequence_length);
+    if (t.batch_tokens % t.micro_batch_tokens != 0)
+      refuse("micro_batch_tokens", "must divide batch_tokens ", t.batch_tokens, ", found ",
+             t.micro_batch_tokens);
+    if (t.micro_batch_tokens % t.data.sequence_length != 0)
+      refuse("micro_batch_tokens", t.micro_batch_tokens,
+             " is no multiple of data.sequence_length ", t.data.sequence_length);
+    if (t.max_tokens < t.batch_tokens)
+      refuse("max_tokens", t.max_tokens, " is less than one step (batch_tokens ", t.batch_tokens,
+             ')');
+    if (config_.compare.chunks == 0) refuse("compare.chunks", "wants -1 (all) or at least 1");
+  }
+
+  void check_paths() {
+    resolve_file("model", config_.model);
+    for (std::string& pattern : config_.train.data.files) resolve_glob(pattern);
+    if (!config_.compare.text.empty()) resolve_file("compare.text", config_.compare.text);
+    for (std::string& path : config_.compare.also) resolve_file("compare.also", path);
+  }
+  /// Where a path that is not in the current folder may be: beside the YAML file.
+  std::string beside_origin(const std::string& path) const {
+    return (fs::path(origin_).parent_path() / path).lexically_normal().string();
+  }
+  void resolve_file(const std::string& key, std::string& path) const {
+    std::error_code ignored;
+    for (const std::string& candidate : {path, beside_origin(path)}) {
+      if (!fs::is_regular_file(candidate, ignored)) continue;
+      path = candidate;
+      return;
+    }
+    refuse(key, fs::is_directory(path, ignored) ? "is a folder: " : "no such file: ", path);
+  }
+  void resolve_glob(std::string& pattern) const {
+    for (const std::string& candidate : {pattern, beside_origin(pattern)}) {
+      glob_t matches{};
+      const bool found = ::glob(candidate.c_str(), 0, nullptr, &matches) == 0;
+      globfree(&matches);
+      if (!found) continue;
+      pattern = candidate;
+      return;
+    }
+    refuse("data.files", "no file matches: ", pattern);
+  }
+
+  RunConfig& config_;
+  std::string origin_;
+  std::vector<GivenKey> given_;
+};
+
+/// A micro batch that nobody asked for is no reason to refuse a batch that its default does not divide.
+void fit_micro_batch(TrainOptions& options) {
+  const int64_t micro = options.micro_batch_tokens, sequence = options.data.sequence_length;
+  if (options.batch_tokens % micro != 0 || micro % sequence != 0)
+    options.micro_batch_tokens = sequence;
+}
+
+}  // namespace
+
+RunConfig parse_config(const std::string& text, const std::string& origin,
+                       const std::vector<ConfigOverride>& overrides) {
+  RunConfig config;
+  const std::vector<Field> fields = config_fields(config);
+  std::vector<GivenKey> given = read_fields(fields, parse_yaml(text, origin));
+  for (const ConfigOverride& assignment : overrides)
+    given.push_back(read_override(fields, assignment));
+
+  const auto is_given = [&](const char* key) {
+    return std::any_of(given.begin(), given.end(), [&](const auto& g) { return g.key == key; });
+  };
+  if (!is_given("name")) config.name = fs::path(origin).stem().string();
+  if (!is_given("output")) config.output = "runs/" + config.name;
+  if (!is_given("micro_batch_tokens")) fit_micro_batch(config.train);
+  Checker(config, origin, std::move(given)).check_all();
+  return config;
+}
+
+RunConfig load_config(const std::string& path, const std::vector<ConfigOverride>& overrides) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(path, ignored)) fail_usage(path, ": no such configuration file");
+  return parse_config(read_file(path), path, overrides);
+}
+
+std::string config_yaml(const RunConfig& config) {
+  RunConfig copy = config;
+  std::vector<std::string> without;
+  for (const Ignored& setting : ignored_settings(config)) without.push_back(setting.key);
+  return write_fields(config_fields(copy), without);
+}
+
+std::vector<std::string> config_keys() {
+  RunConfig defaults;
+  std::vector<std::string> lines;
+  for (const Field& field : config_fields(defaults))
+    lines.push_back(field.key + ": " + field.write());
+  return lines;
+}
+
+}  // namespace nibble
