@@ -1,10 +1,10 @@
-// A training run's state in one safetensors file: master weights, scales, how far it got, the plan, and for a run that can
-// go on the optimizer's moments. Written aside and renamed.
+// A training run's state in one safetensors file: master weights, scales, how far it got, the plan,
+// and for a run that can go on the optimizer's moments. Written aside and renamed.
 //
-// Layout: per trained tensor NAME (GGUF's) an F32 entry "NAME" with the masters, "NAME:scale_ratios" and
-// "NAME:initial_scales" where scales exist, and "NAME:moment1", "NAME:moment2", "NAME:scale_ratios:moment1", ...
-// when moments are kept. Metadata: nibble.format = "1", nibble.state and nibble.tensors as JSON, nibble.plan
-// (plan.json), nibble.options (JSON).
+// Layout: per trained tensor NAME (GGUF's) an F32 entry "NAME" with the masters,
+// "NAME:scale_ratios" and "NAME:initial_scales" where scales exist, and "NAME:moment1",
+// "NAME:moment2", "NAME:scale_ratios:moment1", ... when moments are kept. Metadata: nibble.format =
+// "1", nibble.state and nibble.tensors as JSON, nibble.plan (plan.json), nibble.options (JSON).
 #pragma once
 
 #include <cstdint>
@@ -18,21 +18,21 @@
 namespace nibble {
 
 struct TrainedTensor {
-  std::string name;                     // GGUF's
-  GgmlType type = GgmlType::kF32;       // that the plan gives it; kF32: trained as it is
-  ScaleMode mode = ScaleMode::kLearned; // meaningful where the type has scales
-  torch::Tensor weights;                // masters, float32, the Weight's shape
+  std::string name;                            // GGUF's
+  GgmlType type = GgmlType::kF32;              // that the plan gives it; kF32: trained as it is
+  ScaleMode mode = ScaleMode::kLearned;        // meaningful where the type has scales
+  torch::Tensor weights;                       // masters, float32, the Weight's shape
   torch::Tensor scale_ratios, initial_scales;  // float32, or undefined
-  uint64_t materialized_hash = 0;       // content_hash of W^ as it was evaluated
+  uint64_t materialized_hash = 0;              // content_hash of W^ as it was evaluated
 };
 
 struct Checkpoint {
   int64_t step = 0, tokens = 0;
   uint64_t seed = 0;
-  double seconds = 0;          // of training so far
-  double held_out_loss = -1;   // -1: never evaluated
+  double seconds = 0;         // of training so far
+  double held_out_loss = -1;  // -1: never evaluated
   Plan plan;
-  std::string options_json;    // the TrainOptions, one JSON object
+  std::string options_json;            // the TrainOptions, one JSON object
   std::vector<TrainedTensor> tensors;  // in the model's order
   /// Adam's moments by entry name ("blk.0.attn_q.weight:moment1"); empty in a file that only ships.
   std::map<std::string, torch::Tensor> moments;
@@ -41,13 +41,14 @@ struct Checkpoint {
   const TrainedTensor* find(const std::string& name) const;
 };
 
-/// The state of a trained tensor as a quantizer, for materialize() and blocks(). Throws for a tensor of type F32.
+/// The state of a trained tensor as a quantizer, for materialize() and blocks(). Throws for a
+/// tensor of type F32.
 FakeQuantizer restore_quantizer(const TrainedTensor& tensor);
 
 /// Writes aside and renames. Throws with path and the system's reason.
 void save_checkpoint(const std::string& path, const Checkpoint& checkpoint);
-/// Tensors are copies: the file may go away. Throws, naming the file, for one that nibble did not write, or of a
-/// later layout.
+/// Tensors are copies: the file may go away. Throws, naming the file, for one that nibble did not
+/// write, or of a later layout.
 Checkpoint load_checkpoint(const std::string& path);
 
 }  // namespace nibble

@@ -1,9 +1,11 @@
-// The trainable state of one quantized tensor: float32 master weights and scales, from which materialize() makes the
-// W^ that the forward pass uses, bit-equal to what the exported blocks decode to.
+// The trainable state of one quantized tensor: float32 master weights and scales, from which
+// materialize() makes the W^ that the forward pass uses, bit-equal to what the exported blocks
+// decode to.
 //
-// Scales train as ratios to their initial values: scale = initial * max(ratio, 0), so that one learning rate is
-// relative for all of them and signs are fixed at the start. Estimator: straight-through for weights, LSQ for
-// scales (Esser et al. 2020, "Learned Step Size Quantization"), as the format's row functions define them.
+// Scales train as ratios to their initial values: scale = initial * max(ratio, 0), so that one
+// learning rate is relative for all of them and signs are fixed at the start. Estimator:
+// straight-through for weights, LSQ for scales (Esser et al. 2020, "Learned Step Size
+// Quantization"), as the format's row functions define them.
 #pragma once
 
 #include <cstddef>
@@ -12,13 +14,13 @@
 #include <vector>
 
 #include "quant/fake/torch.h"
-
 #include "quant/format/registry.h"
 
 namespace nibble {
 
 enum class ScaleMode {
-  kDynamic,  // closed form from the weights, every step (encode with kRtn), straight-through gradient
+  kDynamic,  // closed form from the weights, every step (encode with kRtn), straight-through
+             // gradient
   kLearned,  // parameters, trained with LSQ gradients
   kFrozen,   // as learned, never updated
 };
@@ -30,9 +32,9 @@ ScaleMode parse_scale_mode(std::string_view name);
 
 class FakeQuantizer {
  public:
-  /// weights: [rows, row length] float32 on the CPU, contiguous, the masters (kept, not copied). Scales start where
-  /// `encode` with `initial` puts them; importance: one row of weights or undefined. Throws Error naming tensor and row
-  /// for weights that the format cannot hold.
+  /// weights: [rows, row length] float32 on the CPU, contiguous, the masters (kept, not copied).
+  /// Scales start where `encode` with `initial` puts them; importance: one row of weights or
+  /// undefined. Throws Error naming tensor and row for weights that the format cannot hold.
   FakeQuantizer(std::string name, const Format& format, ScaleMode mode, torch::Tensor weights,
                 const torch::Tensor& importance, EncodeMethod initial);
   /// Restores saved state. scale_ratios and initial_scales: as the accessors below give them.
@@ -45,8 +47,9 @@ class FakeQuantizer {
   /// Masters W, float32 [rows, row length].
   torch::Tensor& weights() { return weights_; }
   const torch::Tensor& weights() const { return weights_; }
-  /// Scales as ratios to their initial values, float32 [rows, blocks per row * num_scales]: what the optimizer sees, so
-  /// that its learning rate is relative. Undefined when the mode is dynamic or the format has no scales.
+  /// Scales as ratios to their initial values, float32 [rows, blocks per row * num_scales]: what
+  /// the optimizer sees, so that its learning rate is relative. Undefined when the mode is dynamic
+  /// or the format has no scales.
   torch::Tensor& scale_ratios() { return scale_ratios_; }
   const torch::Tensor& scale_ratios() const { return scale_ratios_; }
   torch::Tensor& initial_scales() { return initial_scales_; }
@@ -58,8 +61,9 @@ class FakeQuantizer {
     torch::Tensor weights, scale_ratios;  // scale_ratios: undefined unless the mode is learned
     double squared_norm = 0;              // of both together
   };
-  /// Maps dL/dW^ to the masters' gradient (in place of grad_out, which is returned as it) and the ratios' gradient,
-  /// written into `grad_ratios` when that is defined (so that its memory is used again), else into a new tensor.
+  /// Maps dL/dW^ to the masters' gradient (in place of grad_out, which is returned as it) and the
+  /// ratios' gradient, written into `grad_ratios` when that is defined (so that its memory is used
+  /// again), else into a new tensor.
   Gradients backward(torch::Tensor grad_out, torch::Tensor grad_ratios = {}) const;
   /// The blocks that decode to exactly W^: what the exporter writes.
   std::vector<std::byte> blocks() const;
@@ -77,8 +81,8 @@ class FakeQuantizer {
   torch::Tensor weights_, scale_ratios_, initial_scales_;
 };
 
-/// 64 bits over a float32 tensor's bytes, the same for any number of threads: two tensors of equal bits have
-/// equal hashes. Not cryptographic.
+/// 64 bits over a float32 tensor's bytes, the same for any number of threads: two tensors of equal
+/// bits have equal hashes. Not cryptographic.
 uint64_t content_hash(const torch::Tensor& values);
 /// Sum of squares, in float64 over pieces of fixed size, the same for any number of threads.
 double squared_norm(const torch::Tensor& values);

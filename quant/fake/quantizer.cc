@@ -1,0 +1,257 @@
+#include "quant/fake/quantizer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include "base/error.h"
+#include "base/threads.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+/// Weights that a thread works on at once: inputs and outputs of a piece stay in its first-level
+/// caches. Sums are made per piece, so a fixed size also makes them independent of the number of
+/// threads.
+constexpr int64_t kPieceWeights = 4096;
+
+void check_float32(const torch::Tensor& tensor, const std::string& name, const char* what) {
+  check(tensor.defined() && tensor.scalar_type() == torch::kFloat32 && tensor.is_contiguous() &&
+            tensor.device().is_cpu(),
+        "tensor '", name, "': ", what, " must be contiguous float32 on the CPU");
+}
+
+/// Sixteen running sums, so that the loop vectorizes with a fixed order of additions.
+double squared_norm_of(const float* values, int64_t count) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      lanes[lane] += values[i + lane] * values[i + lane];
+  double sum = 0;
+  for (float lane : lanes) sum += lane;
+  for (; i < count; ++i) sum += static_cast<double>(values[i]) * values[i];
+  return sum;
+}
+
+/// Runs body(piece, begin, end) on pieces of `size` that cover [0, count), on all threads.
+template <class Body>
+void for_each_piece(int64_t count, int64_t size, const Body& body) {
+  parallel_for((count + size - 1) / size, 1, [&](int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last; ++piece)
+      body(piece, piece * size, std::min(count, (piece + 1) * size));
+  });
+}
+
+double total(const std::vector<double>& sums) {
+  double sum = 0;
+  for (double value : sums) sum += value;
+  return sum;
+}
+
+constexpr std::pair<ScaleMode, std::string_view> kScaleModes[] = {{ScaleMode::kDynamic, "dynamic"},
+                                                                  {ScaleMode::kLearned, "learned"},
+                                                                  {ScaleMode::kFrozen, "frozen"}};
+
+}  // namespace
+
+std::string_view scale_mode_name(ScaleMode mode) {
+  for (const auto& [value, name] : kScaleModes)
+    if (value == mode) return name;
+  return "";
+}
+
+ScaleMode parse_scale_mode(std::string_view name) {
+  std::vector<std::string> names;
+  for (const auto& [value, known] : kScaleModes) {
+    if (known == name) return value;
+    names.emplace_back(known);
+  }
+  fail_usage("no scale mode '", name, "'; dynamic, learned or frozen", did_you_mean(name, names));
+}
+
+FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode mode,
+                             torch::Tensor weights, const torch::Tensor& importance,
+                             EncodeMethod initial)
+    : name_(std::move(name)), format_(&format), mode_(mode), weights_(std::move(weights)) {
+  check_float32(weights_, name_, "weights");
+  check_shapes();
+  if (mode_ == ScaleMode::kDynamic || format.num_scales == 0) return;
+  const std::span<const float> values(weights_.const_data_ptr<float>(), weights_.numel());
+  std::span<const float> shared;
+  if (importance.defined()) {
+    check_float32(importance, name_, "importance");
+    shared = {importance.const_data_ptr<float>(), static_cast<size_t>(importance.numel())};
+  }
+  const std::vector<std::byte> blocks = with_frame("tensor '" + name_ + "'", [&] {
+    return encode_tensor(format.type, values, weights_.size(-1), shared, initial);
+  });
+  initial_scales_ =
+      torch::empty({weights_.size(0), num_blocks() / weights_.size(0) * format.num_scales});
+  format.scales_of(blocks.data(), initial_scales_.mutable_data_ptr<float>(), num_blocks());
+  scale_ratios_ = torch::ones_like(initial_scales_);
+}
+
+FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode mode,
+                             torch::Tensor weights, torch::Tensor scale_ratios,
+                             torch::Tensor initial_scales)
+    : name_(std::move(name)),
+      format_(&format),
+      mode_(mode),
+      weights_(std::move(weights)),
+      scale_ratios_(std::move(scale_ratios)),
+      initial_scales_(std::move(initial_scales)) {
+  check_float32(weights_, name_, "weights");
+  check_shapes();
+  const bool wanted = mode_ != ScaleMode::kDynamic && format.num_scales > 0;
+  check(scale_ratios_.defined() == wanted && initial_scales_.defined() == wanted, "tensor '", name_,
+        "': ", wanted ? "no scales for " : "scales given for ", format.name, " in ",
+        scale_mode_name(mode_), " mode");
+  if (!wanted) return;
+  check_float32(scale_ratios_, name_, "scale ratios");
+  check_float32(initial_scales_, name_, "initial scales");
+  const int64_t scales = num_blocks() * format.num_scales;
+  check(scale_ratios_.numel() == scales && initial_scales_.numel() == scales, "tensor '", name_,
+        "': ", scale_ratios_.numel(), " ratios and ", initial_scales_.numel(),
+        " initial scales, wanted ", scales);
+}
+
+void FakeQuantizer::check_shapes() const {
+  check(weights_.dim() == 2 && weights_.numel() > 0, "tensor '", name_, "': ", weights_.dim(),
+        " dimensions, wanted rows of weights");
+  check(weights_.size(1) % format_->block_size == 0, "tensor '", name_, "': row length ",
+        weights_.size(1), " is no multiple of ", format_->name, "'s block of ",
+        format_->block_size);
+}
+
+void FakeQuantizer::scales_of_blocks(int64_t begin, int64_t end, float* out) const {
+  const int64_t first = begin * format_->num_scales, count = (end - begin) * format_->num_scales;
+  const float* ratios = scale_ratios_.const_data_ptr<float>() + first;
+  const float* initial = initial_scales_.const_data_ptr<float>() + first;
+  for (int64_t i = 0; i < count; ++i) out[i] = initial[i] * std::max(ratios[i], 0.0f);
+}
+
+void FakeQuantizer::materialize(torch::Tensor& out) const {
+  check_float32(out, name_, "W^");
+  check(out.sizes() == weights_.sizes(), "tensor '", name_, "': W^ has another shape than W");
+  const float* weights = weights_.const_data_ptr<float>();
+  float* values = out.mutable_data_ptr<float>();
+  const Format& format = *format_;
+  if (mode_ == ScaleMode::kDynamic && format.num_scales > 0) {
+    const int64_t length = weights_.size(1), row_blocks = length / format.block_size;
+    for_each_piece(weights_.size(0), 1, [&](int64_t, int64_t row, int64_t) {
+      thread_local std::vector<std::byte> codes;
+      codes.resize(row_blocks * format.block_bytes);
+      format.encode(weights + row * length, nullptr, codes.data(), length, EncodeMethod::kRtn);
+      format.decode(codes.data(), values + row * length, row_blocks);
+    });
+    return;
+  }
+  const int64_t piece_blocks = std::max<int64_t>(1, kPieceWeights / format.block_size);
+  for_each_piece(num_blocks(), piece_blocks, [&](int64_t, int64_t begin, int64_t end) {
+    thread_local std::vector<float> scales;
+    scales.resize(piece_blocks * format.num_scales);
+    if (has_scales()) scales_of_blocks(begin, end, scales.data());
+    const int64_t first = begin * format.block_size;
+    format.fake_quantize(weights + first, scales.data(), values + first, end - begin);
+  });
+}
+
+FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
+                                                 torch::Tensor grad_ratios) const {
+  check_float32(grad_out, name_, "the gradient");
+  check(grad_out.sizes() == weights_.sizes(), "tensor '", name_,
+        "': the gradient has another shape than W");
+  // Without scale parameters nothing is clamped by a learned range: straight through.
+  if (!has_scales()) return {grad_out, {}, nibble::squared_norm(grad_out)};
+
+  const bool learned = mode_ == ScaleMode::kLearned;
+  if (learned && !grad_ratios.defined()) grad_ratios = torch::empty_like(scale_ratios_);
+  const Format& format = *format_;
+  const float* weights = weights_.const_data_ptr<float>();
+  const float* initial = initial_scales_.const_data_ptr<float>();
+  float* grads = grad_out.mutable_data_ptr<float>();
+  float* ratio_grads = learned ? grad_ratios.mutable_data_ptr<float>() : nullptr;
+  const int64_t piece_blocks = std::max<int64_t>(1, kPieceWeights / format.block_size);
+  std::vector<double> sums((num_blocks() + piece_blocks - 1) / piece_blocks);
+  for_each_piece(num_blocks(), piece_blocks, [&](int64_t piece, int64_t begin, int64_t end) {
+    thread_local std::vector<float> scales, scale_grads;
+    const int64_t count = (end - begin) * format.num_scales;
+    scales.resize(count);
+    scale_grads.resize(count);
+    scales_of_blocks(begin, end, scales.data());
+    float* grad = grads + begin * format.block_size;
+    format.fake_quantize_backward(weights + begin * format.block_size, scales.data(), grad, grad,
+                                  scale_grads.data(), end - begin);
+    sums[piece] = squared_norm_of(grad, (end - begin) * format.block_size);
+    if (!learned) return;
+    const int64_t first = begin * format.num_scales;
+    for (int64_t i = 0; i < count; ++i)
+      ratio_grads[first + i] = scale_grads[i] * initial[first + i];
+    sums[piece] += squared_norm_of(ratio_grads + first, count);
+  });
+  return {grad_out, learned ? grad_ratios : torch::Tensor(), total(sums)};
+}
+
+std::vector<std::byte> FakeQuantizer::blocks() const {
+  const Format& format = *format_;
+  const float* weights = weights_.const_data_ptr<float>();
+  std::vector<std::byte> bytes(num_blocks() * format.block_bytes);
+  const int64_t row_blocks = weights_.size(1) / format.block_size;
+  for_each_piece(weights_.size(0), 1, [&](int64_t, int64_t row, int64_t) {
+    const float* in = weights + row * weights_.size(1);
+    std::byte* out = bytes.data() + row * row_blocks * format.block_bytes;
+    if (mode_ == ScaleMode::kDynamic && format.num_scales > 0) {
+      format.encode(in, nullptr, out, weights_.size(1), EncodeMethod::kRtn);
+      return;
+    }
+    std::vector<float> scales(row_blocks * format.num_scales), snapped(scales.size());
+    if (has_scales()) {
+      scales_of_blocks(row * row_blocks, (row + 1) * row_blocks, scales.data());
+      format.snap(scales.data(), snapped.data(), row_blocks);
+    }
+    format.encode_with(in, snapped.data(), out, row_blocks);
+  });
+  return bytes;
+}
+
+uint64_t content_hash(const torch::Tensor& values) {
+  check_float32(values, "", "hashed values");
+  // Multiply and shift (as in MurmurHash3's finalizer): each step is invertible, so no single
+  // change is lost.
+  const auto mix = [](uint64_t hash, uint64_t word) {
+    hash = (hash ^ word) * 0xff51afd7ed558ccdULL;
+    return hash ^ (hash >> 32);
+  };
+  constexpr int64_t kPiece = 1 << 16;
+  const int64_t count = values.numel();
+  const float* data = values.const_data_ptr<float>();
+  std::vector<uint64_t> hashes((count + kPiece - 1) / kPiece);
+  for_each_piece(count, kPiece, [&](int64_t piece, int64_t begin, int64_t end) {
+    uint64_t hash = static_cast<uint64_t>(end - begin);
+    for (int64_t i = begin; i < end; i += 2) {
+      uint64_t word = 0;
+      std::memcpy(&word, data + i, sizeof(float) * std::min<int64_t>(2, end - i));
+      hash = mix(hash, word);
+    }
+    hashes[piece] = hash;
+  });
+  uint64_t hash = static_cast<uint64_t>(count);
+  for (uint64_t piece : hashes) hash = mix(hash, piece);
+  return hash;
+}
+
+double squared_norm(const torch::Tensor& values) {
+  check_float32(values, "", "values");
+  const float* data = values.const_data_ptr<float>();
+  std::vector<double> sums((values.numel() + kPieceWeights - 1) / kPieceWeights);
+  for_each_piece(values.numel(), kPieceWeights, [&](int64_t piece, int64_t begin, int64_t end) {
+    sums[piece] = squared_norm_of(data + begin, end - begin);
+  });
+  return total(sums);
+}
+
+}  // namespace nibble
