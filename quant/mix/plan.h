@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "io/gguf.h"
@@ -17,7 +19,7 @@ struct PlanEntry {
   std::vector<int64_t> shape;  // ggml order
   GgmlType source = GgmlType::kF32;
   GgmlType target = GgmlType::kF32;
-  std::string reason;  // "Q4_0: output", "row length 172 is no multiple of 32", "not quantized: norm"
+  std::string reason;  // "Q4_0", "Q6_K: tied to the output; Q8_0: rows of 576, no multiple of 256", "kept: norm"
 };
 
 struct Plan {
@@ -28,6 +30,7 @@ struct Plan {
   const PlanEntry* find(std::string_view tensor) const;
   /// plan.json: {"type": ..., "file_type": n, "tensors": [{"name", "shape", "source", "target", "reason"}]}
   std::string to_json() const;
+  /// Throws Error, naming the tensor and the field, for text that is no plan.
   static Plan from_json(const std::string& text);
   int64_t total_bytes() const;  // of tensor data
 };
@@ -35,8 +38,13 @@ struct Plan {
 struct PlanOptions {
   std::string type_name = "Q4_0";
   bool has_imatrix = false;
-  bool pure = false;
-  bool allow_requantize = false;
+  bool pure = false;                 // every tensor that is quantized gets the type itself
+  bool allow_requantize = false;     // without it, a tensor that is quantized already may not change its type
+  bool leave_output_tensor = false;  // output.weight keeps its type
+  std::optional<GgmlType> output_type;           // of output.weight, or of the embedding tied to it
+  std::optional<GgmlType> token_embedding_type;  // of token_embd.weight
+  /// Regular expression (lower case, found anywhere in the name) -> type; the first that matches holds.
+  std::vector<std::pair<std::string, GgmlType>> tensor_types;
 };
 
 /// Throws Error (usage) for a type name that is unknown, with the nearest one.

@@ -1,0 +1,151 @@
+#include "quant/mix/rules.h"
+
+#include <charconv>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
+
+struct KeptName {
+  std::string_view part;  // of the tensor's name
+  std::string_view reason;
+};
+
+constexpr KeptName kKeptNames[] = {
+    {"_norm.weight", "norm"},
+    {"ffn_gate_inp.weight", "router"},
+    {"ffn_gate_tid2eid.weight", "router table"},
+    {"altup", "very small"},
+    {"laurel", "very small"},
+    {"per_layer_model_proj", "small"},
+    {"ssm_conv1d", "small convolution"},
+    {"shortconv.conv.weight", "small convolution"},
+    {"indexer.k_proj.weight", "small indexer"},
+    {"indexer.q_proj.weight", "small indexer"},
+    {"time_mix_first.weight", "small RWKV weight"},
+    {"time_mix_w0.weight", "small RWKV weight"},
+    {"time_mix_w1.weight", "small RWKV weight"},
+    {"time_mix_w2.weight", "small RWKV weight"},
+    {"time_mix_v0.weight", "small RWKV weight"},
+    {"time_mix_v1.weight", "small RWKV weight"},
+    {"time_mix_v2.weight", "small RWKV weight"},
+    {"time_mix_a0.weight", "small RWKV weight"},
+    {"time_mix_a1.weight", "small RWKV weight"},
+    {"time_mix_a2.weight", "small RWKV weight"},
+    {"time_mix_g1.weight", "small RWKV weight"},
+    {"time_mix_g2.weight", "small RWKV weight"},
+    {"time_mix_decay_w1.weight", "small RWKV weight"},
+    {"time_mix_decay_w2.weight", "small RWKV weight"},
+    {"time_mix_lerp_fused.weight", "small RWKV weight"},
+    {"attn_rel_b.weight", "relative position bias"},
+    {".position_embd", "position embedding"},
+    {"sam.pos_embd", "position embedding"},
+    {"sam.neck.", "vision tower"},
+    {"sam.net_", "vision tower"},
+    {".rel_pos", "relative position"},
+    {".patch_embd", "patch embedding"},
+    {".patch_merger", "patch merger"},
+    {"a.rvq.codebook", "audio codebook"},
+    {"mm.a.code_embd", "audio codebook"},
+};
+
+constexpr std::string_view kKeptInGlm5Next[] = {
+    "hc_",
+    "indexer.attn_q_b",
+    "indexer.attn_k",
+    "indexer.proj",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "ssm_f_a.weight",
+    "ssm_f_b.weight",
+    "ssm_g_a.weight",
+    "ssm_g_b.weight",
+    "ssm_beta.weight",
+    "attn_kv_a_mqa.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
+};
+
+}  // namespace
+
+TensorRole role_of(std::string_view name) {
+  if (name == "output.weight") return TensorRole::kOutput;
+  if (name == "token_embd.weight" || name == "per_layer_token_embd.weight")
+    return TensorRole::kTokenEmbedding;
+  for (const std::string_view part : {"attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight"})
+    if (contains(name, part)) return TensorRole::kAttentionV;
+  if (contains(name, "attn_k.weight")) return TensorRole::kAttentionK;
+  // The order in which llama-quantize looks decides for a name that holds two of these parts.
+  for (const std::string_view part : {"attn_q.weight", "attn_output.weight", "ffn_up", "ffn_gate"})
+    if (contains(name, part)) return TensorRole::kOther;
+  return contains(name, "ffn_down") ? TensorRole::kFfnDown : TensorRole::kOther;
+}
+
+std::string_view kept_because(std::string_view name, const std::vector<int64_t>& shape,
+                              std::string_view architecture) {
+  if (num_dimensions(shape) < 2) return "fewer than 2 dimensions";
+  if (!name.ends_with("weight")) return "not a weight";
+  if (name == "position_embd.weight") return "position embedding";
+  if (name == "token_types.weight") return "token types";
+  for (const KeptName& kept : kKeptNames)
+    if (contains(name, kept.part)) return kept.reason;
+  if (architecture == "glm5-next")
+    for (const std::string_view part : kKeptInGlm5Next)
+      if (contains(name, part)) return "small glm5-next weight";
+  return "";
+}
+
+GgmlType type_that_fits(GgmlType type, int64_t row_length) {
+  const auto fits = [&](GgmlType t) { return row_length % ggml_type_info(t).block_size == 0; };
+  if (fits(type)) return type;
+  GgmlType second = type;
+  switch (type) {
+    case GgmlType::kIQ1_S:
+    case GgmlType::kIQ1_M:
+    case GgmlType::kIQ2_XXS:
+    case GgmlType::kIQ2_XS:
+    case GgmlType::kIQ2_S:
+    case GgmlType::kIQ3_XXS:
+    case GgmlType::kIQ3_S:
+    case GgmlType::kIQ4_XS: second = GgmlType::kIQ4_NL; break;
+    case GgmlType::kQ2_0:
+    case GgmlType::kQ2_K:
+    case GgmlType::kQ3_K:
+    case GgmlType::kTQ1_0:
+    case GgmlType::kTQ2_0: second = GgmlType::kQ4_0; break;
+    case GgmlType::kQ4_K: second = GgmlType::kQ5_0; break;
+    case GgmlType::kQ5_K: second = GgmlType::kQ5_1; break;
+    case GgmlType::kQ6_K: second = GgmlType::kQ8_0; break;
+    default:
+      check(ggml_type_info(type).block_size <= 32, "no type is defined to take the place of ", type_name(type),
+            " for rows of ", row_length, " weights");
+  }
+  return fits(second) ? second : GgmlType::kF16;
+}
+
+std::optional<int64_t> layer_of(std::string_view name) {
+  constexpr std::string_view kPrefix = "blk.";
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t layer;
+  const char* end = name.data() + name.size();
+  const auto [rest, error] = std::from_chars(name.data() + kPrefix.size(), end, layer);
+  if (error != std::errc() || rest == end || *rest != '.') return std::nullopt;
+  return layer;
+}
+
+int num_dimensions(const std::vector<int64_t>& shape) {
+  size_t count = shape.size();
+  while (count > 1 && shape[count - 1] == 1) --count;
+  return static_cast<int>(std::max<size_t>(count, 1));
+}
+
+bool is_quantized(GgmlType type) {
+  return ggml_type_info(type).block_size > 1;
+}
+
+}  // namespace nibble
