@@ -100,7 +100,8 @@ class TreeBuilder : public YAML::EventHandler {
       }
     }
     node->kind = kind;
-    node->place = place(mark);
+    // Where there is no value, yaml-cpp's mark is that of whatever comes next.
+    node->place = kind == YamlNode::Kind::kNull ? key_place : place(mark);
     node->key_place = key_place;
     return *node;
   }

@@ -1,0 +1,236 @@
+#include "configs/config.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A folder with a model, two texts and a JSONL file (empty: only their being there counts) as the current one.
+class ConfigTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    before_ = fs::current_path();
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = fs::temp_directory_path() / (std::string("nibble_config_") + info->name());
+    fs::create_directories(folder_ / "sub");
+    fs::current_path(folder_);
+    for (const char* name : {"m.gguf", "a.txt", "b.txt", "c.jsonl", "sub/only_there.gguf"})
+      std::ofstream(folder_ / name) << "x";
+  }
+  void TearDown() override {
+    fs::current_path(before_);
+    fs::remove_all(folder_);
+  }
+
+  static std::string error_of(const std::string& text,
+                              const std::vector<ConfigOverride>& overrides = {}) {
+    try {
+      parse_config(text, "f.yaml", overrides);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.exit_code(), 2);
+      return error.what();
+    }
+    return "no error";
+  }
+
+  fs::path before_, folder_;
+};
+
+const std::string kSmall = "model: m.gguf\ndata:\n  files: [a.txt]\n";
+
+TEST_F(ConfigTest, FillsEveryOptionsStruct) {
+  const RunConfig config = parse_config(R"(
+name: trial
+model: m.gguf
+quant: {type: Q4_0, scales: learned, initial: ggml}
+data:
+  files: [a.txt, "*.jsonl"]
+  text_field: body
+  sequence_length: 256
+loss: {kind: mix, ce_weight: 0.25}
+optimizer: {learning_rate: 2e-4, scale_learning_rate: 0.001}
+batch_tokens: 512
+max_minutes: 1.5
+seed: 18446744073709551615
+baselines: [search]
+compare: {text: b.txt, ctx: 128, chunks: 4, also: [m.gguf]}
+prompts: ["Once upon a time"]
+)",
+                                        "f.yaml");
+  EXPECT_EQ(config.name, "trial");
+  EXPECT_EQ(config.output, "runs/trial");
+  EXPECT_EQ(config.train.quant.initial, "ggml");
+  EXPECT_EQ(config.train.data.files, (std::vector<std::string>{"a.txt", "*.jsonl"}));
+  EXPECT_EQ(config.train.data.text_field, "body");
+  EXPECT_EQ(config.train.loss.ce_weight, 0.25);
+  EXPECT_EQ(config.train.optimizer.learning_rate, 2e-4);
+  EXPECT_EQ(config.train.batch_tokens, 512);
+  EXPECT_EQ(config.train.micro_batch_tokens, 256) << "the default does not divide the batch";
+  EXPECT_EQ(config.train.max_minutes, 1.5);
+  EXPECT_EQ(config.train.seed, 18446744073709551615u);
+  EXPECT_EQ(config.baselines, std::vector<std::string>{"search"});
+  EXPECT_EQ(config.compare.ctx, 128);
+  EXPECT_EQ(config.compare.also, std::vector<std::string>{"m.gguf"});
+  EXPECT_EQ(config.prompts, std::vector<std::string>{"Once upon a time"});
+}
+
+TEST_F(ConfigTest, NameComesFromTheFile) {
+  const RunConfig config = parse_config(kSmall, "sub/demo.yaml");
+  EXPECT_EQ(config.name, "demo");
+  EXPECT_EQ(config.output, "runs/demo");
+}
+
+TEST_F(ConfigTest, UnknownKeysAreToldWithTheNearest) {
+  EXPECT_EQ(error_of(kSmall + "optimiser: {learning_rate: 1e-4}\n"),
+            "f.yaml:4:1: optimiser: unknown key (did you mean 'optimizer'?)");
+  EXPECT_EQ(error_of(kSmall + "optimizer:\n  learning_rat: 1e-4\n"),
+            "f.yaml:5:3: optimizer.learning_rat: unknown key (did you mean 'learning_rate'?)");
+  EXPECT_EQ(error_of(kSmall + "learning_rate: 1e-4\n"),
+            "f.yaml:4:1: learning_rate: unknown key (did you mean 'optimizer.learning_rate'?)");
+  EXPECT_EQ(error_of(kSmall + "zzzzzzzz: 1\n"), "f.yaml:4:1: zzzzzzzz: unknown key");
+  EXPECT_EQ(error_of(kSmall, {"optimizer.learning_rat=1"}),
+            "--set optimizer.learning_rat: unknown key (did you mean 'learning_rate'?)");
+}
+
+TEST_F(ConfigTest, WrongTypesAndRanges) {
+  EXPECT_EQ(error_of(kSmall + "batch_tokens: many\n"),
+            "f.yaml:4:15: batch_tokens: wants a whole number, found 'many'");
+  EXPECT_EQ(error_of(kSmall + "batch_tokens: 1.5\n"),
+            "f.yaml:4:15: batch_tokens: wants a whole number, found '1.5'");
+  EXPECT_EQ(error_of(kSmall + "batch_tokens: '512'\n"),
+            "f.yaml:4:15: batch_tokens: wants a whole number, found '512'");
+  EXPECT_EQ(error_of(kSmall + "batch_tokens: 99999999999999999999\n"),
+            "f.yaml:4:15: batch_tokens: wants a whole number, found '99999999999999999999'");
+  EXPECT_EQ(error_of(kSmall + "seed: -1\n"),
+            "f.yaml:4:7: seed: wants a whole number, 0 or more, found '-1'");
+  EXPECT_EQ(error_of(kSmall + "max_minutes: .nan\n"),
+            "f.yaml:4:14: max_minutes: wants a number, found '.nan'");
+  EXPECT_EQ(error_of(kSmall + "max_minutes: nan\n"),
+            "f.yaml:4:14: max_minutes: wants 0 to 1e+06, found 'nan'");
+  EXPECT_EQ(error_of(kSmall + "loss: kl\n"),
+            "f.yaml:4:7: loss: wants a group of keys, found 'kl'");
+  EXPECT_EQ(error_of(kSmall + "prompts: hello\n"),
+            "f.yaml:4:10: prompts: wants a list ([a, b]), found 'hello'");
+  EXPECT_EQ(error_of(kSmall + "dtype:\n"), "f.yaml:4:1: dtype: wants text, found nothing");
+  EXPECT_EQ(error_of(kSmall + "optimizer: {learning_rate: -1}\n"),
+            "f.yaml:4:28: optimizer.learning_rate: wants 0 to 1, found '-1'");
+  EXPECT_EQ(error_of(kSmall + "dtype: float16\n"),
+            "f.yaml:4:8: dtype: wants one of float32, bfloat16, found 'float16' (did you mean "
+            "'bfloat16'?)");
+  EXPECT_EQ(error_of("- a\n"), "f.yaml:1:1: wants keys (name: value), found a list");
+  EXPECT_EQ(error_of(""), "f.yaml:1:1: wants keys (name: value), found nothing");
+}
+
+TEST_F(ConfigTest, UnknownQuantizationTypeNamesTheNearest) {
+  const std::string error = error_of(kSmall + "quant: {type: Q4_O}\n");
+  EXPECT_NE(error.find("f.yaml:4:15: quant.type: wants one of "), std::string::npos) << error;
+  EXPECT_NE(error.find("(did you mean 'Q4_"), std::string::npos) << error;
+}
+
+TEST_F(ConfigTest, MissingFilesAndKeys) {
+  EXPECT_EQ(error_of("data: {files: [a.txt]}\n"), "f.yaml: model: is missing and has no default");
+  EXPECT_EQ(error_of("model: m.gguf\n"), "f.yaml: data.files: is missing and has no default");
+  EXPECT_EQ(error_of("model: n.gguf\ndata: {files: [a.txt]}\n"),
+            "f.yaml:1:8: model: no such file: n.gguf");
+  EXPECT_EQ(error_of("model: sub\ndata: {files: [a.txt]}\n"),
+            "f.yaml:1:8: model: is a folder: sub");
+  EXPECT_EQ(error_of("model: m.gguf\ndata: {files: [a.txt, '*.md']}\n"),
+            "f.yaml:2:15: data.files: no file matches: *.md");
+  EXPECT_EQ(error_of(kSmall + "compare: {text: z.txt}\n"),
+            "f.yaml:4:17: compare.text: no such file: z.txt");
+  EXPECT_EQ(error_of(kSmall, {"model=n.gguf"}), "--set: model: no such file: n.gguf");
+}
+
+TEST_F(ConfigTest, FilesAreAlsoFoundBesideTheYaml) {
+  const RunConfig config =
+      parse_config("model: only_there.gguf\ndata: {files: [../a.txt]}\n", "sub/f.yaml");
+  EXPECT_EQ(config.model, "sub/only_there.gguf");
+  EXPECT_EQ(config.train.data.files, std::vector<std::string>{"a.txt"});
+  EXPECT_EQ(parse_config(kSmall, "sub/f.yaml").model, "m.gguf") << "the current folder comes first";
+}
+
+TEST_F(ConfigTest, SettingsWithoutEffectAreErrors) {
+  EXPECT_EQ(error_of(kSmall + "quant: {scales: dynamic}\noptimizer: {scale_learning_rate: 1e-3}\n"),
+            "f.yaml:5:34: optimizer.scale_learning_rate: has no effect, since scales are not "
+            "trained (quant.scales is not learned)");
+  EXPECT_EQ(error_of(kSmall + "loss: {ce_weight: 0.5}\n"),
+            "f.yaml:4:19: loss.ce_weight: has no effect, since loss.kind is not mix");
+  EXPECT_EQ(error_of(kSmall + "compare: {ctx: 128}\n"),
+            "f.yaml:4:16: compare.ctx: has no effect, since compare.text is not given");
+  EXPECT_EQ(error_of(kSmall, {"quant.type=none", "baselines=[ggml]"}),
+            "--set: baselines: has no effect, since quant.type is none");
+}
+
+TEST_F(ConfigTest, ImpossibleSizes) {
+  EXPECT_EQ(error_of(kSmall + "batch_tokens: 500\n"),
+            "f.yaml:4:15: batch_tokens: 500 is less than one sequence (data.sequence_length 512)");
+  EXPECT_EQ(error_of(kSmall + "batch_tokens: 1000\n"),
+            "f.yaml:4:15: batch_tokens: 1000 is no multiple of data.sequence_length 512");
+  EXPECT_EQ(error_of(kSmall + "micro_batch_tokens: 768\n"),
+            "f.yaml:4:21: micro_batch_tokens: must divide batch_tokens 1024, found 768");
+  EXPECT_EQ(error_of(kSmall + "max_tokens: 100\n"),
+            "f.yaml:4:13: max_tokens: 100 is less than one step (batch_tokens 1024)");
+  EXPECT_EQ(error_of(kSmall + "baselines: [ggml, ggml]\n"),
+            "f.yaml:4:12: baselines: 'ggml' is given twice");
+}
+
+TEST_F(ConfigTest, OverridesWin) {
+  const RunConfig config =
+      parse_config(kSmall + "seed: 1\n", "f.yaml",
+                   {"seed=7", "data.files=[a.txt, b.txt]", "name=x", "prompts=[\"a: b\", c]"});
+  EXPECT_EQ(config.train.seed, 7u);
+  EXPECT_EQ(config.train.data.files.size(), 2u);
+  EXPECT_EQ(config.output, "runs/x");
+  EXPECT_EQ(config.prompts, (std::vector<std::string>{"a: b", "c"}));
+  EXPECT_EQ(error_of(kSmall, {"seed"}), "--set seed: wants key=value");
+  EXPECT_EQ(error_of(kSmall, {"seed=x"}),
+            "--set: seed: wants a whole number, 0 or more, found 'x'");
+}
+
+TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
+  const std::vector<std::string> endings = {
+      "",
+      "quant: {scales: dynamic}\n",
+      "quant: {type: none}\n",
+      "loss: {kind: mix, ce_weight: 0.1}\noptimizer: {learning_rate: 3e-5}\n",
+      "prompts: ['def f(x):\n\n  return', '<|im_start|>']\ncompare: {text: b.txt}\n"};
+  for (const std::string& extra : endings) {
+    const std::string once = config_yaml(parse_config(kSmall + extra, "f.yaml"));
+    EXPECT_EQ(config_yaml(parse_config(once, "other.yaml")), once) << extra;
+  }
+}
+
+TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
+  // One test for the whole schema: the default of each field is within its range and choices.
+  const std::set<std::string> depend = {"loss.ce_weight", "data.text_field"};
+  for (const std::string& line : config_keys()) {
+    const std::string key = line.substr(0, line.find(':'));
+    const std::string value = line.substr(line.find(':') + 2);
+    if (value == "\"\"" || value == "[]" || key == "output" || depend.count(key)) continue;
+    EXPECT_NO_THROW(parse_config(kSmall, "f.yaml",
+                                 {"compare.text=b.txt", "prompts=[p]", key + "=" + value}))
+        << line;
+  }
+}
+
+TEST_F(ConfigTest, MissingConfigurationFile) {
+  try {
+    load_config("nowhere.yaml");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "nowhere.yaml: no such configuration file");
+    EXPECT_EQ(error.exit_code(), 2);
+  }
+}
+
+}  // namespace
+}  // namespace nibble
