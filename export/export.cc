@@ -1,0 +1,192 @@
+#include "export/export.h"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "export/parity.h"
+#include "export/sha256.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+// One tensor on its way: what the plan wants, where its values come from.
+struct Job {
+  const GgufTensor* source;
+  const TrainedTensor* trained;  // nullptr: the source's values are kept
+  GgmlType target;
+};
+
+// "[64, 512]", without the trailing sizes of 1 that make no difference.
+std::string shape_text(std::vector<int64_t> shape) {
+  while (shape.size() > 1 && shape.back() == 1) shape.pop_back();
+  std::string text = "[";
+  for (const int64_t size : shape) text += concat(text.size() > 1 ? ", " : "", size);
+  return text + "]";
+}
+
+// A torch tensor lists sizes slowest first, GGUF fastest first.
+void check_shape(const torch::Tensor& weights, const std::vector<int64_t>& shape) {
+  const std::string wanted = shape_text(shape);
+  const std::string found = shape_text({weights.sizes().rbegin(), weights.sizes().rend()});
+  check(found == wanted, "has the shape ", found, " in the checkpoint, ", wanted, " in the source");
+}
+
+std::vector<Job> plan_jobs(const GgufFile& source, const Plan& plan, const Checkpoint& checkpoint) {
+  std::vector<Job> jobs;
+  std::set<std::string> wanted;
+  for (const GgufTensor& tensor : source.tensors()) {
+    with_frame(concat("tensor '", tensor.name, "'"), [&] {
+      const PlanEntry* entry = plan.find(tensor.name);
+      check(entry != nullptr, "the source has it, the plan does not");
+      check(entry->shape == tensor.shape, "the plan gives it another shape than the source has");
+      const TrainedTensor* trained = checkpoint.find(tensor.name);
+      if (trained != nullptr) {
+        check(trained->type == entry->target, "was trained as ", type_name(trained->type),
+              ", the plan wants ", type_name(entry->target));
+        check_shape(trained->weights, tensor.shape);
+      }
+      jobs.push_back({&tensor, trained, entry->target});
+      wanted.insert(tensor.name);
+    });
+  }
+  for (const TrainedTensor& tensor : checkpoint.tensors)
+    check(wanted.contains(tensor.name), "tensor '", tensor.name,
+          "': the checkpoint has it, the source does not");
+  return jobs;
+}
+
+std::vector<std::byte> copy_bytes(std::span<const std::byte> bytes) {
+  return {bytes.begin(), bytes.end()};
+}
+
+// Blocks and the hash of what they decode to.
+struct Packed {
+  std::vector<std::byte> blocks;
+  uint64_t hash = 0;
+};
+
+Packed pack_trained(const TrainedTensor& tensor, int64_t row_length) {
+  const torch::Tensor wanted = materialized(tensor);
+  Packed packed;
+  packed.blocks = tensor.type == GgmlType::kF32
+                      ? copy_bytes(std::as_bytes(values_of(tensor.weights)))
+                      : restore_quantizer(tensor).blocks();
+  packed.hash = check_parity(tensor.type, packed.blocks, values_of(wanted), row_length);
+  check(packed.hash == tensor.materialized_hash, "weights have the hash ", packed.hash,
+        ", the checkpoint was evaluated with ", tensor.materialized_hash,
+        ": its masters, scales or hash were changed since");
+  return packed;
+}
+
+Packed pack_untrained(const GgufTensor& source, GgmlType target) {
+  std::vector<float> weights(source.num_weights());
+  decode_tensor(source.type, source.data, weights);
+  Packed packed;
+  packed.blocks = target == source.type ? copy_bytes(source.data)
+                                        : encode_tensor(target, weights, source.row_length(), {},
+                                                        EncodeMethod::kSearch);
+  packed.hash = with_frame(
+      concat("was not trained; from ", type_name(source.type), " to ", type_name(target)),
+      [&] { return check_parity(target, packed.blocks, weights, source.row_length()); });
+  return packed;
+}
+
+Packed pack(const Job& job) {
+  return with_frame(concat("tensor '", job.source->name, "'"), [&] {
+    return job.trained != nullptr ? pack_trained(*job.trained, job.source->row_length())
+                                  : pack_untrained(*job.source, job.target);
+  });
+}
+
+// The header is written before the data, so the hashes come from the checkpoint (each is checked
+// when its tensor is packed) and, for what was not trained, from the source.
+std::vector<uint64_t> tensor_hashes(const std::vector<Job>& jobs) {
+  std::vector<uint64_t> hashes;
+  for (const Job& job : jobs) {
+    if (job.trained != nullptr) {
+      hashes.push_back(job.trained->materialized_hash);
+      continue;
+    }
+    std::vector<float> weights(job.source->num_weights());
+    decode_tensor(job.source->type, job.source->data, weights);
+    hashes.push_back(content_hash(weights));
+  }
+  return hashes;
+}
+
+// Keys that describe the source file itself and would be wrong in another.
+bool describes_the_file(const std::string& key) {
+  const auto starts = [&](std::string_view prefix) { return key.rfind(prefix, 0) == 0; };
+  return starts("split.") || starts("quantize.imatrix.") || starts("nibble.");
+}
+
+GgufMetadata make_metadata(const GgufFile& source, const Plan& plan, const Checkpoint& checkpoint,
+                           const ExportInfo& info, std::vector<uint64_t> hashes) {
+  GgufMetadata metadata;
+  for (const auto& [key, value] : source.metadata().pairs())
+    if (!describes_the_file(key)) metadata.set(key, value);
+  metadata.set("general.file_type", static_cast<uint32_t>(plan.file_type));
+  metadata.set("general.quantization_version", kQuantizationVersion);
+  metadata.set("nibble.version", std::string(kVersion));
+  metadata.set("nibble.method", info.method);
+  if (!info.config_hash.empty()) metadata.set("nibble.config_hash", info.config_hash);
+  metadata.set("nibble.step", static_cast<uint64_t>(checkpoint.step));
+  metadata.set("nibble.source_hash", sha256_file(source.path()));
+  metadata.set("nibble.tensor_hashes", GgufArray{GgufValueType::kUint64, std::move(hashes)});
+  return metadata;
+}
+
+}  // namespace
+
+torch::Tensor materialized(const TrainedTensor& tensor) {
+  if (tensor.type == GgmlType::kF32) return tensor.weights;
+  torch::Tensor out = torch::empty_like(tensor.weights);
+  restore_quantizer(tensor).materialize(out);
+  return out;
+}
+
+ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
+                              const Checkpoint& checkpoint, const std::string& out_path,
+                              const ExportInfo& info) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<Job> jobs = plan_jobs(source, plan, checkpoint);
+  std::vector<GgufWriter::Tensor> table;
+  for (const Job& job : jobs) table.push_back({job.source->name, job.source->shape, job.target});
+  GgufWriter writer(out_path, make_metadata(source, plan, checkpoint, info, tensor_hashes(jobs)),
+                    table);
+  ExportStats stats;
+  Progress progress("export", static_cast<int64_t>(jobs.size()), "tensors");
+  for (const Job& job : jobs) {
+    const Packed packed = pack(job);
+    writer.write(packed.blocks);
+    stats.num_tensors += 1;
+    stats.num_trained += job.trained != nullptr;
+    stats.weights_checked += job.source->num_weights();
+    stats.tensor_bytes += static_cast<int64_t>(packed.blocks.size());
+    progress.update(stats.num_tensors);
+  }
+  writer.finish();
+  stats.file_bytes = static_cast<int64_t>(std::filesystem::file_size(out_path));
+  stats.bits_per_weight = 8.0 * static_cast<double>(stats.tensor_bytes) /
+                          static_cast<double>(std::max<int64_t>(1, stats.weights_checked));
+  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return stats;
+}
+
+ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
+                              const std::string& checkpoint_path, const std::string& out_path,
+                              const ExportInfo& info) {
+  const Checkpoint checkpoint = load_checkpoint(checkpoint_path);
+  return with_frame(checkpoint_path,
+                    [&] { return export_checkpoint(source, plan, checkpoint, out_path, info); });
+}
+
+}  // namespace nibble

@@ -1,0 +1,43 @@
+// Reads a GGUF file back: every tensor is decoded, must be finite, must have the hash that the
+// exporter stored (nibble.tensor_hashes, where the file has it), and must be, bit for bit, the W^
+// of a checkpoint where one is given.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/gguf.h"
+#include "training/checkpoint.h"
+
+namespace nibble {
+
+/// How a comparison of one tensor ended. kAbsent: there was nothing to compare it with.
+enum class VerifyOutcome { kEqual, kDifferent, kAbsent };
+
+struct TensorVerification {
+  std::string name;
+  GgmlType type = GgmlType::kF32;
+  int64_t num_weights = 0;
+  bool finite = true;
+  VerifyOutcome hash = VerifyOutcome::kAbsent;        // against nibble.tensor_hashes
+  VerifyOutcome checkpoint = VerifyOutcome::kAbsent;  // against the checkpoint's W^
+  std::string problem;                                // "" when there is none
+
+  bool passed() const { return problem.empty(); }
+};
+
+struct Verification {
+  std::vector<TensorVerification> tensors;  // in file order
+  std::vector<std::string> missing;         // trained tensors that the file does not have
+  int64_t weights = 0, weights_hashed = 0, weights_compared = 0;
+
+  bool passed() const;
+};
+
+/// Holds one tensor's weights at a time. `against` may be nullptr. Throws for a type that nibble
+/// cannot decode and for hashes that do not fit the file's number of tensors; what is merely wrong
+/// is in the result.
+Verification verify(const GgufFile& file, const Checkpoint* against);
+
+}  // namespace nibble
