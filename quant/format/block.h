@@ -1,0 +1,72 @@
+// What all block formats share: unaligned blocks, scales as float16, the grid of a group of weights, and
+// rounding that is the same on every instruction set and on CUDA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "base/float16.h"
+#include "base/host_device.h"
+
+// As NIBBLE_HD, for host code that the GPU never runs (PTQ). Always inlined too: these functions end up inside
+// row functions that are compiled once per instruction set, and must not exist outside them.
+#define NIBBLE_HOST inline __attribute__((always_inline))
+
+namespace nibble {
+
+/// Levels of a group of weights: value = step * q (+ offset), q an integer. inverse is 1 / step, or 0 for step 0.
+struct Grid {
+  float step;
+  float inverse;
+  float offset;
+};
+
+template <class Block>
+NIBBLE_HD Block load_block(const std::byte* from) {
+  Block block;
+  memcpy(&block, from, sizeof block);
+  return block;
+}
+
+template <class Block>
+NIBBLE_HD void store_block(const Block& block, std::byte* to) {
+  memcpy(to, &block, sizeof block);
+}
+
+/// `lo > x` and not `x < lo`: a NaN stays NaN, so that training sees it, and one instruction does it.
+NIBBLE_HD float clamp_to(float x, float lo, float hi) {
+  x = lo > x ? lo : x;
+  return hi < x ? hi : x;
+}
+
+/// Adding 1.5 * 2^23 leaves no fraction bits: ties to even, for |x| < 2^22. Never gives -0.
+constexpr float kRoundingBias = 12582912.0f;
+constexpr uint32_t kRoundingBiasBits = 0x4b400000u;
+NIBBLE_HD float round_to_even(float x) { return (x + kRoundingBias) - kRoundingBias; }
+/// The same as an integer; any bits for a NaN, but nothing undefined.
+NIBBLE_HD int32_t round_to_int(float x) {
+  return static_cast<int32_t>(bits_of(x + kRoundingBias) - kRoundingBiasBits);
+}
+
+/// The largest float16.
+constexpr float kMaxScale = 65504.0f;
+/// 2^-24, the smallest positive float16: below it a trained scale would become 0 and never leave it.
+constexpr float kMinStep = 5.9604644775390625e-8f;
+
+/// The nearest float16, infinity excluded.
+NIBBLE_HD float snap_offset(float m) {
+  return float16_to_float(float_to_float16(clamp_to(m, -kMaxScale, kMaxScale)));
+}
+
+/// The same for a step: its sign is kept and |d| >= 2^-24, except that exactly 0 stays 0.
+NIBBLE_HD float snap_step(float d) {
+  const float snapped = snap_offset(d);
+  const float smallest = d < 0.0f ? -kMinStep : kMinStep;
+  return snapped == 0.0f && d != 0.0f ? smallest : snapped;
+}
+
+/// 1 / d for a step; |d| >= 2^-24 keeps it finite.
+NIBBLE_HD float inverse_of(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
+
+}  // namespace nibble

@@ -1,0 +1,52 @@
+// Q2_0: 2 bits. w = d * (code - 1): the levels -d, 0, d, 2 d; d may be negative. Block of 64 weights, 18
+// bytes: float16 d, then byte j with weight 4 j + k in bits 2 k and 2 k + 1. ggml itself never uses the level 2 d.
+// Source: ggml/src/ggml-common.h (block_q2_0).
+#pragma once
+
+#include "io/ggml_type.h"
+#include "quant/format/ggml_choice.h"
+#include "quant/format/packing.h"
+#include "quant/format/uniform.h"
+
+namespace nibble {
+
+struct Q2_0 : StepFormat<Q2_0> {
+  static constexpr GgmlType kType = GgmlType::kQ2_0;
+  static constexpr int kFtype = 41;
+  static constexpr int kBlockSize = 64;
+  static constexpr int kGroupSize = 64;
+  static constexpr int kQMin = -1;
+  static constexpr int kQMax = 2;
+
+  struct Block {
+    uint16_t d;
+    uint8_t qs[kBlockSize / 4];
+  };
+  static_assert(sizeof(Block) == 18);
+
+  static NIBBLE_HD int code(const Block& block, int i) {
+    return ((block.qs[i / 4] >> (i % 4 * 2)) & 3) - 1;
+  }
+  static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
+    for (int j = 0; j < kBlockSize / 4; ++j) {
+      const int8_t* four = codes + 4 * j;
+      block.qs[j] = static_cast<uint8_t>((four[0] + 1) | (four[1] + 1) << 2 | (four[2] + 1) << 4 |
+                                         (four[3] + 1) << 6);
+    }
+  }
+
+  /// ggml has no use for importance here.
+  static NIBBLE_HOST void encode_ggml(const float* weights, const float*, Block& block) {
+    const float d = std::fabs(signed_extreme(weights, kBlockSize));
+    const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
+    int8_t codes[kBlockSize];
+    for (int i = 0; i < kBlockSize; ++i) {
+      const int32_t q = truncate_to_int(round_half_away(weights[i] * inverse));
+      codes[i] = static_cast<int8_t>(q < kQMin ? kQMin : q > kQMax ? kQMax : q);
+    }
+    block.d = float_to_float16(d);
+    pack(codes, block);
+  }
+};
+
+}  // namespace nibble

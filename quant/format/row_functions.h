@@ -1,0 +1,105 @@
+// The loops over whole rows behind struct Format, as templates over a format F, compiled once per instruction set:
+// rows_<target>.cc defines NIBBLE_TARGET (the namespace) and NIBBLE_TARGET_OPTIONS (a function attribute), then
+// includes this. Everything that these functions call is inlined into them, so no code for a wider instruction set
+// leaves its namespace.
+#include <array>
+
+#include "quant/format/encode.h"
+#include "quant/format/registry.h"
+
+#define NIBBLE_FORMAT(F)
+#include "quant/format/formats.def"
+#undef NIBBLE_FORMAT
+
+namespace nibble::NIBBLE_TARGET {
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void decode(const std::byte* blocks, float* out, int64_t num_blocks) {
+  using Block = typename F::Block;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    F::decode(load_block<Block>(blocks + i * sizeof(Block)), out + i * F::kBlockSize);
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void encode(const float* weights, const float* importance, std::byte* blocks,
+                                  int64_t length, EncodeMethod method) {
+  encode_row<F>(weights, importance, blocks, length, method);
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void scales_of(const std::byte* blocks, float* scales, int64_t num_blocks) {
+  using Block = typename F::Block;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    F::scales_of(load_block<Block>(blocks + i * sizeof(Block)), scales + i * F::kNumScales);
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void snap(const float* scales, float* snapped, int64_t num_blocks) {
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    F::snap(scales + i * F::kNumScales, snapped + i * F::kNumScales);
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void encode_with(const float* weights, const float* snapped,
+                                       std::byte* blocks, int64_t num_blocks) {
+  using Block = typename F::Block;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    Block block;
+    F::encode_with(weights + i * F::kBlockSize, snapped + i * F::kNumScales, block);
+    store_block(block, blocks + i * sizeof(Block));
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void fake_quantize(const float* weights, const float* scales, float* out,
+                                         int64_t num_blocks) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    float snapped[F::kNumScales + 1];  // + 1: formats without scales
+    F::snap(scales + i * F::kNumScales, snapped);
+    F::fake_quantize(weights + i * F::kBlockSize, snapped, out + i * F::kBlockSize);
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void fake_quantize_backward(const float* weights, const float* scales,
+                                                  const float* grad_out, float* grad_weights,
+                                                  float* grad_scales, int64_t num_blocks) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    float snapped[F::kNumScales + 1];
+    F::snap(scales + i * F::kNumScales, snapped);
+    const int64_t first = i * F::kBlockSize;
+    F::fake_quantize_backward(weights + first, snapped, grad_out + first, grad_weights + first,
+                              grad_scales + i * F::kNumScales);
+  }
+}
+
+template <class F>
+constexpr Format format_row(std::string_view name) {
+  return {F::kType,
+          name,
+          F::kBlockSize,
+          sizeof(typename F::Block),
+          F::kNumScales,
+          F::kFtype,
+          decode<F>,
+          encode<F>,
+          scales_of<F>,
+          snap<F>,
+          encode_with<F>,
+          fake_quantize<F>,
+          fake_quantize_backward<F>};
+}
+
+#define NIBBLE_FORMAT(F) format_row<F>(#F),
+constexpr std::array kFormats = {
+#include "quant/format/formats.def"
+};
+#undef NIBBLE_FORMAT
+
+}  // namespace nibble::NIBBLE_TARGET

@@ -1,0 +1,99 @@
+#include "quant/format/rows.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/threads.h"
+
+namespace nibble {
+namespace {
+
+/// Blocks that one thread takes at a time: big enough to pay for the hand-over, small enough to share out.
+constexpr int64_t kWeightsPerPiece = 1 << 16;
+
+int64_t grain_of(int64_t unit) { return std::max<int64_t>(1, kWeightsPerPiece / unit); }
+
+void check_finite(std::span<const float> row, int64_t index) {
+  // Adding up x * 0 finds a NaN or infinity without a branch per weight.
+  float sum = 0.0f;
+  for (float x : row) sum += x * 0.0f;
+  if (sum == 0.0f) return;
+  for (size_t column = 0; column < row.size(); ++column) {
+    check(std::isfinite(row[column]), "row ", index, ", column ", column, " holds ",
+          std::isnan(row[column]) ? "a NaN" : "an infinity");
+  }
+}
+
+/// `scratch`: room for a row of weights.
+void check_encoded(const Format& format, const std::byte* blocks, int64_t num_blocks, int64_t row,
+                   std::vector<float>& scratch) {
+  scratch.resize(num_blocks * std::max(format.num_scales, 1));
+  if (format.num_scales > 0) {
+    format.scales_of(blocks, scratch.data(), num_blocks);
+  } else {
+    format.decode(blocks, scratch.data(), num_blocks);
+  }
+  for (size_t i = 0; i < scratch.size(); ++i) {
+    check(std::isfinite(scratch[i]), "row ", row, ": ",
+          format.num_scales > 0 ? "the scale of block " : "the weight in column ",
+          i / std::max(format.num_scales, 1), " overflows ",
+          format.num_scales > 0 ? "float16" : format.name);
+  }
+}
+
+void check_importance(std::span<const float> importance, int64_t row_length) {
+  check(static_cast<int64_t>(importance.size()) == row_length, "importance holds ",
+        importance.size(), " numbers, wanted one for each of the ", row_length, " columns");
+  for (size_t i = 0; i < importance.size(); ++i) {
+    check(std::isfinite(importance[i]) && importance[i] >= 0.0f, "importance of column ", i,
+          " is ", importance[i], ", wanted a finite number of at least 0");
+  }
+}
+
+}  // namespace
+
+void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
+  const Format& format = require_format(type);
+  const int64_t num_weights = static_cast<int64_t>(out.size());
+  const int64_t num_blocks = num_weights / format.block_size;
+  check(num_weights % format.block_size == 0, num_weights, " weights are no whole blocks of ",
+        format.block_size, " (", format.name, ")");
+  check(static_cast<int64_t>(bytes.size()) == num_blocks * format.block_bytes, bytes.size(),
+        " bytes of ", format.name, ", wanted ", num_blocks * format.block_bytes, " for ",
+        num_weights, " weights");
+  parallel_for(num_blocks, grain_of(format.block_size), [&](int64_t begin, int64_t end) {
+    format.decode(bytes.data() + begin * format.block_bytes, out.data() + begin * format.block_size,
+                  end - begin);
+  });
+}
+
+std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weights,
+                                     int64_t row_length, std::span<const float> importance,
+                                     EncodeMethod method) {
+  const Format& format = require_format(type);
+  check(row_length > 0 && row_length % format.block_size == 0, "rows of ", row_length,
+        " weights are no whole blocks of ", format.block_size, " (", format.name, ")");
+  check(weights.size() % row_length == 0, weights.size(), " weights are no whole rows of ",
+        row_length);
+  if (!importance.empty()) check_importance(importance, row_length);
+
+  const int64_t num_rows = static_cast<int64_t>(weights.size()) / row_length;
+  const int64_t blocks_per_row = row_length / format.block_size;
+  const int64_t row_bytes = blocks_per_row * format.block_bytes;
+  std::vector<std::byte> bytes(num_rows * row_bytes);
+  parallel_for(num_rows, grain_of(row_length), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch;
+    for (int64_t row = begin; row < end; ++row) {
+      const std::span<const float> values = weights.subspan(row * row_length, row_length);
+      std::byte* blocks = bytes.data() + row * row_bytes;
+      check_finite(values, row);
+      format.encode(values.data(), importance.empty() ? nullptr : importance.data(), blocks,
+                    row_length, method);
+      check_encoded(format, blocks, blocks_per_row, row, scratch);
+    }
+  });
+  return bytes;
+}
+
+}  // namespace nibble

@@ -1,0 +1,175 @@
+// Block formats whose levels are evenly spaced: value = d * q, or d * q + m, with one grid per block or one per
+// group of weights in it (K-quants). A format F derives from Uniform<F> and gives
+//   kType, kFtype, Block, kBlockSize, kGroupSize, kQMin, kQMax (the q's that encoders use),
+//   code(block, i) -> q of weight i, pack(q's, block), and encode_ggml(weights, importance, block);
+// and, by StepFormat or StepOffsetFormat or of its own: kNumScales, kHasOffset,
+//   scales_of(block, scales), set_scales(block, scales), snap(scales, snapped), grid(snapped, group) and
+//   scale_gradients(snapped, step sums, offset sums, gradients): what the groups' sums mean for the scales.
+// Formula of the gradients: LSQ (Esser et al., 2020, arXiv:1902.08153).
+#pragma once
+
+#include "quant/format/block.h"
+
+namespace nibble {
+
+/// Sums run in this many interleaved partial sums, folded pairwise, on CPU and GPU alike: the order is part of the
+/// definition, so that every instruction set gives the same bits.
+constexpr int kPartialSums = 16;
+
+/// The q of least |value - w|, ties to even, as a float.
+template <class F>
+NIBBLE_HD float level_of(float w, const Grid& grid) {
+  const float x = F::kHasOffset ? (w - grid.offset) * grid.inverse : w * grid.inverse;
+  return round_to_even(clamp_to(x, F::kQMin, F::kQMax));
+}
+
+/// One rounding per operation, in ggml's order.
+template <class F>
+NIBBLE_HD float value_of(float q, const Grid& grid) {
+  return F::kHasOffset ? q * grid.step + grid.offset : q * grid.step;
+}
+
+/// What one weight adds to the gradients.
+struct WeightGradient {
+  float weight, step, offset;
+};
+
+/// g: dL/dW^ of this weight. In range means that rounding alone, without clamping, gives a code that exists.
+template <class F>
+NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid) {
+  const float x = F::kHasOffset ? (w - grid.offset) * grid.inverse : w * grid.inverse;
+  const float rounded = round_to_even(clamp_to(x, F::kQMin - 1.0f, F::kQMax + 1.0f));
+  const float q = clamp_to(rounded, F::kQMin, F::kQMax);
+  const bool in_range = q == rounded;
+  return {in_range ? g : 0.0f, g * (in_range ? q - x : q), in_range ? 0.0f : g};
+}
+
+NIBBLE_HD float fold_sums(float* sums) {
+  for (int width = kPartialSums / 2; width > 0; width /= 2) {
+    for (int k = 0; k < width; ++k) sums[k] += sums[k + width];
+  }
+  return sums[0];
+}
+
+template <class F>
+struct Uniform {
+  /// out: kBlockSize weights.
+  template <class Block>
+  static NIBBLE_HD void decode(const Block& block, float* out) {
+    float scales[F::kNumScales];
+    F::scales_of(block, scales);
+    for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
+      const Grid grid = F::grid(scales, group);
+#pragma GCC ivdep
+      for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
+        out[i] = value_of<F>(static_cast<float>(F::code(block, i)), grid);
+      }
+    }
+  }
+
+  template <class Block>
+  static NIBBLE_HD void encode_with(const float* weights, const float* snapped, Block& block) {
+    int8_t codes[F::kBlockSize];
+    for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
+      const Grid grid = F::grid(snapped, group);
+      for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
+        codes[i] = static_cast<int8_t>(round_to_int(level_of<F>(weights[i], grid)));
+      }
+    }
+    F::set_scales(block, snapped);
+    F::pack(codes, block);
+  }
+
+  static NIBBLE_HD void fake_quantize(const float* weights, const float* snapped, float* out) {
+    for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
+      const Grid grid = F::grid(snapped, group);
+#pragma GCC ivdep
+      for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
+        out[i] = value_of<F>(level_of<F>(weights[i], grid), grid);
+      }
+    }
+  }
+
+  static NIBBLE_HD void fake_quantize_backward(const float* weights, const float* snapped,
+                                               const float* grad_out, float* grad_weights,
+                                               float* grad_scales) {
+    constexpr int kNumGroups = F::kBlockSize / F::kGroupSize;
+    float step_sums[kNumGroups], offset_sums[kNumGroups];
+    for (int group = 0; group < kNumGroups; ++group) {
+      const Grid grid = F::grid(snapped, group);
+      float steps[kPartialSums] = {}, offsets[kPartialSums] = {};
+      for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;
+           first += kPartialSums) {
+#pragma GCC ivdep
+        for (int k = 0; k < kPartialSums; ++k) {
+          const WeightGradient part =
+              gradient_of<F>(weights[first + k], grad_out[first + k], grid);
+          grad_weights[first + k] = part.weight;
+          steps[k] += part.step;
+          if (F::kHasOffset) offsets[k] += part.offset;
+        }
+      }
+      step_sums[group] = fold_sums(steps);
+      offset_sums[group] = F::kHasOffset ? fold_sums(offsets) : 0.0f;
+    }
+    F::scale_gradients(snapped, step_sums, offset_sums, grad_scales);
+  }
+};
+
+/// One step d per block.
+template <class F>
+struct StepFormat : Uniform<F> {
+  static constexpr int kNumScales = 1;
+  static constexpr bool kHasOffset = false;
+
+  template <class Block>
+  static NIBBLE_HD void scales_of(const Block& block, float* scales) {
+    scales[0] = float16_to_float(block.d);
+  }
+  template <class Block>
+  static NIBBLE_HD void set_scales(Block& block, const float* scales) {
+    block.d = float_to_float16(scales[0]);
+  }
+  static NIBBLE_HD void snap(const float* scales, float* snapped) {
+    snapped[0] = snap_step(scales[0]);
+  }
+  static NIBBLE_HD Grid grid(const float* snapped, int) {
+    return {snapped[0], inverse_of(snapped[0]), 0.0f};
+  }
+  static NIBBLE_HD void scale_gradients(const float*, const float* step_sums, const float*,
+                                        float* grad_scales) {
+    grad_scales[0] = step_sums[0];
+  }
+};
+
+/// A step d and an offset m per block.
+template <class F>
+struct StepOffsetFormat : Uniform<F> {
+  static constexpr int kNumScales = 2;
+  static constexpr bool kHasOffset = true;
+
+  template <class Block>
+  static NIBBLE_HD void scales_of(const Block& block, float* scales) {
+    scales[0] = float16_to_float(block.d);
+    scales[1] = float16_to_float(block.m);
+  }
+  template <class Block>
+  static NIBBLE_HD void set_scales(Block& block, const float* scales) {
+    block.d = float_to_float16(scales[0]);
+    block.m = float_to_float16(scales[1]);
+  }
+  static NIBBLE_HD void snap(const float* scales, float* snapped) {
+    snapped[0] = snap_step(scales[0]);
+    snapped[1] = snap_offset(scales[1]);
+  }
+  static NIBBLE_HD Grid grid(const float* snapped, int) {
+    return {snapped[0], inverse_of(snapped[0]), snapped[1]};
+  }
+  static NIBBLE_HD void scale_gradients(const float*, const float* step_sums,
+                                        const float* offset_sums, float* grad_scales) {
+    grad_scales[0] = step_sums[0];
+    grad_scales[1] = offset_sums[0];
+  }
+};
+
+}  // namespace nibble
