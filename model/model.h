@@ -2,7 +2,8 @@
 // each (model/llama.h); load_model() picks by general.architecture.
 //
 // Every weight is float32 in GGUF's layout (q/k rows permuted as llama.cpp wants). A Weight is also the
-// quantizer slot: whoever trains on a grid writes W^ into `value` and reads dL/dW^ from value.grad().
+// quantizer slot: whoever trains on a grid writes W^ into `value` and reads dL/dW^ from value.grad(), where the
+// backward pass adds it up (model/layers.h says what that leaves out).
 #pragma once
 
 #include <memory>
@@ -24,8 +25,9 @@ struct Weight {
 /// Shape letters: B sequences, T positions, D model width, V vocabulary.
 struct Batch {
   torch::Tensor tokens;    // [B, T] int64
-  torch::Tensor document;  // [B, T] int64, or undefined: all one document. A position attends to earlier ones of
-                           // its own document; rotary positions count from each document's first token.
+  torch::Tensor document;  // [B, T] int64, or undefined: each row is one document. A document is a run of equal
+                           // numbers within a row; a position attends to its document's positions up to itself,
+                           // and rotary positions count from the document's first token.
 };
 
 /// Keys and values of what was read so far, for generation.
@@ -45,7 +47,8 @@ class Model {
   virtual ~Model() = default;
 
   virtual const ModelShape& shape() const = 0;
-  /// In the source file's order; a tied output is one weight, used twice.
+  /// In the source file's order; a tied output is one weight, used twice. Constants of the file that no training
+  /// changes (rope_freqs.weight) are not among them.
   virtual std::vector<Weight*> weights() = 0;
   Weight* find_weight(const std::string& name);
 
@@ -62,13 +65,16 @@ class Model {
 
   /// bfloat16: matmuls and attention run in bfloat16, everything else in float32.
   virtual void set_compute_dtype(torch::Dtype dtype) = 0;
+  virtual torch::Dtype compute_dtype() const = 0;
+  /// A second model of the same shape with copies of all weights.
+  virtual std::unique_ptr<Model> copy() = 0;
   int64_t num_parameters();
 };
 
 /// Loads the weights of a GGUF file of any type nibble decodes, as float32, frozen (no gradient). Throws for an
 /// unknown architecture, a missing tensor, or one of another shape than the metadata wants.
 std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device = torch::kCPU);
-/// A second model of the same shape with copies of all weights.
+/// As model.copy().
 std::unique_ptr<Model> copy_model(Model& model);
 
 }  // namespace nibble

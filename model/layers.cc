@@ -1,0 +1,155 @@
+#include "model/layers.h"
+
+#include "model/kernels.h"
+
+namespace nibble {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// sum += a b, in float32; an undefined sum is 0.
+void add_matmul(torch::Tensor& sum, const torch::Tensor& a, const torch::Tensor& b) {
+  if (!sum.defined()) {
+    sum = at::mm(a, b).to(torch::kFloat32);
+  } else if (a.scalar_type() == torch::kFloat32) {
+    sum.addmm_(a, b);
+  } else {
+    sum.add_(at::mm(a, b));
+  }
+}
+
+/// Where a weight's gradient belongs: its own grad() when it is a leaf, else the value that backward returns.
+torch::Tensor& gradient_of(torch::Tensor& weight, torch::Tensor& returned) {
+  return weight.is_leaf() ? weight.mutable_grad() : returned;
+}
+
+class Project : public torch::autograd::Function<Project> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const torch::Tensor& x,
+                               const std::vector<torch::Tensor>& weights, torch::Dtype dtype) {
+    const torch::Tensor input = x.to(dtype);
+    variable_list saved = {input}, outputs;
+    for (const torch::Tensor& weight : weights) {
+      saved.push_back(weight);
+      outputs.push_back(at::linear(input, weight.to(dtype)).to(torch::kFloat32));
+    }
+    ctx->save_for_backward(std::move(saved));
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list saved = ctx->get_saved_variables();
+    const torch::Tensor& input = saved[0];
+    const torch::Dtype dtype = input.scalar_type();
+    variable_list result(grads.size() + 2);  // x, the weights, dtype
+    for (size_t i = 0; i < grads.size(); ++i) {
+      if (!grads[i].defined()) continue;
+      torch::Tensor& weight = saved[i + 1];
+      const torch::Tensor grad = grads[i].to(dtype);
+      if (ctx->needs_input_grad(0)) add_matmul(result[0], grad, weight.detach().to(dtype));
+      if (weight.requires_grad()) add_matmul(gradient_of(weight, result[i + 1]), grad.t(), input);
+    }
+    return result;
+  }
+};
+
+class Embed : public torch::autograd::Function<Embed> {
+ public:
+  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& table,
+                               const torch::Tensor& tokens) {
+    ctx->save_for_backward({table, tokens});
+    return table.index_select(0, tokens);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list saved = ctx->get_saved_variables();
+    torch::Tensor& table = saved[0];
+    torch::Tensor returned;
+    torch::Tensor& gradient = gradient_of(table, returned);
+    if (!gradient.defined()) gradient = torch::zeros_like(table, torch::TensorOptions().requires_grad(false));
+    gradient.index_put_({saved[1]}, grads[0], /*accumulate=*/true);
+    return {returned, torch::Tensor()};
+  }
+};
+
+class RmsNorm : public torch::autograd::Function<RmsNorm> {
+ public:
+  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& x,
+                               const torch::Tensor& weight, double epsilon) {
+    torch::Tensor y = torch::empty_like(x), inverse_rms = torch::empty({x.size(0)}, x.options());
+    rms_norm_forward(x.data_ptr<float>(), weight.data_ptr<float>(), static_cast<float>(epsilon),
+                     x.size(0), x.size(1), y.data_ptr<float>(), inverse_rms.data_ptr<float>());
+    ctx->save_for_backward({x, weight, inverse_rms});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list saved = ctx->get_saved_variables();
+    const torch::Tensor &x = saved[0], &inverse_rms = saved[2];
+    torch::Tensor& weight = saved[1];
+    const torch::Tensor grad_y = grads[0].contiguous();
+    torch::Tensor grad_x = torch::empty_like(grad_y), returned;
+    float* grad_weight = nullptr;
+    if (weight.requires_grad()) {
+      torch::Tensor& gradient = gradient_of(weight, returned);
+      if (!gradient.defined()) gradient = torch::zeros({weight.size(0)}, x.options());
+      grad_weight = gradient.data_ptr<float>();
+    }
+    rms_norm_backward(x.data_ptr<float>(), weight.data_ptr<float>(), inverse_rms.data_ptr<float>(),
+                      grad_y.data_ptr<float>(), x.size(0), x.size(1), grad_x.data_ptr<float>(),
+                      grad_weight);
+    return {grad_x, returned, torch::Tensor()};
+  }
+};
+
+class Swiglu : public torch::autograd::Function<Swiglu> {
+ public:
+  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& gate,
+                               const torch::Tensor& up) {
+    torch::Tensor y = torch::empty_like(gate);
+    swiglu_forward(gate.data_ptr<float>(), up.data_ptr<float>(), gate.numel(),
+                   y.data_ptr<float>());
+    ctx->save_for_backward({gate, up});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const torch::Tensor &gate = saved[0], &up = saved[1];
+    const torch::Tensor grad_y = grads[0].contiguous();
+    torch::Tensor grad_gate = torch::empty_like(gate), grad_up = torch::empty_like(up);
+    swiglu_backward(gate.data_ptr<float>(), up.data_ptr<float>(), grad_y.data_ptr<float>(),
+                    gate.numel(), grad_gate.data_ptr<float>(), grad_up.data_ptr<float>());
+    return {grad_gate, grad_up};
+  }
+};
+
+}  // namespace
+
+std::vector<torch::Tensor> project(const torch::Tensor& x, const std::vector<torch::Tensor>& weights,
+                                   torch::Dtype dtype) {
+  return Project::apply(x, weights, dtype);
+}
+
+torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias,
+                     torch::Dtype dtype) {
+  const torch::Tensor y = project(x, {weight}, dtype)[0];
+  return bias.defined() ? y + bias : y;
+}
+
+torch::Tensor embed_tokens(const torch::Tensor& table, const torch::Tensor& tokens) {
+  return Embed::apply(table, tokens);
+}
+
+torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon) {
+  if (x.is_cpu()) return RmsNorm::apply(x.contiguous(), weight.contiguous(), epsilon);
+  return at::rms_norm(x, {x.size(-1)}, weight, epsilon);
+}
+
+torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up) {
+  if (gate.is_cpu()) return Swiglu::apply(gate.contiguous(), up.contiguous());
+  return at::silu(gate) * up;
+}
+
+}  // namespace nibble

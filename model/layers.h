@@ -1,0 +1,33 @@
+// The layers that architectures are built from, as differentiable functions of activations and weights. Activations are
+// float32 [N, width], where N runs over all positions of a batch, documents one after the other.
+//
+// Gradients of weights that are leaves are added to weight.grad() by the backward pass itself, in place: no second
+// tensor of a weight's size exists, and micro-batches and tied weights accumulate for free. torch::autograd::grad() and
+// gradient hooks therefore do not see them. A weight that is itself computed (not a leaf) gets its gradient
+// the usual way.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "quant/fake/torch.h"
+
+namespace nibble {
+
+/// x [N, in] by each of `weights` [out_i, in]: {[N, out_i]}. With dtype bfloat16 the matmuls run in it.
+std::vector<torch::Tensor> project(const torch::Tensor& x, const std::vector<torch::Tensor>& weights,
+                                   torch::Dtype dtype);
+/// The same for one weight, and an undefined or [out] bias.
+torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias,
+                     torch::Dtype dtype);
+
+/// Rows `tokens` [N] int64 of `table` [V, D]: [N, D].
+torch::Tensor embed_tokens(const torch::Tensor& table, const torch::Tensor& tokens);
+
+/// x / sqrt(mean(x^2) + epsilon) * weight.
+torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon);
+
+/// silu(gate) * up.
+torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up);
+
+}  // namespace nibble

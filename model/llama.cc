@@ -1,0 +1,269 @@
+#include "model/llama.h"
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "base/error.h"
+#include "model/attention.h"
+#include "model/layers.h"
+
+namespace nibble {
+namespace {
+
+// The tensor table. Sizes are named; llama_tensors() fills in the numbers.
+enum class Size { kOne, kWidth, kVocab, kQuery, kKey, kFeedForward };
+
+struct LayerRow {
+  Weight* LlamaLayer::*slot;
+  const char* name;  // GGUF's, after "blk.<n>."
+  Size row_length, rows;
+  bool required;
+};
+
+constexpr LayerRow kLayerRows[] = {
+    {&LlamaLayer::attention_norm, "attn_norm.weight", Size::kWidth, Size::kOne, true},
+    {&LlamaLayer::query, "attn_q.weight", Size::kWidth, Size::kQuery, true},
+    {&LlamaLayer::key, "attn_k.weight", Size::kWidth, Size::kKey, true},
+    {&LlamaLayer::value, "attn_v.weight", Size::kWidth, Size::kKey, true},
+    {&LlamaLayer::attention_output, "attn_output.weight", Size::kQuery, Size::kWidth, true},
+    {&LlamaLayer::query_bias, "attn_q.bias", Size::kQuery, Size::kOne, false},
+    {&LlamaLayer::key_bias, "attn_k.bias", Size::kKey, Size::kOne, false},
+    {&LlamaLayer::value_bias, "attn_v.bias", Size::kKey, Size::kOne, false},
+    {&LlamaLayer::attention_output_bias, "attn_output.bias", Size::kWidth, Size::kOne, false},
+    {&LlamaLayer::feed_forward_norm, "ffn_norm.weight", Size::kWidth, Size::kOne, true},
+    {&LlamaLayer::gate, "ffn_gate.weight", Size::kWidth, Size::kFeedForward, true},
+    {&LlamaLayer::up, "ffn_up.weight", Size::kWidth, Size::kFeedForward, true},
+    {&LlamaLayer::down, "ffn_down.weight", Size::kFeedForward, Size::kWidth, true},
+    {&LlamaLayer::gate_bias, "ffn_gate.bias", Size::kFeedForward, Size::kOne, false},
+    {&LlamaLayer::up_bias, "ffn_up.bias", Size::kFeedForward, Size::kOne, false},
+    {&LlamaLayer::down_bias, "ffn_down.bias", Size::kWidth, Size::kOne, false},
+};
+constexpr const char *kTokenEmbedding = "token_embd.weight", *kOutputNorm = "output_norm.weight",
+                     *kOutput = "output.weight", *kRopeDivisors = "rope_freqs.weight";
+
+std::string layer_tensor(int64_t layer, const LayerRow& row) {
+  return concat("blk.", layer, ".", row.name);
+}
+
+/// A positive count that the file must give.
+int64_t read_count(const GgufMetadata& metadata, const std::string& key) {
+  const int64_t count = metadata.get_int(key);
+  check(count > 0, "key '", key, "' must be positive, is ", count);
+  return count;
+}
+
+int64_t read_vocab_size(const GgufMetadata& metadata) {
+  if (metadata.contains("llama.vocab_size")) return read_count(metadata, "llama.vocab_size");
+  return static_cast<int64_t>(metadata.get_strings("tokenizer.ggml.tokens").size());
+}
+
+/// Keys and values of each layer, [P, G, d] of which the first `length` rows are filled.
+class LlamaCache : public KvCache {
+ public:
+  explicit LlamaCache(int64_t layers) : keys_(layers), values_(layers) {}
+  int64_t length() const override { return length_; }
+  void advance(int64_t tokens) { length_ += tokens; }
+
+  /// Stores rows length() ... of a layer; returns all rows so far, new ones included.
+  std::pair<torch::Tensor, torch::Tensor> append(int64_t layer, const torch::Tensor& k,
+                                                 const torch::Tensor& v) {
+    return {append_rows(keys_[layer], k), append_rows(values_[layer], v)};
+  }
+
+ private:
+  torch::Tensor append_rows(torch::Tensor& store, const torch::Tensor& rows) const {
+    const int64_t end = length_ + rows.size(0);
+    if (!store.defined() || store.size(0) < end) {
+      torch::Tensor larger = torch::empty({std::max<int64_t>(2 * end, 64), rows.size(1), rows.size(2)},
+                                          rows.options());
+      if (length_ > 0) larger.narrow(0, 0, length_).copy_(store.narrow(0, 0, length_));
+      store = larger;
+    }
+    store.narrow(0, length_, rows.size(0)).copy_(rows);
+    return store.narrow(0, 0, end);
+  }
+
+  std::vector<torch::Tensor> keys_, values_;
+  int64_t length_ = 0;
+};
+
+torch::Tensor value_of(const Weight* weight) { return weight ? weight->value : torch::Tensor(); }
+
+torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
+  return bias ? x + bias->value : x;
+}
+
+}  // namespace
+
+LlamaOptions read_llama_options(const GgufFile& file) {
+  return with_frame(file.path(), [&] {
+    const GgufMetadata& metadata = file.metadata();
+    LlamaOptions options;
+    options.shape.architecture = "llama";
+    options.shape.num_layers = read_count(metadata, "llama.block_count");
+    options.shape.width = read_count(metadata, "llama.embedding_length");
+    options.shape.context_length = read_count(metadata, "llama.context_length");
+    options.shape.vocab_size = read_vocab_size(metadata);
+    options.feed_forward = read_count(metadata, "llama.feed_forward_length");
+    options.num_heads = read_count(metadata, "llama.attention.head_count");
+    options.num_kv_heads = metadata.get_int_or("llama.attention.head_count_kv", options.num_heads);
+    options.norm_epsilon = metadata.get_float("llama.attention.layer_norm_rms_epsilon");
+    check(metadata.get_int_or("llama.expert_count", 0) == 0,
+          "key 'llama.expert_count' is set: nibble has no mixture of experts");
+    check(options.num_kv_heads > 0 && options.num_heads % options.num_kv_heads == 0,
+          "key 'llama.attention.head_count_kv' (", options.num_kv_heads,
+          ") must divide llama.attention.head_count (", options.num_heads, ")");
+    options.head_size = metadata.get_int_or("llama.attention.key_length",
+                                            options.shape.width / options.num_heads);
+    const int64_t value_size = metadata.get_int_or("llama.attention.value_length", options.head_size);
+    check(options.head_size > 0 && value_size == options.head_size,
+          "heads' keys and values must be equally long, are ", options.head_size, " and ", value_size);
+    options.rope = read_rope_options(metadata, "llama", options.head_size);
+    check(options.rope.dimensions == options.head_size, "key 'llama.rope.dimension_count' is ",
+          options.rope.dimensions, ", a head has ", options.head_size);
+    return options;
+  });
+}
+
+std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
+  const ModelShape& shape = options.shape;
+  const auto number = [&](Size size) -> int64_t {
+    switch (size) {
+      case Size::kOne: return 1;
+      case Size::kWidth: return shape.width;
+      case Size::kVocab: return shape.vocab_size;
+      case Size::kQuery: return options.num_heads * options.head_size;
+      case Size::kKey: return options.num_kv_heads * options.head_size;
+      case Size::kFeedForward: return options.feed_forward;
+    }
+    return 0;
+  };
+  const auto spec = [&](std::string name, Size row_length, Size rows, bool required) {
+    std::vector<int64_t> sizes = {number(row_length)};
+    if (rows != Size::kOne) sizes.push_back(number(rows));
+    return TensorSpec{std::move(name), sizes, required};
+  };
+  std::vector<TensorSpec> specs = {
+      spec(kTokenEmbedding, Size::kWidth, Size::kVocab, true),
+      spec(kOutputNorm, Size::kWidth, Size::kOne, true),
+      spec(kOutput, Size::kWidth, Size::kVocab, false),
+      TensorSpec{kRopeDivisors, {options.rope.dimensions / 2}, false},
+  };
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer)
+    for (const LayerRow& row : kLayerRows)
+      specs.push_back(spec(layer_tensor(layer, row), row.row_length, row.rows, row.required));
+  return specs;
+}
+
+Llama::Llama(LlamaOptions options, std::vector<std::unique_ptr<Weight>> weights)
+    : options_(std::move(options)), weights_(std::move(weights)), rope_(options_.rope) {
+  bind();
+}
+
+void Llama::bind() {
+  std::unordered_map<std::string, Weight*> by_name;
+  for (const auto& weight : weights_) by_name[weight->name] = weight.get();
+  const auto find = [&](const std::string& name) -> Weight* {
+    const auto found = by_name.find(name);
+    return found == by_name.end() ? nullptr : found->second;
+  };
+  token_embedding_ = find(kTokenEmbedding);
+  output_norm_ = find(kOutputNorm);
+  output_ = find(kOutput);
+  layers_.resize(options_.shape.num_layers);
+  for (size_t i = 0; i < layers_.size(); ++i)
+    for (const LayerRow& row : kLayerRows) layers_[i].*row.slot = find(layer_tensor(i, row));
+}
+
+std::vector<Weight*> Llama::weights() {
+  std::vector<Weight*> pointers;
+  for (const auto& weight : weights_) pointers.push_back(weight.get());
+  return pointers;
+}
+
+const torch::Tensor& Llama::output_weight() const {
+  return (output_ ? output_ : token_embedding_)->value;
+}
+
+Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
+                          const torch::Tensor& rotation) const {
+  const torch::Tensor normed = rms_norm(x, layer.attention_norm->value, options_.norm_epsilon);
+  const std::vector<torch::Tensor> projected = project(
+      normed, {layer.query->value, layer.key->value, layer.value->value}, dtype_);
+  const auto split = [&](const torch::Tensor& all, const Weight* bias, int64_t num_heads) {
+    return add_bias(all, bias).view({x.size(0), num_heads, options_.head_size});
+  };
+  return {rotate(split(projected[0], layer.query_bias, options_.num_heads), rotation),
+          rotate(split(projected[1], layer.key_bias, options_.num_kv_heads), rotation),
+          split(projected[2], layer.value_bias, options_.num_kv_heads)};
+}
+
+torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& x,
+                                  const torch::Tensor& attended) const {
+  const torch::Tensor middle = x + linear(attended, layer.attention_output->value,
+                                          value_of(layer.attention_output_bias), dtype_);
+  const torch::Tensor normed =
+      rms_norm(middle, layer.feed_forward_norm->value, options_.norm_epsilon);
+  const std::vector<torch::Tensor> wide =
+      project(normed, {layer.gate->value, layer.up->value}, dtype_);
+  const torch::Tensor active =
+      swiglu(add_bias(wide[0], layer.gate_bias), add_bias(wide[1], layer.up_bias));
+  return middle + linear(active, layer.down->value, value_of(layer.down_bias), dtype_);
+}
+
+torch::Tensor Llama::hidden(const Batch& batch) {
+  const Packing packing = pack_documents(batch);
+  const torch::Tensor rotation = rope_.rotation(packing.positions, packing.longest);
+  torch::Tensor x = embed_tokens(token_embedding_->value, batch.tokens.flatten());
+  for (const LlamaLayer& layer : layers_) {
+    const Heads all = heads(layer, x, rotation);
+    x = finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_));
+  }
+  return rms_norm(x, output_norm_->value, options_.norm_epsilon)
+      .view({batch.tokens.size(0), batch.tokens.size(1), options_.shape.width});
+}
+
+std::unique_ptr<KvCache> Llama::new_cache() {
+  return std::make_unique<LlamaCache>(options_.shape.num_layers);
+}
+
+torch::Tensor Llama::hidden_next(const torch::Tensor& tokens, KvCache& cache) {
+  const torch::NoGradGuard no_grad;
+  LlamaCache& stored = dynamic_cast<LlamaCache&>(cache);
+  const int64_t start = stored.length(), end = start + tokens.size(0);
+  const torch::Tensor rotation = rope_.rotation(at::arange(start, end, tokens.options()), end);
+  torch::Tensor x = embed_tokens(token_embedding_->value, tokens);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Heads fresh = heads(layers_[i], x, rotation);
+    const auto [k, v] = stored.append(i, fresh.k, fresh.v);
+    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_));
+  }
+  stored.advance(tokens.size(0));
+  return rms_norm(x, output_norm_->value, options_.norm_epsilon);
+}
+
+std::unique_ptr<Model> Llama::copy() {
+  std::vector<std::unique_ptr<Weight>> copies;
+  for (const auto& weight : weights_)
+    copies.push_back(std::make_unique<Weight>(
+        Weight{weight->name, weight->value.detach().clone(), weight->source}));
+  auto model = std::make_unique<Llama>(options_, std::move(copies));
+  model->set_compute_dtype(dtype_);
+  return model;
+}
+
+std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device) {
+  LlamaOptions options = read_llama_options(file);
+  std::vector<std::unique_ptr<Weight>> weights = load_weights(file, llama_tensors(options), device);
+  const auto divisors = std::find_if(weights.begin(), weights.end(),
+                                     [](const auto& weight) { return weight->name == kRopeDivisors; });
+  if (divisors != weights.end()) {
+    const torch::Tensor values = (*divisors)->value.cpu();
+    options.rope.divisors.assign(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
+    weights.erase(divisors);
+  }
+  return std::make_unique<Llama>(std::move(options), std::move(weights));
+}
+
+}  // namespace nibble

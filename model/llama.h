@@ -1,0 +1,74 @@
+// The llama architecture: pre-norm blocks of RMSNorm, rotary grouped-query attention and a SwiGLU feed-forward (Touvron et
+// al., arXiv:2302.13971), with the optional biases and rope divisors that llama.cpp reads (source: llama.cpp
+// src/models/llama.cpp). Mixtures of experts are refused.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+#include "model/rope.h"
+#include "model/tensors.h"
+
+namespace nibble {
+
+struct LlamaOptions {
+  ModelShape shape;
+  int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
+  double norm_epsilon = 0;
+  RopeOptions rope;
+};
+
+/// From llama.* keys. Throws for a missing or impossible one, naming the key.
+LlamaOptions read_llama_options(const GgufFile& file);
+/// Every tensor that a llama file of these options may hold.
+std::vector<TensorSpec> llama_tensors(const LlamaOptions& options);
+
+/// One transformer block's weights; nullptr where the file has none.
+struct LlamaLayer {
+  Weight *attention_norm = nullptr, *query = nullptr, *key = nullptr, *value = nullptr,
+         *attention_output = nullptr, *query_bias = nullptr, *key_bias = nullptr,
+         *value_bias = nullptr, *attention_output_bias = nullptr;
+  Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
+         *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+};
+
+class Llama : public Model {
+ public:
+  /// `weights` are those of llama_tensors(options), complete and of the right shapes.
+  Llama(LlamaOptions options, std::vector<std::unique_ptr<Weight>> weights);
+
+  const ModelShape& shape() const override { return options_.shape; }
+  std::vector<Weight*> weights() override;
+  torch::Tensor hidden(const Batch& batch) override;
+  const torch::Tensor& output_weight() const override;
+  std::unique_ptr<KvCache> new_cache() override;
+  torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) override;
+  void set_compute_dtype(torch::Dtype dtype) override { dtype_ = dtype; }
+  torch::Dtype compute_dtype() const override { return dtype_; }
+  std::unique_ptr<Model> copy() override;
+
+ private:
+  struct Heads {
+    torch::Tensor q, k, v;  // [N, H, d], [N, G, d], [N, G, d]; q and k turned
+  };
+  /// The block's heads for x [N, D].
+  Heads heads(const LlamaLayer& layer, const torch::Tensor& x, const torch::Tensor& rotation) const;
+  /// x plus the attention output, plus the feed-forward of that.
+  torch::Tensor finish_block(const LlamaLayer& layer, const torch::Tensor& x,
+                             const torch::Tensor& attended) const;
+  void bind();
+
+  LlamaOptions options_;
+  std::vector<std::unique_ptr<Weight>> weights_;  // in file order
+  Weight *token_embedding_ = nullptr, *output_norm_ = nullptr, *output_ = nullptr;
+  std::vector<LlamaLayer> layers_;
+  Rope rope_;
+  torch::Dtype dtype_ = torch::kFloat32;
+};
+
+std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device);
+
+}  // namespace nibble

@@ -1,0 +1,64 @@
+#include "model/tensors.h"
+
+#include <algorithm>
+#include <span>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+/// Trailing sizes of 1 say nothing: [64] and [64 x 1] are one shape.
+std::vector<int64_t> without_trailing_ones(std::vector<int64_t> shape) {
+  while (shape.size() > 1 && shape.back() == 1) shape.pop_back();
+  return shape;
+}
+
+std::unique_ptr<Weight> decode(const GgufTensor& tensor, torch::Device device) {
+  std::vector<int64_t> sizes(tensor.shape.rbegin(), tensor.shape.rend());
+  auto weight = std::make_unique<Weight>();
+  weight->name = tensor.name;
+  weight->source = tensor.type;
+  weight->value = torch::empty(sizes, torch::kFloat32);
+  decode_tensor(tensor.type, tensor.data,
+                {weight->value.data_ptr<float>(), static_cast<size_t>(tensor.num_weights())});
+  weight->value = weight->value.to(device);
+  return weight;
+}
+
+}  // namespace
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += concat(i ? " x " : "", shape[i]);
+  return text + "]";
+}
+
+std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
+                                                  const std::vector<TensorSpec>& specs,
+                                                  torch::Device device) {
+  return with_frame(file.path(), [&] {
+    std::unordered_map<std::string, const TensorSpec*> by_name;
+    for (const TensorSpec& spec : specs) {
+      by_name[spec.name] = &spec;
+      check(!spec.required || file.find_tensor(spec.name), "tensor '", spec.name, "' ",
+            shape_text(spec.shape), " is missing");
+    }
+    std::vector<std::unique_ptr<Weight>> weights;
+    for (const GgufTensor& tensor : file.tensors()) {
+      with_frame(concat("tensor '", tensor.name, "'"), [&] {
+        const auto found = by_name.find(tensor.name);
+        check(found != by_name.end(), "this architecture has no such tensor");
+        const TensorSpec& spec = *found->second;
+        check(without_trailing_ones(tensor.shape) == without_trailing_ones(spec.shape), "has shape ",
+              shape_text(tensor.shape), ", the metadata wants ", shape_text(spec.shape));
+        weights.push_back(decode(tensor, device));
+      });
+    }
+    return weights;
+  });
+}
+
+}  // namespace nibble

@@ -1,0 +1,29 @@
+// From a GGUF file's tensors to named float32 weights, as an architecture's tensor table wants them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+
+namespace nibble {
+
+/// One tensor that an architecture knows, with its numbers filled in.
+struct TensorSpec {
+  std::string name;            // GGUF's: "blk.3.attn_q.weight"
+  std::vector<int64_t> shape;  // ggml order: shape[0] is the row length
+  bool required = true;
+};
+
+/// Decodes every tensor of `file` to float32 on `device`, in file order. Throws Error naming file and tensor when a
+/// required one is missing, one has another shape than its spec, or one has no spec.
+std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
+                                                  const std::vector<TensorSpec>& specs,
+                                                  torch::Device device);
+
+/// "[576 x 49152]", in ggml order.
+std::string shape_text(const std::vector<int64_t>& shape);
+
+}  // namespace nibble
