@@ -1,0 +1,43 @@
+// A subcommand's command line: cxxopts with nibble's errors (exit status 2) and --help.
+#pragma once
+
+#include <cstdio>
+#include <cxxopts.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+
+namespace nibble {
+
+/// Adds --help and parses. Nothing when help was asked for, which is then on stdout: the options of
+/// the unnamed group (positional arguments belong in another, so that they are not listed as
+/// options), then `examples`. Throws Error (usage) for an unknown option, a bad value, or an
+/// argument too many.
+inline std::optional<cxxopts::ParseResult> parse_arguments(cxxopts::Options& options, int argc,
+                                                           char** argv,
+                                                           const std::string& examples = "") {
+  options.add_options()("h,help", "this text");
+  try {
+    cxxopts::ParseResult result = options.parse(argc, argv);
+    if (result.count("help") > 0) {
+      std::printf("%s%s", options.help({""}).c_str(), examples.c_str());
+      return std::nullopt;
+    }
+    if (!result.unmatched().empty())
+      fail_usage("argument '", result.unmatched().front(), "' is one too many");
+    return result;
+  } catch (const cxxopts::exceptions::exception& error) {
+    fail_usage(error.what(), "; see nibble ", argv[0], " --help");
+  }
+}
+
+/// A positional argument that must be there; `shown` is its name in messages.
+inline std::string required(const cxxopts::ParseResult& arguments, const std::string& name,
+                            const std::string& shown) {
+  if (arguments.count(name) == 0) fail_usage("no ", shown, " given; see --help");
+  return arguments[name].as<std::string>();
+}
+
+}  // namespace nibble
