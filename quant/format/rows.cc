@@ -70,7 +70,7 @@ void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<fl
 
 std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weights,
                                      int64_t row_length, std::span<const float> importance,
-                                     EncodeMethod method) {
+                                     EncodeMethod method, int64_t first_row) {
   const Format& format = require_format(type);
   check(row_length > 0 && row_length % format.block_size == 0, "rows of ", row_length,
         " weights are no whole blocks of ", format.block_size, " (", format.name, ")");
@@ -87,10 +87,10 @@ std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weigh
     for (int64_t row = begin; row < end; ++row) {
       const std::span<const float> values = weights.subspan(row * row_length, row_length);
       std::byte* blocks = bytes.data() + row * row_bytes;
-      check_finite(values, row);
+      check_finite(values, first_row + row);
       format.encode(values.data(), importance.empty() ? nullptr : importance.data(), blocks,
                     row_length, method);
-      check_encoded(format, blocks, blocks_per_row, row, scratch);
+      check_encoded(format, blocks, blocks_per_row, first_row + row, scratch);
     }
   });
   return bytes;
