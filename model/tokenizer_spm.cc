@@ -1,0 +1,175 @@
+#include "model/tokenizer_spm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <queue>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view kSpace = "▁";  // U+2581
+
+/// Bytes of the character that a byte begins, by its high bits alone: llama.cpp's rule, under which a stray
+/// continuation byte is a character of its own and a truncated character takes what follows.
+size_t character_length(char first) {
+  const auto byte = static_cast<unsigned char>(first);
+  return byte < 0xc0 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
+}
+
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t at = 0;
+  for (size_t found; (found = text.find(from, at)) != std::string_view::npos;
+       at = found + from.size())
+    out.append(text, at, found - at).append(to);
+  return out.append(text, at);
+}
+
+/// Whether a token has a U+2581 after another character.
+bool has_inner_space(std::string_view text) {
+  for (size_t at = text.find(kSpace); at != std::string_view::npos; at = text.find(kSpace, at + 1))
+    if (at > 0 && !text.substr(0, at).ends_with(kSpace)) return true;
+  return false;
+}
+
+}  // namespace
+
+/// Characters of one word, joined step by step, and the joins that are possible.
+struct SpmTokenizer::Workspace {
+  struct Symbol {
+    int32_t begin, size;  // bytes of the word; size 0: joined to the left
+    int32_t previous, next;
+  };
+  struct Join {
+    float score;
+    int32_t left, right, size;
+    bool operator<(const Join& other) const {
+      return score < other.score || (score == other.score && left > other.left);
+    }
+  };
+  std::vector<Symbol> symbols;
+  std::priority_queue<Join> joins;
+};
+
+SpmTokenizer::SpmTokenizer(const GgufMetadata& metadata)
+    : VocabularyTokenizer(metadata, {.bos = 1, .eos = 2, .unknown = 0, .add_bos = true}),
+      scores_(metadata.get_floats("tokenizer.ggml.scores")),
+      adds_space_(metadata.get_bool_or("tokenizer.ggml.add_space_prefix", true)) {
+  const Vocabulary& tokens = vocabulary();
+  check(static_cast<int64_t>(scores_.size()) == tokens.size(),
+        "metadata key 'tokenizer.ggml.scores': wants one score for each of ", tokens.size(),
+        " tokens, found ", scores_.size());
+  for (int32_t id = 0; id < tokens.size(); ++id) {
+    check(!std::isnan(scores_[id]), "metadata key 'tokenizer.ggml.scores': the score of token ", id,
+          " is not a number");
+    words_are_independent_ = words_are_independent_ && !has_inner_space(tokens.text(id));
+  }
+  for (int byte = 0; byte < 256; ++byte) {
+    char name[8];
+    std::snprintf(name, sizeof name, "<0x%02X>", static_cast<unsigned>(byte));
+    int32_t id = tokens.find(name);
+    if (id < 0) id = tokens.find(std::string(1, static_cast<char>(byte)));
+    byte_ids_[byte] = id < 0 ? tokens.unknown() : id;
+    check(byte_ids_[byte] >= 0, "no token for the byte ", name, " and no unknown token");
+  }
+}
+
+std::string SpmTokenizer::piece(int32_t id) const {
+  switch (vocabulary().type(id)) {
+    case TokenType::kNormal: return replace_all(vocabulary().text(id), kSpace, " ");
+    case TokenType::kByte: return vocabulary().byte_of(id);
+    default: return "";
+  }
+}
+
+std::vector<std::string_view> SpmTokenizer::split_words(std::string_view text) const {
+  std::vector<std::string_view> words;
+  size_t begin = 0;
+  bool after_space = true;
+  for (size_t at = 0; at < text.size(); at += character_length(text[at])) {
+    const bool space = text.substr(at, kSpace.size()) == kSpace;
+    if (space && !after_space && words_are_independent_) {
+      words.push_back(text.substr(begin, at - begin));
+      begin = at;
+    }
+    after_space = space;
+  }
+  words.push_back(text.substr(begin));
+  return words;
+}
+
+void SpmTokenizer::encode_text(std::string_view text, bool starts, std::vector<int32_t>& ids) const {
+  std::string escaped = starts && adds_space_ ? std::string(kSpace) : "";
+  escaped += replace_all(text, " ", kSpace);
+  check(escaped.size() <= std::numeric_limits<int32_t>::max(), "a text of ", escaped.size(),
+        " bytes is too long to tokenize in one piece");
+  // A word met before is copied from where its ids already stand.
+  std::unordered_map<std::string_view, std::pair<size_t, size_t>> seen;
+  Workspace workspace;
+  for (std::string_view word : split_words(escaped)) {
+    const auto [entry, added] = seen.try_emplace(word);
+    auto& [begin, end] = entry->second;
+    if (added) {
+      begin = ids.size();
+      encode_word(word, workspace, ids);
+      end = ids.size();
+    } else {
+      for (size_t i = begin; i < end; ++i) ids.push_back(ids[i]);
+    }
+  }
+}
+
+void SpmTokenizer::try_merge(std::string_view word, int32_t left, int32_t right,
+                             Workspace& workspace) const {
+  if (left < 0 || right < 0) return;
+  const Workspace::Symbol& first = workspace.symbols[left];
+  const int32_t size = first.size + workspace.symbols[right].size;
+  const int32_t id = vocabulary().find(word.substr(first.begin, size));
+  if (id >= 0) workspace.joins.push({scores_[id], left, right, size});
+}
+
+void SpmTokenizer::encode_word(std::string_view word, Workspace& workspace,
+                               std::vector<int32_t>& ids) const {
+  std::vector<Workspace::Symbol>& symbols = workspace.symbols;
+  symbols.clear();
+  for (size_t at = 0; at < word.size();) {
+    const size_t size = std::min(character_length(word[at]), word.size() - at);
+    const auto index = static_cast<int32_t>(symbols.size());
+    symbols.push_back({static_cast<int32_t>(at), static_cast<int32_t>(size), index - 1, index + 1});
+    at += size;
+  }
+  symbols.back().next = -1;
+  for (int32_t i = 1; i < static_cast<int32_t>(symbols.size()); ++i)
+    try_merge(word, i - 1, i, workspace);
+
+  while (!workspace.joins.empty()) {
+    const Workspace::Join join = workspace.joins.top();
+    workspace.joins.pop();
+    Workspace::Symbol& left = symbols[join.left];
+    Workspace::Symbol& right = symbols[join.right];
+    // A join whose parts changed since it was found is void.
+    if (left.size == 0 || right.size == 0 || left.size + right.size != join.size) continue;
+    left.size = join.size;
+    right.size = 0;
+    left.next = right.next;
+    if (right.next >= 0) symbols[right.next].previous = join.left;
+    try_merge(word, left.previous, join.left, workspace);
+    try_merge(word, join.left, left.next, workspace);
+  }
+
+  for (int32_t i = 0; i >= 0; i = symbols[i].next) {
+    const std::string_view text = word.substr(symbols[i].begin, symbols[i].size);
+    const int32_t id = vocabulary().find(text);
+    if (id >= 0) {
+      ids.push_back(id);
+    } else {
+      for (char byte : text) ids.push_back(byte_ids_[static_cast<unsigned char>(byte)]);
+    }
+  }
+}
+
+}  // namespace nibble
