@@ -29,8 +29,9 @@ struct TrainedTensor {
 struct Checkpoint {
   int64_t step = 0, tokens = 0;
   uint64_t seed = 0;
-  double seconds = 0;         // of training so far
-  double held_out_loss = -1;  // -1: never evaluated
+  double seconds = 0;              // of training so far
+  double held_out_loss = -1;       // -1: never evaluated
+  double best_held_out_loss = -1;  // of the run so far; -1: never evaluated
   Plan plan;
   std::string options_json;            // the TrainOptions, one JSON object
   std::vector<TrainedTensor> tensors;  // in the model's order

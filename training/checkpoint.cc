@@ -1,0 +1,147 @@
+#include "training/checkpoint.h"
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <utility>
+
+#include "base/error.h"
+#include "io/safetensors.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr const char* kLayout = "1";
+constexpr const char* kRatios = ":scale_ratios";
+constexpr const char* kInitial = ":initial_scales";
+constexpr const char* kMoments[] = {":moment1", ":moment2"};
+
+/// Entries point into tensors, which `held` keeps alive until they are written.
+struct Entries {
+  std::vector<SafetensorsEntry> entries;
+  std::vector<torch::Tensor> held;
+
+  void add(const std::string& name, const torch::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    check(tensor.scalar_type() == torch::kFloat32, "tensor '", name, "' is not float32");
+    const torch::Tensor& values = held.emplace_back(tensor.detach().cpu().contiguous());
+    const auto* bytes = reinterpret_cast<const std::byte*>(values.const_data_ptr<float>());
+    entries.push_back({name, "F32", values.sizes().vec(), {bytes, values.nbytes()}});
+  }
+};
+
+torch::Tensor copy_entry(const SafetensorsEntry* entry, const std::string& name) {
+  check(entry, "no entry '", name, "'");
+  check(entry->dtype == "F32", "entry '", name, "' has dtype ", entry->dtype, ", wanted F32");
+  torch::Tensor tensor = torch::empty(entry->shape, torch::kFloat32);
+  check(entry->data.size() == tensor.nbytes(), "entry '", name, "' has ", entry->data.size(),
+        " bytes, its shape wants ", tensor.nbytes());
+  std::memcpy(tensor.mutable_data_ptr<float>(), entry->data.data(), entry->data.size());
+  return tensor;
+}
+
+Json describe(const TrainedTensor& tensor) {
+  return {{"name", tensor.name},
+          {"type", type_name(tensor.type)},
+          {"scales", scale_mode_name(tensor.mode)},
+          {"hash", tensor.materialized_hash}};
+}
+
+TrainedTensor read_tensor(const SafetensorsFile& file, const Json& description) {
+  TrainedTensor tensor;
+  tensor.name = description.at("name").get<std::string>();
+  const std::string type = description.at("type").get<std::string>();
+  const GgmlTypeInfo* info = find_ggml_type(type);
+  check(info, "tensor '", tensor.name, "' has unknown type '", type, "'");
+  tensor.type = info->type;
+  tensor.mode = parse_scale_mode(description.at("scales").get<std::string>());
+  tensor.materialized_hash = description.at("hash").get<uint64_t>();
+  tensor.weights = copy_entry(file.find(tensor.name), tensor.name);
+  const std::string ratios = tensor.name + kRatios, initial = tensor.name + kInitial;
+  if (const SafetensorsEntry* entry = file.find(ratios)) {
+    tensor.scale_ratios = copy_entry(entry, ratios);
+    tensor.initial_scales = copy_entry(file.find(initial), initial);
+  }
+  return tensor;
+}
+
+const std::string& require(const std::map<std::string, std::string>& metadata, const char* key) {
+  const auto found = metadata.find(key);
+  check(found != metadata.end(), "not a nibble checkpoint: no metadata '", key, "'");
+  return found->second;
+}
+
+Checkpoint read_checkpoint(const SafetensorsFile& file) {
+  const auto& metadata = file.metadata();
+  const std::string& layout = require(metadata, "nibble.format");
+  check(layout == kLayout, "checkpoint layout ", layout, ", wanted ", kLayout);
+  Checkpoint checkpoint;
+  const Json state = Json::parse(require(metadata, "nibble.state"));
+  checkpoint.step = state.at("step").get<int64_t>();
+  checkpoint.tokens = state.at("tokens").get<int64_t>();
+  checkpoint.seed = state.at("seed").get<uint64_t>();
+  checkpoint.seconds = state.at("seconds").get<double>();
+  checkpoint.held_out_loss = state.at("held_out_loss").get<double>();
+  checkpoint.best_held_out_loss = state.at("best_held_out_loss").get<double>();
+  checkpoint.plan = Plan::from_json(require(metadata, "nibble.plan"));
+  checkpoint.options_json = require(metadata, "nibble.options");
+  for (const Json& description : Json::parse(require(metadata, "nibble.tensors")))
+    checkpoint.tensors.push_back(read_tensor(file, description));
+  for (const SafetensorsEntry& entry : file.entries())
+    for (const char* suffix : kMoments)
+      if (entry.name.ends_with(suffix))
+        checkpoint.moments[entry.name] = copy_entry(&entry, entry.name);
+  return checkpoint;
+}
+
+}  // namespace
+
+const TrainedTensor* Checkpoint::find(const std::string& name) const {
+  for (const TrainedTensor& tensor : tensors)
+    if (tensor.name == name) return &tensor;
+  return nullptr;
+}
+
+FakeQuantizer restore_quantizer(const TrainedTensor& tensor) {
+  check(tensor.type != GgmlType::kF32, "tensor '", tensor.name, "' was trained unquantized");
+  return FakeQuantizer(tensor.name, require_format(tensor.type), tensor.mode, tensor.weights,
+                       tensor.scale_ratios, tensor.initial_scales);
+}
+
+void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {
+  Entries all;
+  Json tensors = Json::array();
+  for (const TrainedTensor& tensor : checkpoint.tensors) {
+    tensors.push_back(describe(tensor));
+    all.add(tensor.name, tensor.weights);
+    all.add(tensor.name + kRatios, tensor.scale_ratios);
+    all.add(tensor.name + kInitial, tensor.initial_scales);
+  }
+  for (const auto& [name, moment] : checkpoint.moments) all.add(name, moment);
+  const Json state = {{"step", checkpoint.step},
+                      {"tokens", checkpoint.tokens},
+                      {"seed", checkpoint.seed},
+                      {"seconds", checkpoint.seconds},
+                      {"held_out_loss", checkpoint.held_out_loss},
+                      {"best_held_out_loss", checkpoint.best_held_out_loss}};
+  write_safetensors(path, all.entries,
+                    {{"nibble.format", kLayout},
+                     {"nibble.state", state.dump()},
+                     {"nibble.plan", checkpoint.plan.to_json()},
+                     {"nibble.options", checkpoint.options_json},
+                     {"nibble.tensors", tensors.dump()}});
+}
+
+Checkpoint load_checkpoint(const std::string& path) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  return with_frame(path, [&] {
+    try {
+      return read_checkpoint(file);
+    } catch (const nlohmann::json::exception& error) {
+      fail("checkpoint metadata: ", error.what());
+    }
+  });
+}
+
+}  // namespace nibble

@@ -1,0 +1,149 @@
+#include "training/learner.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+/// Adds the time since the last mark to one of a step's times.
+class Stopwatch {
+ public:
+  void add_to(double& seconds) {
+    const auto now = std::chrono::steady_clock::now();
+    seconds += std::chrono::duration<double>(now - mark_).count();
+    mark_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point mark_ = std::chrono::steady_clock::now();
+};
+
+/// [B, T, D] -> [B * T, D]
+torch::Tensor by_position(const torch::Tensor& hidden) {
+  return hidden.reshape({-1, hidden.size(-1)});
+}
+
+bool all_finite(const torch::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
+
+}  // namespace
+
+torch::Tensor next_token_targets(const Batch& batch) {
+  const torch::Tensor& tokens = batch.tokens;
+  const int64_t length = tokens.size(1);
+  torch::Tensor targets = torch::full_like(tokens, -1);
+  if (length < 2) return targets.flatten();
+  const torch::Tensor next = tokens.narrow(1, 1, length - 1);
+  torch::Tensor into = targets.narrow(1, 0, length - 1);
+  into.copy_(next);
+  if (batch.document.defined())
+    into.masked_fill_(
+        batch.document.narrow(1, 1, length - 1).ne(batch.document.narrow(1, 0, length - 1)), -1);
+  return targets.flatten();
+}
+
+torch::Dtype parse_compute_dtype(const std::string& name) {
+  if (name == "float32") return torch::kFloat32;
+  if (name == "bfloat16") return torch::kBFloat16;
+  fail_usage("no dtype '", name, "' for training; float32 or bfloat16",
+             did_you_mean(name, {"float32", "bfloat16"}));
+}
+
+Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
+    : student_(&student),
+      teacher_(teacher),
+      shares_(loss_shares(options.loss)),
+      loss_(options.loss.chunk_positions, parse_compute_dtype(options.dtype)),
+      optimizer_(options.optimizer) {
+  check(teacher || shares_.kl == 0, "a KL loss needs a teacher");
+  student.model().set_compute_dtype(parse_compute_dtype(options.dtype));
+  student.add_parameters(optimizer_);
+}
+
+double Learner::mean_loss(const LossSums& sums) const {
+  return shares_.kl * sums.mean_kl() + shares_.ce * sums.mean_ce();
+}
+
+torch::Tensor Learner::ask_teacher(const Batch& batch) {
+  if (!teacher_) return {};
+  const torch::NoGradGuard no_grad;
+  return by_position(teacher_->hidden(batch));
+}
+
+LossInputs Learner::inputs(const Batch& batch, const torch::Tensor& hidden,
+                           const torch::Tensor& teacher_hidden) const {
+  LossInputs inputs;
+  inputs.hidden = hidden.detach();
+  inputs.output_weight = student_->model().output_weight().detach();
+  inputs.targets = next_token_targets(batch);
+  if (!teacher_) return inputs;
+  inputs.teacher_hidden = teacher_hidden;
+  inputs.teacher_output = teacher_->output_weight().detach();
+  return inputs;
+}
+
+StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_factor) {
+  StepResult result;
+  Totals totals;
+  for (const Batch& batch : micro_batches) {
+    totals.positions += static_cast<double>(batch.tokens.numel());
+    totals.targets += next_token_targets(batch).ge(0).sum().item<double>();
+  }
+  for (const Batch& batch : micro_batches) learn(batch, totals, result);
+  result.loss = mean_loss(result.sums);
+
+  Stopwatch watch;
+  result.grad_norm = student_->backward();
+  watch.add_to(result.times.quant_backward);
+  if (!std::isfinite(result.grad_norm)) fail_not_finite("gradient norm", result.grad_norm, {}, {});
+  optimizer_.step(student_->gradients(), rate_factor, result.grad_norm);
+  student_->clear_gradients();
+  watch.add_to(result.times.optimizer);
+  student_->materialize();
+  watch.add_to(result.times.materialize);
+  return result;
+}
+
+void Learner::learn(const Batch& batch, const Totals& totals, StepResult& result) {
+  Stopwatch watch;
+  const torch::Tensor teacher_hidden = ask_teacher(batch);
+  watch.add_to(result.times.teacher);
+  const torch::Tensor hidden = by_position(student_->model().hidden(batch));
+  watch.add_to(result.times.forward);
+
+  LossInputs loss_inputs = inputs(batch, hidden, teacher_hidden);
+  loss_inputs.kl_weight = shares_.kl / totals.positions;
+  loss_inputs.ce_weight = totals.targets > 0 ? shares_.ce / totals.targets : 0.0;
+  torch::Tensor& output_gradient = student_->model().output_weight().mutable_grad();
+  LossGradients gradients{{}, output_gradient};
+  const LossSums sums = loss_.run(loss_inputs, &gradients);
+  output_gradient = gradients.output_weight;
+  result.sums += sums;
+  watch.add_to(result.times.loss);
+  if (!std::isfinite(sums.kl + sums.ce))
+    fail_not_finite("loss", mean_loss(sums), hidden, teacher_hidden);
+
+  hidden.backward(gradients.hidden);
+  watch.add_to(result.times.backward);
+}
+
+void Learner::fail_not_finite(const char* what, double value, const torch::Tensor& hidden,
+                              const torch::Tensor& teacher_hidden) const {
+  std::string bad = student_->first_bad_tensor();
+  if (bad.empty() && teacher_hidden.defined() && !all_finite(teacher_hidden))
+    bad = "the teacher's hidden states";
+  if (bad.empty() && hidden.defined() && !all_finite(hidden)) bad = "the student's hidden states";
+  student_->clear_gradients();
+  fail(what, " is ", value, "; first bad tensor: ", bad.empty() ? "the logits" : bad);
+}
+
+LossSums Learner::evaluate(const Batch& batch, torch::Tensor& teacher_hidden) {
+  const torch::NoGradGuard no_grad;
+  if (!teacher_hidden.defined()) teacher_hidden = ask_teacher(batch);
+  const torch::Tensor hidden = by_position(student_->model().hidden(batch));
+  return loss_.run(inputs(batch, hidden, teacher_hidden), nullptr);
+}
+
+}  // namespace nibble

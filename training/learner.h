@@ -1,0 +1,73 @@
+// One optimizer step: teacher and student forward, loss, backward, fake-quant backward, AdamW,
+// materialize. The trainer calls it in a loop, the benchmark times it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/model.h"
+#include "quant/fake/torch.h"
+#include "training/loss.h"
+#include "training/optimizer.h"
+#include "training/student.h"
+#include "training/trainer.h"
+
+namespace nibble {
+
+/// Where a step's time goes, seconds. loss: output matrix, softmax and their gradients.
+struct StepTimes {
+  double teacher = 0, forward = 0, loss = 0, backward = 0;
+  double quant_backward = 0, optimizer = 0, materialize = 0;
+  double total() const {
+    return teacher + forward + loss + backward + quant_backward + optimizer + materialize;
+  }
+};
+
+struct StepResult {
+  LossSums sums;
+  double loss = 0;       // the mean that is minimized
+  double grad_norm = 0;  // of all parameters, before clipping
+  StepTimes times;
+};
+
+class Learner {
+ public:
+  /// student, teacher: must outlive it. teacher: nullptr when the loss has no KL part.
+  Learner(Student& student, Model* teacher, const TrainOptions& options);
+
+  /// One update from the mean loss over all micro-batches. rate_factor: the schedule's. Throws
+  /// Error naming the first bad tensor, and leaves parameters as they were, when loss or gradient
+  /// is not finite.
+  StepResult step(const std::vector<Batch>& micro_batches, double rate_factor);
+  /// The student's loss, without gradients. teacher_hidden: of an earlier call for the same batch,
+  /// or undefined, and then set, so that a batch that is evaluated often asks the teacher once.
+  LossSums evaluate(const Batch& batch, torch::Tensor& teacher_hidden);
+  /// The mean that the options weigh KL and CE to.
+  double mean_loss(const LossSums& sums) const;
+
+  AdamW& optimizer() { return optimizer_; }
+
+ private:
+  struct Totals {
+    double positions = 0, targets = 0;
+  };
+  void learn(const Batch& batch, const Totals& totals, StepResult& result);
+  LossInputs inputs(const Batch& batch, const torch::Tensor& hidden,
+                    const torch::Tensor& teacher_hidden) const;
+  torch::Tensor ask_teacher(const Batch& batch);
+  [[noreturn]] void fail_not_finite(const char* what, double value, const torch::Tensor& hidden,
+                                    const torch::Tensor& teacher_hidden) const;
+
+  Student* student_;
+  Model* teacher_;
+  LossShares shares_;
+  ChunkedLoss loss_;
+  AdamW optimizer_;
+};
+
+/// [B * T] int64: the token that follows each position, -1 at the last of a document or sequence.
+torch::Tensor next_token_targets(const Batch& batch);
+/// "float32" or "bfloat16". Throws Error (usage) for another name.
+torch::Dtype parse_compute_dtype(const std::string& name);
+
+}  // namespace nibble

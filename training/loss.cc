@@ -1,0 +1,146 @@
+#include "training/loss.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/error.h"
+#include "base/threads.h"
+#include "training/softmax_loss.h"
+
+namespace nibble {
+namespace {
+
+/// Loss of every row of `student` [n, V], which becomes dL/dlogits when gradients are wanted.
+LossSums rows_loss(torch::Tensor& student, torch::Tensor& teacher, const int64_t* targets,
+                   const PositionWeights& weights) {
+  const int64_t rows = student.size(0), vocab = student.size(1);
+  float* s = student.mutable_data_ptr<float>();
+  float* t = teacher.defined() ? teacher.mutable_data_ptr<float>() : nullptr;
+  std::vector<PositionLoss> losses(rows);
+  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      losses[row] = softmax_loss(s + row * vocab, t ? t + row * vocab : nullptr, vocab,
+                                 targets ? targets[row] : -1, weights);
+  });
+  LossSums sums;
+  for (int64_t row = 0; row < rows; ++row) {
+    sums.kl += losses[row].kl;
+    sums.ce += losses[row].ce;
+    sums.kl_positions += t != nullptr;
+    sums.ce_positions += targets && targets[row] >= 0;
+  }
+  return sums;
+}
+
+void check_inputs(const LossInputs& in) {
+  check(in.hidden.dim() == 2 && in.output_weight.dim() == 2 &&
+            in.hidden.size(1) == in.output_weight.size(1),
+        "loss: hidden states and output weights do not fit");
+  if (in.teacher_hidden.defined())
+    check(in.teacher_hidden.size(0) == in.hidden.size(0) &&
+              in.teacher_output.size(0) == in.output_weight.size(0),
+          "loss: the teacher has ", in.teacher_output.size(0), " logits at ",
+          in.teacher_hidden.size(0), " positions, the student ", in.output_weight.size(0), " at ",
+          in.hidden.size(0));
+  if (!in.targets.defined()) return;
+  check(in.targets.scalar_type() == torch::kInt64 && in.targets.is_contiguous() &&
+            in.targets.numel() == in.hidden.size(0),
+        "loss: targets must be int64, one a position");
+  check(in.targets.numel() == 0 || (in.targets.max().item<int64_t>() < in.output_weight.size(0) &&
+                                    in.targets.min().item<int64_t>() >= -1),
+        "loss: a target outside the vocabulary of ", in.output_weight.size(0));
+}
+
+}  // namespace
+
+LossSums& LossSums::operator+=(const LossSums& other) {
+  kl += other.kl;
+  ce += other.ce;
+  kl_positions += other.kl_positions;
+  ce_positions += other.ce_positions;
+  return *this;
+}
+
+/// The matrix products around the logits, in the compute dtype; logits themselves are float32.
+struct ChunkedLoss::Products {
+  torch::Dtype dtype;
+
+  torch::Tensor cast(const torch::Tensor& tensor) const { return tensor.to(dtype); }
+  /// out = a b
+  void multiply(torch::Tensor out, const torch::Tensor& a, const torch::Tensor& b) const {
+    if (dtype == torch::kFloat32)
+      at::mm_out(out, a, b);
+    else
+      out.copy_(at::mm(cast(a), cast(b)));
+  }
+  /// out += a b, or a new out
+  void accumulate(torch::Tensor& out, const torch::Tensor& a, const torch::Tensor& b) const {
+    if (!out.defined())
+      out = at::mm(cast(a), cast(b)).to(torch::kFloat32);
+    else if (dtype == torch::kFloat32)
+      out.addmm_(a, b);
+    else
+      out.add_(at::mm(cast(a), cast(b)));
+  }
+};
+
+ChunkedLoss::ChunkedLoss(int64_t chunk_positions, torch::Dtype dtype)
+    : chunk_positions_(chunk_positions), dtype_(dtype) {
+  if (chunk_positions < 1)
+    fail_usage("loss.chunk_positions is ", chunk_positions, ", wanted 1 or more");
+}
+
+torch::Tensor& ChunkedLoss::logits_buffer(torch::Tensor& buffer, int64_t positions, int64_t vocab) {
+  if (!buffer.defined() || buffer.size(0) < positions || buffer.size(1) != vocab)
+    buffer = torch::empty({positions, vocab}, torch::kFloat32);
+  return buffer;
+}
+
+LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
+  const torch::NoGradGuard no_grad;
+  check_inputs(in);
+  const Products products{dtype_};
+  const int64_t positions = in.hidden.size(0), vocab = in.output_weight.size(0);
+  const int64_t chunk = std::min(chunk_positions_, positions);
+  const bool distil = in.teacher_hidden.defined();
+  // Cast once here rather than in every chunk.
+  const torch::Tensor output = products.cast(in.output_weight);
+  const torch::Tensor teacher_output = distil ? products.cast(in.teacher_output) : torch::Tensor();
+  const PositionWeights weights{static_cast<float>(in.kl_weight), static_cast<float>(in.ce_weight),
+                                gradients != nullptr};
+  if (gradients && !gradients->hidden.defined())
+    gradients->hidden = torch::empty({positions, in.hidden.size(1)}, torch::kFloat32);
+
+  LossSums sums;
+  for (int64_t begin = 0; begin < positions; begin += chunk) {
+    const int64_t count = std::min(chunk, positions - begin);
+    const torch::Tensor hidden = in.hidden.narrow(0, begin, count);
+    torch::Tensor student = logits_buffer(student_logits_, chunk, vocab).narrow(0, 0, count);
+    products.multiply(student, hidden, output.t());
+    torch::Tensor teacher;
+    if (distil) {
+      teacher = logits_buffer(teacher_logits_, chunk, vocab).narrow(0, 0, count);
+      products.multiply(teacher, in.teacher_hidden.narrow(0, begin, count), teacher_output.t());
+    }
+    const int64_t* targets =
+        in.targets.defined() ? in.targets.const_data_ptr<int64_t>() + begin : nullptr;
+    sums += rows_loss(student, teacher, targets, weights);
+    if (!gradients) continue;
+    products.multiply(gradients->hidden.narrow(0, begin, count), student, output);
+    products.accumulate(gradients->output_weight, student.t(), hidden);
+  }
+  return sums;
+}
+
+LossShares loss_shares(const LossOptions& options) {
+  if (options.kind == "kl") return {1, 0};
+  if (options.kind == "ce") return {0, 1};
+  if (options.kind != "mix")
+    fail_usage("no loss '", options.kind, "'; kl, ce or mix",
+               did_you_mean(options.kind, {"kl", "ce", "mix"}));
+  if (!(options.ce_weight >= 0 && options.ce_weight <= 1))
+    fail_usage("loss.ce_weight is ", options.ce_weight, ", wanted 0 to 1");
+  return {1 - options.ce_weight, options.ce_weight};
+}
+
+}  // namespace nibble

@@ -1,0 +1,80 @@
+#include "training/optimizer.h"
+
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+
+namespace nibble {
+
+void AdamW::add(const std::string& name, ParameterGroup group, torch::Tensor parameter) {
+  const torch::NoGradGuard no_grad;
+  torch::Tensor value = parameter.detach();
+  torch::Tensor moment1 = torch::zeros_like(value), moment2 = torch::zeros_like(value);
+  parameters_.push_back({name, group, std::move(value), std::move(moment1), std::move(moment2),
+                         torch::zeros({}, torch::kFloat32)});
+}
+
+void AdamW::step(const std::vector<torch::Tensor>& gradients, double rate_factor, double norm) {
+  const torch::NoGradGuard no_grad;
+  check(gradients.size() == parameters_.size(), "optimizer: ", gradients.size(), " gradients for ",
+        parameters_.size(), " parameters");
+  // The kernel divides gradients on its way: clipping costs no pass of its own.
+  torch::Tensor divisor;
+  if (options_.clip_norm > 0 && norm > options_.clip_norm)
+    divisor = torch::full({}, norm / options_.clip_norm, torch::kFloat32);
+  for (ParameterGroup group :
+       {ParameterGroup::kMatrix, ParameterGroup::kScales, ParameterGroup::kVector})
+    step_group(group, gradients, rate_factor, divisor);
+}
+
+void AdamW::step_group(ParameterGroup group, const std::vector<torch::Tensor>& gradients,
+                       double rate_factor, const torch::Tensor& divisor) {
+  std::vector<torch::Tensor> values, grads, moments1, moments2, steps;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& parameter = parameters_[i];
+    if (parameter.group != group || !gradients[i].defined()) continue;
+    parameter.steps.add_(1);
+    values.push_back(parameter.value);
+    grads.push_back(gradients[i]);
+    moments1.push_back(parameter.moment1);
+    moments2.push_back(parameter.moment2);
+    steps.push_back(parameter.steps);
+  }
+  if (values.empty()) return;
+  const double rate =
+      group == ParameterGroup::kScales ? options_.scale_learning_rate : options_.learning_rate;
+  const double decay = group == ParameterGroup::kMatrix ? options_.weight_decay : 0.0;
+  at::_fused_adamw_(values, grads, moments1, moments2, /*max_exp_avg_sqs=*/{}, steps,
+                    rate * rate_factor, options_.beta1, options_.beta2, decay, options_.epsilon,
+                    /*amsgrad=*/false, /*maximize=*/false,
+                    divisor.defined() ? std::optional<at::Tensor>(divisor) : std::nullopt);
+}
+
+std::map<std::string, torch::Tensor> AdamW::moments() const {
+  std::map<std::string, torch::Tensor> all;
+  for (const Parameter& parameter : parameters_) {
+    all[parameter.name + ":moment1"] = parameter.moment1;
+    all[parameter.name + ":moment2"] = parameter.moment2;
+  }
+  return all;
+}
+
+void AdamW::restore(const std::map<std::string, torch::Tensor>& moments, int64_t steps) {
+  const torch::NoGradGuard no_grad;
+  const auto copy = [&](const std::string& name, torch::Tensor& into) {
+    const auto found = moments.find(name);
+    check(found != moments.end(), "no optimizer state '", name, "'");
+    check(found->second.sizes() == into.sizes(), "optimizer state '", name,
+          "' has another shape than its parameter");
+    into.copy_(found->second);
+  };
+  for (Parameter& parameter : parameters_) {
+    copy(parameter.name + ":moment1", parameter.moment1);
+    copy(parameter.name + ":moment2", parameter.moment2);
+    parameter.steps.fill_(static_cast<double>(steps));
+  }
+}
+
+}  // namespace nibble

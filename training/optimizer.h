@@ -1,0 +1,54 @@
+// AdamW (Loshchilov and Hutter 2019) over named float32 parameters in groups, by ATen's fused
+// kernel.
+//
+//   m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2
+//   w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "quant/fake/torch.h"
+#include "training/trainer.h"
+
+namespace nibble {
+
+/// Matrices decay; scales have their own rate and, like norms and biases, no decay.
+enum class ParameterGroup { kMatrix, kScales, kVector };
+
+class AdamW {
+ public:
+  explicit AdamW(const OptimizerOptions& options) : options_(options) {}
+
+  /// Adds a parameter; moments start at zero. Its place in gradients is the order of adding.
+  void add(const std::string& name, ParameterGroup group, torch::Tensor parameter);
+
+  /// One update of every parameter whose gradient is defined. rate_factor: the schedule's share of
+  /// each group's learning rate. norm: of all gradients; where it exceeds clip_norm, gradients are
+  /// scaled down to it (in place).
+  void step(const std::vector<torch::Tensor>& gradients, double rate_factor, double norm);
+
+  int64_t num_parameters() const { return static_cast<int64_t>(parameters_.size()); }
+  /// Moments by "NAME:moment1" and "NAME:moment2": the state itself, not copies.
+  std::map<std::string, torch::Tensor> moments() const;
+  /// Continues from saved moments after `steps` updates. Throws where one is missing or of another
+  /// shape.
+  void restore(const std::map<std::string, torch::Tensor>& moments, int64_t steps);
+
+ private:
+  struct Parameter {
+    std::string name;
+    ParameterGroup group;
+    torch::Tensor value, moment1, moment2;
+    torch::Tensor steps;  // [] float32, as the fused kernel wants it
+  };
+  void step_group(ParameterGroup group, const std::vector<torch::Tensor>& gradients,
+                  double rate_factor, const torch::Tensor& divisor);
+
+  OptimizerOptions options_;
+  std::vector<Parameter> parameters_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,162 @@
+#include "training/student.h"
+
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+#include "base/progress.h"
+
+namespace nibble {
+namespace {
+
+bool learns_scales(const FakeQuantizer& quantizer) {
+  return quantizer.mode() == ScaleMode::kLearned && quantizer.scale_ratios().defined();
+}
+
+bool all_finite(const torch::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
+
+void copy_saved(const std::string& name, const torch::Tensor& saved, torch::Tensor& into) {
+  check(saved.defined() == into.defined() && (!into.defined() || saved.sizes() == into.sizes()),
+        "tensor '", name, "': the checkpoint holds another shape or scale mode");
+  if (into.defined()) into.copy_(saved);
+}
+
+}  // namespace
+
+EncodeMethod parse_encode_method(const std::string& name) {
+  if (name == "search") return EncodeMethod::kSearch;
+  if (name == "ggml") return EncodeMethod::kGgml;
+  if (name == "rtn") return EncodeMethod::kRtn;
+  fail_usage("no initial scales by '", name, "'; search, ggml or rtn",
+             did_you_mean(name, {"search", "ggml", "rtn"}));
+}
+
+Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOptions& options)
+    : model_(std::move(model)) {
+  const torch::NoGradGuard no_grad;
+  const bool quantized = plan && options.type != "none";
+  const ScaleMode mode = parse_scale_mode(options.scales);
+  const EncodeMethod initial = parse_encode_method(options.initial);
+  const std::vector<Weight*> weights = model_->weights();
+  Progress progress("initial scales", static_cast<int64_t>(weights.size()), "tensors");
+  for (Weight* weight : weights) {
+    Trainable& trainable = trainables_.emplace_back(Trainable{weight, {}, {}});
+    progress.update(static_cast<int64_t>(trainables_.size()));
+    weight->value.set_requires_grad(true);
+    if (!quantized) continue;
+    const PlanEntry* entry = plan->find(weight->name);
+    check(entry, "the plan has no tensor '", weight->name, "'");
+    if (entry->target == GgmlType::kF32) continue;
+    trainable.quantizer.emplace(weight->name, require_format(entry->target), mode,
+                                weight->value.detach().clone(), torch::Tensor(), initial);
+  }
+  materialize();
+}
+
+void Student::add_parameters(AdamW& optimizer) const {
+  for (const Trainable& trainable : trainables_) {
+    const std::string& name = trainable.weight->name;
+    const bool matrix = trainable.weight->value.dim() > 1;
+    const torch::Tensor& masters =
+        trainable.quantizer ? trainable.quantizer->weights() : trainable.weight->value;
+    optimizer.add(name, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector, masters);
+    if (trainable.quantizer && learns_scales(*trainable.quantizer))
+      optimizer.add(name + ":scale_ratios", ParameterGroup::kScales,
+                    trainable.quantizer->scale_ratios());
+  }
+}
+
+void Student::materialize() {
+  const torch::NoGradGuard no_grad;
+  for (Trainable& trainable : trainables_)
+    if (trainable.quantizer) trainable.quantizer->materialize(trainable.weight->value);
+}
+
+double Student::backward() {
+  const torch::NoGradGuard no_grad;
+  gradients_.clear();
+  double sum = 0;
+  for (Trainable& trainable : trainables_) {
+    const bool learned = trainable.quantizer && learns_scales(*trainable.quantizer);
+    torch::Tensor gradient = trainable.weight->value.grad();
+    if (!gradient.defined()) {  // a weight that this batch did not use
+      gradients_.resize(gradients_.size() + 1 + learned);
+      continue;
+    }
+    gradient = gradient.contiguous();
+    if (!trainable.quantizer) {
+      sum += squared_norm(gradient);
+      gradients_.push_back(gradient);
+      continue;
+    }
+    FakeQuantizer::Gradients mapped =
+        trainable.quantizer->backward(gradient, trainable.ratio_gradients);
+    sum += mapped.squared_norm;
+    gradients_.push_back(mapped.weights);
+    if (learned) gradients_.push_back(trainable.ratio_gradients = mapped.scale_ratios);
+  }
+  return std::sqrt(sum);
+}
+
+void Student::clear_gradients() {
+  gradients_.clear();
+  for (Trainable& trainable : trainables_) trainable.weight->value.mutable_grad() = torch::Tensor();
+}
+
+std::string Student::first_bad_tensor() const {
+  for (const Trainable& trainable : trainables_) {
+    if (!all_finite(trainable.weight->value)) return trainable.weight->name;
+    if (!trainable.quantizer) continue;
+    if (!all_finite(trainable.quantizer->weights())) return "masters of " + trainable.weight->name;
+    const torch::Tensor& ratios = trainable.quantizer->scale_ratios();
+    if (ratios.defined() && !all_finite(ratios)) return "scales of " + trainable.weight->name;
+  }
+  for (const Trainable& trainable : trainables_) {
+    const torch::Tensor& gradient = trainable.weight->value.grad();
+    if (gradient.defined() && !all_finite(gradient)) return "gradient of " + trainable.weight->name;
+  }
+  return "";
+}
+
+std::vector<TrainedTensor> Student::tensors() const {
+  std::vector<TrainedTensor> all;
+  for (const Trainable& trainable : trainables_) {
+    const Weight& weight = *trainable.weight;
+    TrainedTensor& tensor = all.emplace_back();
+    tensor.name = weight.name;
+    tensor.materialized_hash = content_hash(weight.value.detach());
+    tensor.weights = weight.value.detach();
+    if (!trainable.quantizer) continue;
+    tensor.type = trainable.quantizer->format().type;
+    tensor.mode = trainable.quantizer->mode();
+    tensor.weights = trainable.quantizer->weights();
+    tensor.scale_ratios = trainable.quantizer->scale_ratios();
+    tensor.initial_scales = trainable.quantizer->initial_scales();
+  }
+  return all;
+}
+
+void Student::restore(const std::vector<TrainedTensor>& tensors) {
+  const torch::NoGradGuard no_grad;
+  check(tensors.size() == trainables_.size(), "the checkpoint has ", tensors.size(),
+        " tensors, the model ", trainables_.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const TrainedTensor& saved = tensors[i];
+    Trainable& trainable = trainables_[i];
+    const GgmlType type = trainable.quantizer ? trainable.quantizer->format().type : GgmlType::kF32;
+    check(saved.name == trainable.weight->name && saved.type == type, "the checkpoint has '",
+          saved.name, "' as ", type_name(saved.type), " where the model has '",
+          trainable.weight->name, "' as ", type_name(type));
+    if (!trainable.quantizer) {
+      torch::Tensor value = trainable.weight->value.detach();
+      copy_saved(saved.name, saved.weights, value);
+      continue;
+    }
+    copy_saved(saved.name, saved.weights, trainable.quantizer->weights());
+    copy_saved(saved.name, saved.scale_ratios, trainable.quantizer->scale_ratios());
+    copy_saved(saved.name, saved.initial_scales, trainable.quantizer->initial_scales());
+  }
+  materialize();
+}
+
+}  // namespace nibble

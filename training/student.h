@@ -1,0 +1,63 @@
+// The model that trains: each of its weights on the grid that the plan gives it. A weight of a
+// quantized type has its masters and scales in a FakeQuantizer and holds W^ in Weight::value; one
+// of type F32 (norms, biases) is its own parameter. A tied output is one weight, so it has one
+// state and its gradient is the sum of both uses.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+#include "quant/fake/quantizer.h"
+#include "quant/mix/plan.h"
+#include "training/checkpoint.h"
+#include "training/optimizer.h"
+#include "training/trainer.h"
+
+namespace nibble {
+
+class Student {
+ public:
+  /// Takes a model with its pretrained weights. plan: nullptr or options.type "none" trains it
+  /// unquantized. Chooses initial scales (which can take a while: a bar is shown) and materializes.
+  Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOptions& options);
+
+  Model& model() { return *model_; }
+  /// Registers all parameters, in the order that gradients() uses.
+  void add_parameters(AdamW& optimizer) const;
+  /// W^ of every quantized weight, from its masters and scales.
+  void materialize();
+  /// After the last micro-batch: turns dL/dW^ into the gradients of all parameters. Returns their
+  /// norm.
+  double backward();
+  const std::vector<torch::Tensor>& gradients() const { return gradients_; }
+  /// Lets go of all gradients; the next micro-batch starts new ones.
+  void clear_gradients();
+
+  /// Name of the first tensor with a value that is not finite ("blk.0.ffn_up.weight", "gradient of
+  /// ..."), or "".
+  std::string first_bad_tensor() const;
+  /// Masters and scales, not copied, with the hash of each W^.
+  std::vector<TrainedTensor> tensors() const;
+  /// Takes masters and scales from a checkpoint of the same model and plan, and materializes.
+  void restore(const std::vector<TrainedTensor>& tensors);
+
+ private:
+  struct Trainable {
+    Weight* weight;
+    std::optional<FakeQuantizer> quantizer;
+    torch::Tensor ratio_gradients;  // reused from step to step
+  };
+  std::unique_ptr<Model> model_;
+  std::vector<Trainable> trainables_;
+  std::vector<torch::Tensor> gradients_;
+};
+
+/// "search", "ggml", "rtn". Throws Error (usage) for another name.
+EncodeMethod parse_encode_method(const std::string& name);
+
+}  // namespace nibble
