@@ -1,0 +1,154 @@
+#include "quant/mix/quantize_file.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "base/version.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/include/ggml.h
+// Rows are handled in pieces of about this many weights: 16 MB as float32, enough work for many threads.
+constexpr int64_t kPieceWeights = int64_t{1} << 22;
+
+struct MethodName {
+  EncodeMethod method;
+  std::string_view name;
+};
+
+constexpr MethodName kMethodNames[] = {
+    {EncodeMethod::kGgml, "ggml"}, {EncodeMethod::kRtn, "rtn"}, {EncodeMethod::kSearch, "search"}};
+
+/// Throws unless the plan is one for this file and every conversion it asks for can be had.
+void check_plan(const GgufFile& source, const Plan& plan) {
+  const auto& tensors = source.tensors();
+  check(plan.entries.size() == tensors.size(), "the plan has ", plan.entries.size(), " tensors, the file ",
+        tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const PlanEntry& entry = plan.entries[i];
+    with_frame(concat("tensor '", tensors[i].name, "'"), [&] {
+      check(entry.tensor == tensors[i].name, "the plan has '", entry.tensor, "' in its place");
+      check(entry.shape == tensors[i].shape && entry.source == tensors[i].type,
+            "the plan wants another shape or type (", type_name(entry.source), ") than the file has (",
+            type_name(tensors[i].type), ")");
+      if (entry.target == entry.source) return;
+      require_format(entry.source);
+      require_format(entry.target);
+    });
+  }
+}
+
+/// The weights of rows [first, first + rows): straight from the map where they are float32, else decoded to `buffer`.
+std::span<const float> rows_of(const GgufTensor& tensor, int64_t first, int64_t rows,
+                               std::vector<float>& buffer) {
+  const int64_t stride = row_bytes(tensor.type, tensor.row_length());
+  const auto bytes = tensor.data.subspan(static_cast<size_t>(first * stride), static_cast<size_t>(rows * stride));
+  const auto count = static_cast<size_t>(rows * tensor.row_length());
+  // A file may set general.alignment to 1, and a float must not be read from an odd address.
+  const bool in_place = reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0;
+  if (tensor.type == GgmlType::kF32 && in_place)
+    return {reinterpret_cast<const float*>(bytes.data()), count};
+  buffer.resize(count);
+  decode_tensor(tensor.type, bytes, buffer);
+  return buffer;
+}
+
+void check_finite(std::span<const float> weights, int64_t first_row, int64_t row_length) {
+  // Counting first keeps the loop free of branches, so that the compiler can vectorize it.
+  int64_t bad = 0;
+  for (const float w : weights) bad += !(std::abs(w) <= std::numeric_limits<float>::max());
+  if (bad == 0) return;
+  const auto found = std::find_if_not(weights.begin(), weights.end(), [](float w) { return std::isfinite(w); });
+  const int64_t index = found - weights.begin();
+  fail("row ", first_row + index / row_length, ", column ", index % row_length, " is ", *found);
+}
+
+/// The bytes of rows [first, first + rows) in the target type. `buffer` keeps its memory from piece to piece.
+std::vector<std::byte> convert_rows(const GgufTensor& tensor, GgmlType target, EncodeMethod method,
+                                    int64_t first, int64_t rows, std::vector<float>& buffer) {
+  const auto weights = rows_of(tensor, first, rows, buffer);
+  return encode_tensor(target, weights, tensor.row_length(), {}, method, first);
+}
+
+void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType target,
+                  EncodeMethod method, GgufWriter& writer) {
+  const std::string frame = concat(source.path(), ": tensor '", tensor.name, "'");
+  const int64_t piece = std::max<int64_t>(1, kPieceWeights / tensor.row_length());
+  std::vector<float> buffer;
+  for (int64_t first = 0; first < tensor.num_rows(); first += piece) {
+    const int64_t rows = std::min(piece, tensor.num_rows() - first);
+    if (target != tensor.type) {
+      writer.write(with_frame(
+          frame, [&] { return convert_rows(tensor, target, method, first, rows, buffer); }));
+      continue;
+    }
+    if (find_format(target))
+      with_frame(frame, [&] {
+        check_finite(rows_of(tensor, first, rows, buffer), first, tensor.row_length());
+      });
+    const int64_t stride = row_bytes(target, tensor.row_length());
+    writer.write(tensor.data.subspan(static_cast<size_t>(first * stride), static_cast<size_t>(rows * stride)));
+  }
+}
+
+}  // namespace
+
+std::string_view method_name(EncodeMethod method) {
+  return std::find_if(std::begin(kMethodNames), std::end(kMethodNames),
+                      [&](const MethodName& row) { return row.method == method; })
+      ->name;
+}
+
+EncodeMethod method_named(std::string_view name) {
+  std::vector<std::string> names;
+  for (const MethodName& row : kMethodNames) {
+    if (row.name == name) return row.method;
+    names.emplace_back(row.name);
+  }
+  fail_usage("unknown method '", name, "'", did_you_mean(name, names), "; ggml, rtn and search are there");
+}
+
+GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method) {
+  GgufMetadata metadata;
+  for (const auto& [key, value] : source.pairs())
+    if (!key.starts_with("split.") && !key.starts_with("nibble.")) metadata.set(key, value);
+  // llama-quantize takes the two keys out and appends them, and so do we: the headers can be compared.
+  metadata.erase("general.quantization_version");
+  metadata.set("general.quantization_version", kQuantizationVersion);
+  metadata.erase("general.file_type");
+  metadata.set("general.file_type", static_cast<uint32_t>(file_type));
+  metadata.set("nibble.version", std::string(kProgramVersion));
+  metadata.set("nibble.method", std::string(method_name(method)));
+  return metadata;
+}
+
+QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
+                            const std::string& out_path) {
+  const auto start = std::chrono::steady_clock::now();
+  with_frame(source.path(), [&] { check_plan(source, plan); });
+  std::vector<GgufWriter::Tensor> table;
+  for (const PlanEntry& entry : plan.entries) table.push_back({entry.tensor, entry.shape, entry.target});
+  GgufWriter writer(out_path, quantized_metadata(source.metadata(), plan.file_type, method), table);
+  QuantizeStats stats;
+  stats.bytes = plan.total_bytes();
+  Progress progress("quantize", static_cast<int64_t>(table.size()), "tensors");
+  for (const PlanEntry& entry : plan.entries) {
+    const GgufTensor& tensor = source.tensors()[static_cast<size_t>(stats.num_tensors)];
+    write_tensor(source, tensor, entry.target, method, writer);
+    stats.num_converted += entry.target != entry.source;
+    stats.num_weights += tensor.num_weights();
+    stats.source_bytes += static_cast<int64_t>(tensor.data.size());
+    progress.update(++stats.num_tensors, tensor.name);
+  }
+  writer.finish();
+  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return stats;
+}
+
+}  // namespace nibble

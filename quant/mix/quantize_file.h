@@ -1,0 +1,40 @@
+// Post-training quantization of a whole file: source, plan and method in, GGUF file out, tensor by tensor.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "io/gguf.h"
+#include "quant/format/registry.h"
+#include "quant/mix/plan.h"
+
+namespace nibble {
+
+struct QuantizeStats {
+  int64_t num_tensors = 0;
+  int64_t num_converted = 0;  // tensors whose type changed; the others were copied
+  int64_t num_weights = 0;
+  int64_t source_bytes = 0;  // of tensor data
+  int64_t bytes = 0;         // of tensor data written
+  double seconds = 0;
+  double bits_per_weight() const { return num_weights ? 8.0 * bytes / num_weights : 0.0; }
+};
+
+/// "ggml", "rtn", "search".
+std::string_view method_name(EncodeMethod method);
+/// Throws Error (usage) for another name.
+EncodeMethod method_named(std::string_view name);
+
+/// The source's metadata with what llama-quantize changes in it (general.quantization_version and general.file_type
+/// set, split.* dropped), and nibble.version and nibble.method after it. Other nibble.* keys told of the source
+/// file and are dropped.
+GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method);
+
+/// Writes `out_path` whole or not at all, tensors in the source's order, a bounded number of rows in memory. Shows a
+/// progress bar. Throws Error: a tensor that the plan and the source do not agree on, a type without a codec
+/// (both before anything is written), a NaN or infinity (tensor, row, column), a full disk.
+QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
+                            const std::string& out_path);
+
+}  // namespace nibble

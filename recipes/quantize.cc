@@ -1,0 +1,187 @@
+// nibble quantize: post-training quantization of a GGUF file, with llama-quantize's rules and flags.
+#include <cstdio>
+#include <cxxopts.hpp>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/threads.h"
+#include "quant/mix/plan.h"
+#include "quant/mix/quantize_file.h"
+#include "recipes/recipe.h"
+
+namespace nibble {
+namespace {
+
+constexpr const char* kIntroduction =
+    "Quantizes a GGUF file. Which tensor gets which type follows llama-quantize's rules; how the numbers\n"
+    "are chosen is the method:\n"
+    "  search  the scales with the lowest squared error that it finds; at least as good as ggml's (default)\n"
+    "  ggml    llama-quantize's own choice, byte for byte\n"
+    "  rtn     scales from each block's range, codes by rounding to nearest\n";
+
+constexpr const char* kExamples =
+    "\nExamples:\n"
+    "  nibble quantize model-f32.gguf model-q4_0.gguf Q4_0\n"
+    "  nibble quantize model-f32.gguf model-q4_0.gguf Q4_0 --method ggml    llama-quantize's bytes\n"
+    "  nibble quantize model-f32.gguf model.gguf Q4_0 --tensor-type attn_v=q8_0\n"
+    "  nibble quantize model-f32.gguf model.gguf Q4_0 --dry-run             the plan, nothing written\n";
+
+cxxopts::Options make_options() {
+  cxxopts::Options options("nibble quantize", kIntroduction);
+  options.custom_help("[OPTIONS]").positional_help("IN.gguf OUT.gguf TYPE [THREADS]");
+  options.add_options("Choice")
+      ("method", "ggml, rtn or search", cxxopts::value<std::string>()->default_value("search"), "M")
+      ("pure", "give every tensor that is quantized TYPE itself, the output too")
+      ("leave-output-tensor", "keep output.weight as it is")
+      ("output-tensor-type", "type of output.weight", cxxopts::value<std::string>(), "T")
+      ("token-embedding-type", "type of token_embd.weight", cxxopts::value<std::string>(), "T")
+      ("tensor-type", "type of the tensors whose name has NAME (a regular expression) in it; may be repeated",
+       cxxopts::value<std::vector<std::string>>(), "NAME=T")
+      ("allow-requantize", "also convert tensors that are quantized already (loses quality twice)");
+  options.add_options("Output")
+      ("dry-run", "print the plan and the size, write nothing")
+      ("json", "print one JSON object on stdout")
+      ("q,quiet", "no progress bar and no notes")
+      ("h,help", "print this");
+  options.add_options("Positional")
+      ("input", "", cxxopts::value<std::string>())
+      ("output", "", cxxopts::value<std::string>())
+      ("type", "", cxxopts::value<std::string>())
+      ("threads", "", cxxopts::value<int>())
+      ("rest", "", cxxopts::value<std::vector<std::string>>());
+  options.parse_positional({"input", "output", "type", "threads", "rest"});
+  return options;
+}
+
+std::string help_text(const cxxopts::Options& options) {
+  std::string types;
+  for (const std::string& name : plan_type_names()) types += (types.empty() ? "" : ", ") + name;
+  return options.help({"Choice", "Output"}) + "\nTYPE: " + types + "\n" + kExamples;
+}
+
+cxxopts::ParseResult parse(cxxopts::Options& options, int argc, char** argv) {
+  try {
+    return options.parse(argc, argv);
+  } catch (const cxxopts::exceptions::exception& error) {
+    fail_usage(error.what(), "; see nibble quantize --help");
+  }
+}
+
+std::string positional(const cxxopts::ParseResult& arguments, const char* name, const char* shown) {
+  if (!arguments.count(name)) fail_usage("no ", shown, "; wants IN.gguf OUT.gguf TYPE, see --help");
+  return arguments[name].as<std::string>();
+}
+
+GgmlType tensor_type_named(const std::string& name, std::string_view option) {
+  const GgmlTypeInfo* info = find_ggml_type(std::string_view(name));
+  if (!info) fail_usage("--", option, ": unknown tensor type '", name, "'");
+  return info->type;
+}
+
+PlanOptions plan_options(const cxxopts::ParseResult& arguments) {
+  PlanOptions options;
+  options.type_name = positional(arguments, "type", "TYPE");
+  options.pure = arguments.count("pure");
+  options.allow_requantize = arguments.count("allow-requantize");
+  options.leave_output_tensor = arguments.count("leave-output-tensor");
+  if (arguments.count("output-tensor-type"))
+    options.output_type =
+        tensor_type_named(arguments["output-tensor-type"].as<std::string>(), "output-tensor-type");
+  if (arguments.count("token-embedding-type"))
+    options.token_embedding_type =
+        tensor_type_named(arguments["token-embedding-type"].as<std::string>(), "token-embedding-type");
+  if (!arguments.count("tensor-type")) return options;
+  for (const std::string& pair : arguments["tensor-type"].as<std::vector<std::string>>()) {
+    const size_t equals = pair.rfind('=');
+    if (equals == 0 || equals == std::string::npos)
+      fail_usage("--tensor-type: wants NAME=TYPE, found '", pair, "'");
+    options.tensor_types.emplace_back(pair.substr(0, equals),
+                                      tensor_type_named(pair.substr(equals + 1), "tensor-type"));
+  }
+  return options;
+}
+
+/// "210 Q4_0, 61 F32, 1 Q8_0", the most frequent first.
+std::string count_types(const Plan& plan) {
+  std::map<std::string_view, int64_t> counts;
+  for (const PlanEntry& entry : plan.entries) ++counts[type_name(entry.target)];
+  std::vector<std::pair<std::string_view, int64_t>> sorted(counts.begin(), counts.end());
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [](const auto& a, const auto& b) { return a.second > b.second; });
+  std::string text;
+  for (const auto& [name, count] : sorted) text += concat(text.empty() ? "" : ", ", count, " ", name);
+  return text;
+}
+
+void print_plan(const Plan& plan) {
+  for (const PlanEntry& entry : plan.entries)
+    std::cout << concat(entry.tensor, "  ", type_name(entry.source), " -> ", type_name(entry.target), "  (",
+                        entry.reason, ")\n");
+  std::cout << concat(count_types(plan), "; ", format_bytes(plan.total_bytes()), " of tensor data\n");
+}
+
+void print_stats(const std::string& path, const Plan& plan, const QuantizeStats& stats) {
+  char numbers[96];
+  std::snprintf(numbers, sizeof numbers, "%.2f bits per weight, %.1f s", stats.bits_per_weight(), stats.seconds);
+  std::cout << concat(path, ": ", plan.type_name, ", ", format_bytes(stats.bytes), " of tensor data, ", numbers,
+                      " (", count_types(plan), ")\n");
+}
+
+std::string stats_json(const std::string& path, const Plan& plan, EncodeMethod method,
+                       const QuantizeStats& stats) {
+  const nlohmann::ordered_json json = {
+      {"name", path},           {"type", plan.type_name},           {"method", method_name(method)},
+      {"bytes", stats.bytes},   {"source_bytes", stats.source_bytes}, {"bpw", stats.bits_per_weight()},
+      {"weights", stats.num_weights}, {"tensors", stats.num_tensors}, {"converted", stats.num_converted},
+      {"seconds", stats.seconds}};
+  return json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+void set_threads(const cxxopts::ParseResult& arguments) {
+  if (arguments.count("rest"))
+    fail_usage("'", arguments["rest"].as<std::vector<std::string>>()[0], "' is one argument too many");
+  if (!arguments.count("threads")) return;
+  const int threads = arguments["threads"].as<int>();
+  if (threads < 1 || threads > 1024) fail_usage("THREADS: wants 1 to 1024, found ", threads);
+  set_num_threads(threads);
+}
+
+}  // namespace
+
+int run_quantize(int argc, char** argv) {
+  cxxopts::Options options = make_options();
+  const cxxopts::ParseResult arguments = parse(options, argc, argv);
+  if (arguments.count("help")) {
+    std::cout << help_text(options);
+    return 0;
+  }
+  const std::string in = positional(arguments, "input", "IN.gguf");
+  const std::string out = positional(arguments, "output", "OUT.gguf");
+  const PlanOptions choices = plan_options(arguments);
+  const EncodeMethod method = method_named(arguments["method"].as<std::string>());
+  const bool json = arguments.count("json"), quiet = arguments.count("quiet");
+  set_quiet_log(quiet);
+  Progress::set_quiet(quiet);
+  set_threads(arguments);
+  std::error_code missing;
+  if (std::filesystem::equivalent(in, out, missing)) fail_usage(in, ": IN and OUT are the same file");
+
+  const GgufFile source = GgufFile::open(in);
+  const Plan plan = make_plan(source, choices);
+  if (arguments.count("dry-run")) {
+    json ? void(std::cout << plan.to_json()) : print_plan(plan);
+    return 0;
+  }
+  if (method == EncodeMethod::kSearch)
+    note("method search: at most llama-quantize's error, so not its bytes; --method ggml writes those");
+  const QuantizeStats stats = quantize_file(source, plan, method, out);
+  json ? void(std::cout << stats_json(out, plan, method, stats)) : print_stats(out, plan, stats);
+  return 0;
+}
+
+}  // namespace nibble
