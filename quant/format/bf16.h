@@ -10,7 +10,7 @@ struct BF16 : FloatFormat<BF16> {
   static constexpr GgmlType kType = GgmlType::kBF16;
   static constexpr int kFtype = 32;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t bits;
   };
   static_assert(sizeof(Block) == 2);

@@ -15,6 +15,9 @@
 
 namespace nibble {
 
+/// Weights that decode() unpacks at a time.
+constexpr int kChunk = 16;
+
 /// Levels of a group of weights: value = step * q (+ offset), q an integer. inverse is 1 / step, or 0 for step 0.
 struct Grid {
   float step;
@@ -22,16 +25,20 @@ struct Grid {
   float offset;
 };
 
+/// Blocks lie in files and tensors at any address: NIBBLE_PACKED gives a Block alignment 1, so that it is read in place.
+/// (A copy made by memcpy goes through general registers, and vector loads from it then stall.)
+#define NIBBLE_PACKED __attribute__((packed, may_alias))
+
 template <class Block>
-NIBBLE_HD Block load_block(const std::byte* from) {
-  Block block;
-  memcpy(&block, from, sizeof block);
-  return block;
+NIBBLE_HD const Block& block_at(const std::byte* bytes) {
+  static_assert(alignof(Block) == 1);
+  return *reinterpret_cast<const Block*>(bytes);
 }
 
 template <class Block>
-NIBBLE_HD void store_block(const Block& block, std::byte* to) {
-  memcpy(to, &block, sizeof block);
+NIBBLE_HD Block& block_at(std::byte* bytes) {
+  static_assert(alignof(Block) == 1);
+  return *reinterpret_cast<Block*>(bytes);
 }
 
 /// `lo > x` and not `x < lo`: a NaN stays NaN, so that training sees it, and one instruction does it.

@@ -71,13 +71,13 @@ NIBBLE_HOST void encode_row(const float* weights, const float* importance, std::
   using Block = typename F::Block;
   if constexpr (F::kNumScales == 0) {
     for (int64_t i = 0; i < length; ++i) {
-      store_block(F::nearest(weights[i]), blocks + i * sizeof(Block));
+      block_at<Block>(blocks + i * sizeof(Block)) = F::nearest(weights[i]);
     }
   } else {
     const float sigma2 =
         importance && method != EncodeMethod::kRtn ? mean_square(weights, length) : 0.0f;
     for (int64_t first = 0; first < length; first += F::kBlockSize) {
-      Block block;
+      Block& block = block_at<Block>(blocks + first / F::kBlockSize * sizeof(Block));
       if (method == EncodeMethod::kRtn) {
         encode_by_range<F>(weights + first, block);
       } else {
@@ -88,7 +88,6 @@ NIBBLE_HOST void encode_row(const float* weights, const float* importance, std::
           encode_by_search<F>(weights + first, importance ? importance + first : nullptr, block);
         }
       }
-      store_block(block, blocks + first / F::kBlockSize * sizeof(Block));
     }
   }
 }

@@ -10,7 +10,7 @@ struct F16 : FloatFormat<F16> {
   static constexpr GgmlType kType = GgmlType::kF16;
   static constexpr int kFtype = 1;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t bits;
   };
   static_assert(sizeof(Block) == 2);

@@ -10,7 +10,7 @@ struct F32 : FloatFormat<F32> {
   static constexpr GgmlType kType = GgmlType::kF32;
   static constexpr int kFtype = 0;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint32_t bits;
   };
   static_assert(sizeof(Block) == 4);

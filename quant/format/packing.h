@@ -1,4 +1,4 @@
-// Bits of codes in the bytes of 32-weight blocks: nibbles and fifth bits.
+// Bits of codes in the bytes of 32-weight blocks: nibbles and fifth bits. Little-endian, whatever the machine.
 #pragma once
 
 #include "quant/format/block.h"
@@ -7,6 +7,27 @@ namespace nibble {
 
 /// Byte j holds weight j in its low and weight j + 16 in its high nibble.
 NIBBLE_HD int nibble_of(const uint8_t* qs, int i) { return (qs[i % 16] >> (i / 16 * 4)) & 15; }
+
+NIBBLE_HD uint32_t load_word(const uint8_t* bytes) {
+  return static_cast<uint32_t>(bytes[0]) | static_cast<uint32_t>(bytes[1]) << 8 |
+         static_cast<uint32_t>(bytes[2]) << 16 | static_cast<uint32_t>(bytes[3]) << 24;
+}
+
+/// 16 codes from weight `first` (0 or 16), less `shift`. One loop over bits whose places the compiler can see, for it to
+/// vectorize.
+NIBBLE_HD void unpack_4_bits(const uint8_t* qs, int first, int shift, int32_t* codes) {
+  for (int k = 0; k < kChunk; ++k) codes[k] = ((qs[k] >> (first / 4)) & 15) - shift;
+}
+
+/// The same with bit i of a little-endian word as bit 4 of code i.
+NIBBLE_HD void unpack_5_bits(const uint8_t* qs, const uint8_t* qh, int first, int shift,
+                             int32_t* codes) {
+  const uint32_t fifth = load_word(qh) >> first;
+  for (int k = 0; k < kChunk; ++k) {
+    const int high = static_cast<int>((fifth >> k & 1u) << 4);
+    codes[k] = (((qs[k] >> (first / 4)) & 15) | high) - shift;
+  }
+}
 
 /// Bit i of a little-endian word.
 NIBBLE_HD int bit_of(const uint8_t* qh, int i) { return (qh[i / 8] >> (i % 8)) & 1; }

@@ -18,7 +18,7 @@ struct Q2_0 : StepFormat<Q2_0> {
   static constexpr int kQMin = -1;
   static constexpr int kQMax = 2;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t d;
     uint8_t qs[kBlockSize / 4];
   };
@@ -26,6 +26,10 @@ struct Q2_0 : StepFormat<Q2_0> {
 
   static NIBBLE_HD int code(const Block& block, int i) {
     return ((block.qs[i / 4] >> (i % 4 * 2)) & 3) - 1;
+  }
+  static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
+    const uint32_t word = load_word(block.qs + first / 4);
+    for (int k = 0; k < kChunk; ++k) codes[k] = static_cast<int32_t>(word >> 2 * k & 3u) - 1;
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     for (int j = 0; j < kBlockSize / 4; ++j) {

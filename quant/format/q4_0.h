@@ -18,7 +18,7 @@ struct Q4_0 : StepFormat<Q4_0> {
   static constexpr int kQMin = -8;
   static constexpr int kQMax = 7;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t d;
     uint8_t qs[kBlockSize / 2];
   };
@@ -26,6 +26,9 @@ struct Q4_0 : StepFormat<Q4_0> {
 
   static NIBBLE_HD int code(const Block& block, int i) {
     return nibble_of(block.qs, i) - 8;
+  }
+  static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
+    unpack_4_bits(block.qs, first, 8, codes);
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     pack_nibbles(codes, 8, block.qs);

@@ -18,7 +18,7 @@ struct Q4_1 : StepOffsetFormat<Q4_1> {
   static constexpr int kQMin = 0;
   static constexpr int kQMax = 15;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t d;
     uint16_t m;
     uint8_t qs[kBlockSize / 2];
@@ -27,6 +27,9 @@ struct Q4_1 : StepOffsetFormat<Q4_1> {
 
   static NIBBLE_HD int code(const Block& block, int i) {
     return nibble_of(block.qs, i);
+  }
+  static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
+    unpack_4_bits(block.qs, first, 0, codes);
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     pack_nibbles(codes, 0, block.qs);

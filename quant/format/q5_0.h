@@ -18,7 +18,7 @@ struct Q5_0 : StepFormat<Q5_0> {
   static constexpr int kQMin = -16;
   static constexpr int kQMax = 15;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t d;
     uint8_t qh[4];
     uint8_t qs[kBlockSize / 2];
@@ -27,6 +27,9 @@ struct Q5_0 : StepFormat<Q5_0> {
 
   static NIBBLE_HD int code(const Block& block, int i) {
     return nibble_of(block.qs, i) + 16 * bit_of(block.qh, i) - 16;
+  }
+  static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
+    unpack_5_bits(block.qs, block.qh, first, 16, codes);
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     pack_nibbles(codes, 16, block.qs);

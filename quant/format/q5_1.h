@@ -18,7 +18,7 @@ struct Q5_1 : StepOffsetFormat<Q5_1> {
   static constexpr int kQMin = 0;
   static constexpr int kQMax = 31;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t d;
     uint16_t m;
     uint8_t qh[4];
@@ -28,6 +28,9 @@ struct Q5_1 : StepOffsetFormat<Q5_1> {
 
   static NIBBLE_HD int code(const Block& block, int i) {
     return nibble_of(block.qs, i) + 16 * bit_of(block.qh, i);
+  }
+  static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
+    unpack_5_bits(block.qs, block.qh, first, 0, codes);
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     pack_nibbles(codes, 0, block.qs);

@@ -16,13 +16,16 @@ struct Q8_0 : StepFormat<Q8_0> {
   static constexpr int kQMin = -127;
   static constexpr int kQMax = 127;
 
-  struct Block {
+  struct NIBBLE_PACKED Block {
     uint16_t d;
     int8_t qs[kBlockSize];
   };
   static_assert(sizeof(Block) == 34);
 
   static NIBBLE_HD int code(const Block& block, int i) { return block.qs[i]; }
+  static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
+    for (int k = 0; k < kChunk; ++k) codes[k] = block.qs[first + k];
+  }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     memcpy(block.qs, codes, sizeof block.qs);
   }

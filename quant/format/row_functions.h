@@ -18,7 +18,7 @@ NIBBLE_TARGET_OPTIONS void decode(const std::byte* blocks, float* out, int64_t n
   using Block = typename F::Block;
 #pragma GCC ivdep
   for (int64_t i = 0; i < num_blocks; ++i) {
-    F::decode(load_block<Block>(blocks + i * sizeof(Block)), out + i * F::kBlockSize);
+    F::decode(block_at<Block>(blocks + i * sizeof(Block)), out + i * F::kBlockSize);
   }
 }
 
@@ -32,7 +32,7 @@ template <class F>
 NIBBLE_TARGET_OPTIONS void scales_of(const std::byte* blocks, float* scales, int64_t num_blocks) {
   using Block = typename F::Block;
   for (int64_t i = 0; i < num_blocks; ++i) {
-    F::scales_of(load_block<Block>(blocks + i * sizeof(Block)), scales + i * F::kNumScales);
+    F::scales_of(block_at<Block>(blocks + i * sizeof(Block)), scales + i * F::kNumScales);
   }
 }
 
@@ -48,9 +48,8 @@ NIBBLE_TARGET_OPTIONS void encode_with(const float* weights, const float* snappe
                                        std::byte* blocks, int64_t num_blocks) {
   using Block = typename F::Block;
   for (int64_t i = 0; i < num_blocks; ++i) {
-    Block block;
-    F::encode_with(weights + i * F::kBlockSize, snapped + i * F::kNumScales, block);
-    store_block(block, blocks + i * sizeof(Block));
+    F::encode_with(weights + i * F::kBlockSize, snapped + i * F::kNumScales,
+                   block_at<Block>(blocks + i * sizeof(Block)));
   }
 }
 

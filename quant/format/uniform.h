@@ -1,7 +1,7 @@
 // Block formats whose levels are evenly spaced: value = d * q, or d * q + m, with one grid per block or one per
 // group of weights in it (K-quants). A format F derives from Uniform<F> and gives
 //   kType, kFtype, Block, kBlockSize, kGroupSize, kQMin, kQMax (the q's that encoders use),
-//   code(block, i) -> q of weight i, pack(q's, block), and encode_ggml(weights, importance, block);
+//   code(block, i) -> q of weight i, unpack(block, first, 16 q's), pack(q's, block), and encode_ggml(weights, importance, block);
 // and, by StepFormat or StepOffsetFormat or of its own: kNumScales, kHasOffset,
 //   scales_of(block, scales), set_scales(block, scales), snap(scales, snapped), grid(snapped, group) and
 //   scale_gradients(snapped, step sums, offset sums, gradients): what the groups' sums mean for the scales.
@@ -11,10 +11,6 @@
 #include "quant/format/block.h"
 
 namespace nibble {
-
-/// Sums run in this many interleaved partial sums, folded pairwise, on CPU and GPU alike: the order is part of the
-/// definition, so that every instruction set gives the same bits.
-constexpr int kPartialSums = 16;
 
 /// The q of least |value - w|, ties to even, as a float.
 template <class F>
@@ -44,8 +40,10 @@ NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid) {
   return {in_range ? g : 0.0f, g * (in_range ? q - x : q), in_range ? 0.0f : g};
 }
 
+/// Sums over weights run in kChunk interleaved partial sums, folded here, on CPU and GPU alike: the order is part of the
+/// definition, so that every instruction set gives the same bits.
 NIBBLE_HD float fold_sums(float* sums) {
-  for (int width = kPartialSums / 2; width > 0; width /= 2) {
+  for (int width = kChunk / 2; width > 0; width /= 2) {
     for (int k = 0; k < width; ++k) sums[k] += sums[k + width];
   }
   return sums[0];
@@ -60,9 +58,12 @@ struct Uniform {
     F::scales_of(block, scales);
     for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
       const Grid grid = F::grid(scales, group);
-#pragma GCC ivdep
-      for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
-        out[i] = value_of<F>(static_cast<float>(F::code(block, i)), grid);
+      for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize; first += kChunk) {
+        int32_t codes[kChunk];
+        F::unpack(block, first, codes);
+        for (int k = 0; k < kChunk; ++k) {
+          out[first + k] = value_of<F>(static_cast<float>(codes[k]), grid);
+        }
       }
     }
   }
@@ -97,11 +98,11 @@ struct Uniform {
     float step_sums[kNumGroups], offset_sums[kNumGroups];
     for (int group = 0; group < kNumGroups; ++group) {
       const Grid grid = F::grid(snapped, group);
-      float steps[kPartialSums] = {}, offsets[kPartialSums] = {};
+      float steps[kChunk] = {}, offsets[kChunk] = {};
       for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;
-           first += kPartialSums) {
+           first += kChunk) {
 #pragma GCC ivdep
-        for (int k = 0; k < kPartialSums; ++k) {
+        for (int k = 0; k < kChunk; ++k) {
           const WeightGradient part =
               gradient_of<F>(weights[first + k], grad_out[first + k], grid);
           grad_weights[first + k] = part.weight;
