@@ -84,6 +84,7 @@ Checkpoint read_checkpoint(const SafetensorsFile& file) {
   checkpoint.seconds = state.at("seconds").get<double>();
   checkpoint.held_out_loss = state.at("held_out_loss").get<double>();
   checkpoint.best_held_out_loss = state.at("best_held_out_loss").get<double>();
+  checkpoint.best_step = state.at("best_step").get<int64_t>();
   checkpoint.plan = Plan::from_json(require(metadata, "nibble.plan"));
   checkpoint.options_json = require(metadata, "nibble.options");
   for (const Json& description : Json::parse(require(metadata, "nibble.tensors")))
@@ -124,7 +125,8 @@ void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {
                       {"seed", checkpoint.seed},
                       {"seconds", checkpoint.seconds},
                       {"held_out_loss", checkpoint.held_out_loss},
-                      {"best_held_out_loss", checkpoint.best_held_out_loss}};
+                      {"best_held_out_loss", checkpoint.best_held_out_loss},
+                      {"best_step", checkpoint.best_step}};
   write_safetensors(path, all.entries,
                     {{"nibble.format", kLayout},
                      {"nibble.state", state.dump()},

@@ -32,6 +32,7 @@ struct Checkpoint {
   double seconds = 0;              // of training so far
   double held_out_loss = -1;       // -1: never evaluated
   double best_held_out_loss = -1;  // of the run so far; -1: never evaluated
+  int64_t best_step = -1;
   Plan plan;
   std::string options_json;            // the TrainOptions, one JSON object
   std::vector<TrainedTensor> tensors;  // in the model's order

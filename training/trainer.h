@@ -1,4 +1,5 @@
-// The training loop: fake-quantized student, distillation from the unquantized teacher, AdamW, checkpoints, metrics.
+// The training loop: fake-quantized student, distillation from the unquantized teacher, AdamW,
+// checkpoints, metrics.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +18,15 @@ namespace nibble {
 struct DataOptions {
   std::vector<std::string> files;  // paths or globs; .jsonl: one object a line with `text_field`
   std::string text_field = "text";
-  int64_t sequence_length = 512;   // tokens
-  double held_out = 0.02;          // share of documents (at least one sequence) that training never sees
-  int64_t max_bytes = 0;           // of text read; 0: all
+  int64_t sequence_length = 512;  // tokens
+  double held_out = 0.02;  // share of documents (at least one sequence) that training never sees
+  int64_t max_bytes = 0;   // of text read; 0: all
 };
 
 struct LossOptions {
-  std::string kind = "kl";         // "kl", "ce", "mix"
-  double ce_weight = 0.0;          // of "mix"; KL gets 1 - ce_weight
-  int64_t chunk_positions = 256;   // positions whose logits exist at once
+  std::string kind = "kl";        // "kl", "ce", "mix"
+  double ce_weight = 0.0;         // of "mix"; KL gets 1 - ce_weight
+  int64_t chunk_positions = 256;  // positions whose logits exist at once
 };
 
 struct OptimizerOptions {
@@ -33,15 +34,15 @@ struct OptimizerOptions {
   double scale_learning_rate = 3e-4;  // relative: scales train as ratios to their initial values
   double weight_decay = 0.0;
   double beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8;
-  double clip_norm = 1.0;             // 0: none
-  double warmup = 0.05;               // share of the steps
-  double final_ratio = 0.05;          // of the learning rate, at the end of the cosine
+  double clip_norm = 1.0;     // 0: none
+  double warmup = 0.05;       // share of the steps
+  double final_ratio = 0.05;  // of the learning rate, at the end of the cosine
 };
 
 struct QuantOptions {
-  std::string type = "Q4_0";          // a type name, or "none": plain fine-tuning
-  std::string scales = "learned";     // "learned", "dynamic", "frozen"
-  std::string initial = "search";     // "search", "ggml", "rtn"
+  std::string type = "Q4_0";       // a type name, or "none": plain fine-tuning
+  std::string scales = "learned";  // "learned", "dynamic", "frozen"
+  std::string initial = "search";  // "search", "ggml", "rtn"
 };
 
 struct TrainOptions {
@@ -49,32 +50,42 @@ struct TrainOptions {
   LossOptions loss;
   OptimizerOptions optimizer;
   QuantOptions quant;
-  int64_t batch_tokens = 1024;        // per step
+  int64_t batch_tokens = 1024;  // per step
   int64_t micro_batch_tokens = 1024;
-  int64_t max_tokens = 100'000;       // the budget; steps = max_tokens / batch_tokens
-  double max_minutes = 0;             // 0: no limit on time; the schedule follows whichever ends first
-  int64_t evaluate_every = 50;        // steps, held-out loss; 0: only at the end
-  int64_t checkpoint_every = 100;     // steps; 0: only at the end
-  std::string dtype = "float32";      // of the matmuls, or "bfloat16"
+  int64_t max_tokens = 100'000;    // the budget; steps = max_tokens / batch_tokens
+  double max_minutes = 0;          // 0: no limit on time; the schedule follows whichever ends first
+  int64_t evaluate_every = 50;     // steps, held-out loss; 0: only at the end
+  int64_t checkpoint_every = 100;  // steps; 0: only at the end
+  std::string dtype = "float32";   // of the matmuls, or "bfloat16"
   uint64_t seed = 1;
 };
 
 struct StepMetrics {
   int64_t step = 0, tokens = 0;
   double loss = 0, learning_rate = 0, grad_norm = 0, tokens_per_second = 0, seconds = 0;
+  double kl = 0, ce = 0;      // means over the step's positions, nats; 0 where not part of the loss
   double held_out_loss = -1;  // -1: not evaluated at this step
+  double held_out_kl = -1, held_out_ce = -1;
 };
 
 struct TrainResult {
   std::vector<StepMetrics> metrics;
   std::string checkpoint;  // path of the last one
+  std::string
+      best_checkpoint;  // of the lowest held-out loss; the last one where nothing was held out
+  int64_t best_step = 0;
   int64_t steps = 0, tokens = 0;
   double seconds = 0;
 };
 
-/// Trains the model loaded from `source` under `plan` and leaves `run_dir`/checkpoints/*.safetensors and
-/// `run_dir`/metrics.jsonl.
+/// Trains the model loaded from `source` under `plan` and leaves
+/// `run_dir`/checkpoints/{last,best}.safetensors and `run_dir`/metrics.jsonl (one JSON object a
+/// line: the fields of StepMetrics; step 0 is the start, which has a held-out loss only). `last`
+/// can be gone on from while the run is not over; at its end it ships, without optimizer state.
+/// resume: goes on from `last` where there is one, bit for bit as if never stopped (but for a
+/// schedule that follows the clock). Throws Error naming step, batch and the first bad tensor when
+/// the loss is not finite.
 TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& options,
-                  const std::string& run_dir);
+                  const std::string& run_dir, bool resume = false);
 
 }  // namespace nibble
