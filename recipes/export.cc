@@ -1,0 +1,87 @@
+// nibble export: a run's checkpoint as the GGUF file that ships.
+#include "export/export.h"
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "configs/config.h"
+#include "export/sha256.h"
+#include "recipes/arguments.h"
+#include "recipes/recipe.h"
+#include "recipes/run_folder.h"
+
+namespace nibble {
+namespace {
+
+constexpr const char* kExamples =
+    "\nEvery tensor's blocks are decoded and compared, bit for bit, with the weights the "
+    "checkpoint\n"
+    "was evaluated with; the file gets its name only when all of them are equal.\n"
+    "\nexamples:\n"
+    "  nibble export runs/demo model.gguf\n"
+    "  nibble export runs/demo model.gguf --checkpoint best\n"
+    "  nibble verify model.gguf --against runs/demo         the same comparison, afterwards\n";
+
+void print_stats(const ExportStats& stats, const std::string& path, bool as_json) {
+  if (as_json) {
+    const nlohmann::ordered_json json = {{"path", path},
+                                         {"tensors", stats.num_tensors},
+                                         {"trained", stats.num_trained},
+                                         {"weights_checked", stats.weights_checked},
+                                         {"bytes", stats.file_bytes},
+                                         {"bpw", stats.bits_per_weight},
+                                         {"seconds", stats.seconds}};
+    std::printf("%s\n", json.dump(2).c_str());
+    return;
+  }
+  std::printf(
+      "%s: %s, %.3f bits per weight, %lld tensors (%lld trained); all %lld weights are those that "
+      "were trained, bit for bit\n",
+      path.c_str(), format_bytes(stats.file_bytes).c_str(), stats.bits_per_weight,
+      static_cast<long long>(stats.num_tensors), static_cast<long long>(stats.num_trained),
+      static_cast<long long>(stats.weights_checked));
+}
+
+}  // namespace
+
+int run_export(int argc, char** argv) {
+  cxxopts::Options options("nibble export",
+                           "The GGUF file of a run: what was trained, bit for bit.");
+  options.positional_help("RUN_DIR OUT.gguf");
+  options.add_options("arguments")("run", "", cxxopts::value<std::string>());
+  options.add_options("arguments")("out", "", cxxopts::value<std::string>());
+  options.add_options()("checkpoint", "which one: last, or best (lowest held-out loss)",
+                        cxxopts::value<std::string>()->default_value("last"), "best|last");
+  options.add_options()("source", "the model that was trained; default: RUN_DIR/config.yaml's",
+                        cxxopts::value<std::string>(), "FILE.gguf");
+  options.add_options()("json", "one JSON object on stdout");
+  options.parse_positional({"run", "out"});
+  const auto arguments = parse_arguments(options, argc, argv, kExamples);
+  if (!arguments) return 0;
+
+  const std::string run_dir = required(*arguments, "run", "RUN_DIR");
+  const std::string out_path = required(*arguments, "out", "OUT.gguf");
+  const std::string path =
+      run_checkpoint_path(run_dir, (*arguments)["checkpoint"].as<std::string>());
+  const std::string config_path = run_config_path(run_dir);
+  const bool has_config = std::filesystem::exists(config_path);
+  if (arguments->count("source") == 0 && !has_config)
+    fail_usage(run_dir, " has no config.yaml that would name the source model; give --source");
+  const GgufFile source =
+      GgufFile::open(arguments->count("source") > 0 ? (*arguments)["source"].as<std::string>()
+                                                    : load_config(config_path).model);
+
+  ExportInfo info;
+  if (has_config) info.config_hash = sha256_file(config_path);
+  const Checkpoint checkpoint = load_checkpoint(path);
+  const ExportStats stats = with_frame(
+      path, [&] { return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info); });
+  print_stats(stats, out_path, arguments->count("json") > 0);
+  return 0;
+}
+
+}  // namespace nibble

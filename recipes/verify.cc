@@ -1,0 +1,131 @@
+// nibble verify: decodes every tensor of a GGUF file and compares it with what it should be.
+#include "export/verify.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "base/error.h"
+#include "recipes/arguments.h"
+#include "recipes/recipe.h"
+#include "recipes/run_folder.h"
+
+namespace nibble {
+namespace {
+
+constexpr const char* kExamples =
+    "\nEvery tensor is decoded and must be finite. A file that nibble exported carries a hash of "
+    "each\n"
+    "tensor's weights, which must still fit. --against compares every weight with the run's "
+    "checkpoint.\n"
+    "Exit status 1 when anything differs.\n"
+    "\nexamples:\n"
+    "  nibble verify model.gguf\n"
+    "  nibble verify model.gguf --against runs/demo --checkpoint best\n";
+
+const char* word(VerifyOutcome outcome) {
+  switch (outcome) {
+    case VerifyOutcome::kEqual:
+      return "equal";
+    case VerifyOutcome::kDifferent:
+      return "different";
+    case VerifyOutcome::kAbsent:
+      break;
+  }
+  return "absent";
+}
+
+const char* gpu_outcome() {
+#if defined(NIBBLE_CUDA)
+  return "skipped: only the CPU's decode is verified";
+#else
+  return "skipped: no CUDA in this build";
+#endif
+}
+
+void print_json(const Verification& result, const std::string& path) {
+  nlohmann::ordered_json json = {{"path", path},
+                                 {"passed", result.passed()},
+                                 {"weights", result.weights},
+                                 {"weights_hashed", result.weights_hashed},
+                                 {"weights_compared", result.weights_compared},
+                                 {"gpu", gpu_outcome()},
+                                 {"missing", result.missing},
+                                 {"tensors", nlohmann::ordered_json::array()}};
+  for (const TensorVerification& tensor : result.tensors) {
+    json["tensors"].push_back({{"name", tensor.name},
+                               {"type", type_name(tensor.type)},
+                               {"weights", tensor.num_weights},
+                               {"finite", tensor.finite},
+                               {"hash", word(tensor.hash)},
+                               {"checkpoint", word(tensor.checkpoint)},
+                               {"problem", tensor.problem}});
+  }
+  std::printf("%s\n",
+              json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+}
+
+void print_text(const Verification& result, const std::string& path, bool against, bool every) {
+  for (const TensorVerification& tensor : result.tensors) {
+    if (!tensor.passed())
+      std::printf("  %s (%s): %s\n", tensor.name.c_str(),
+                  std::string(type_name(tensor.type)).c_str(), tensor.problem.c_str());
+    else if (every)
+      std::printf("  %s (%s): hash %s, checkpoint %s\n", tensor.name.c_str(),
+                  std::string(type_name(tensor.type)).c_str(), word(tensor.hash),
+                  word(tensor.checkpoint));
+  }
+  for (const std::string& name : result.missing)
+    std::printf("  %s: was trained, the file does not have it\n", name.c_str());
+  std::printf("%s: %s\n", path.c_str(), result.passed() ? "verified" : "NOT what it should be");
+  const bool finite = std::all_of(result.tensors.begin(), result.tensors.end(),
+                                  [](const TensorVerification& tensor) { return tensor.finite; });
+  const auto of_all = [&](int64_t count) {
+    return concat(count, " of ", result.weights, " weights");
+  };
+  std::printf("  CPU decode: %s, %s\n", of_all(result.weights).c_str(),
+              finite ? "all finite" : "NOT all finite");
+  std::printf("  stored hashes: %s\n", result.weights_hashed == 0
+                                           ? "the file has none (nibble did not export it)"
+                                           : of_all(result.weights_hashed).c_str());
+  std::printf("  checkpoint: %s\n",
+              against ? of_all(result.weights_compared).c_str() : "not given (--against RUN_DIR)");
+  std::printf("  GPU decode: %s\n", gpu_outcome());
+}
+
+}  // namespace
+
+int run_verify(int argc, char** argv) {
+  cxxopts::Options options("nibble verify", "Is a GGUF file whole, and is it what was trained?");
+  options.positional_help("FILE.gguf");
+  options.add_options("arguments")("file", "", cxxopts::value<std::string>());
+  options.add_options()("against", "a run folder whose checkpoint the file should equal",
+                        cxxopts::value<std::string>(), "RUN_DIR");
+  options.add_options()("checkpoint", "which one: last, or best (lowest held-out loss)",
+                        cxxopts::value<std::string>()->default_value("last"), "best|last");
+  options.add_options()("all", "a line for every tensor, not only for those with a problem");
+  options.add_options()("json", "one JSON object on stdout");
+  options.parse_positional({"file"});
+  const auto arguments = parse_arguments(options, argc, argv, kExamples);
+  if (!arguments) return 0;
+
+  const std::string path = required(*arguments, "file", "FILE.gguf");
+  const bool has_against = arguments->count("against") > 0;
+  if (!has_against && arguments->count("checkpoint") > 0)
+    fail_usage("--checkpoint names one of a run's; give --against RUN_DIR too");
+  const GgufFile file = GgufFile::open(path);
+  std::optional<Checkpoint> against;
+  if (has_against)
+    against = load_checkpoint(run_checkpoint_path((*arguments)["against"].as<std::string>(),
+                                                  (*arguments)["checkpoint"].as<std::string>()));
+  const Verification result = verify(file, against ? &*against : nullptr);
+  if (arguments->count("json") > 0)
+    print_json(result, path);
+  else
+    print_text(result, path, has_against, arguments->count("all") > 0);
+  return result.passed() ? 0 : 1;
+}
+
+}  // namespace nibble
