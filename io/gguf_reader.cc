@@ -38,7 +38,7 @@ class Cursor {
   template <class T>
   T read(std::string_view what) {
     T value;
-    std::memcpy(&value, take(1, sizeof value, what), sizeof value);
+    std::memcpy(&value, take(sizeof value, 1, what), sizeof value);
     return value;
   }
 
