@@ -3,6 +3,7 @@
 
 #include "quant/format/ggml_choice.h"
 #include "quant/format/registry.h"
+#include "quant/format/search.h"
 #include "quant/format/uniform.h"
 
 namespace nibble {
@@ -16,7 +17,7 @@ NIBBLE_HOST double block_error(const float* weights, const float* importance,
   double error = 0.0;
   for (int i = 0; i < F::kBlockSize; ++i) {
     const double difference = static_cast<double>(decoded[i]) - weights[i];
-    error += (importance ? importance[i] : 1.0) * difference * difference;
+    error += importance[i] * difference * difference;
   }
   return error;
 }
@@ -54,14 +55,45 @@ NIBBLE_HOST void encode_by_range(const float* weights, typename F::Block& block)
   if (overflows) F::set_scales(block, scales);
 }
 
+/// Replaces ggml's choice in `block` where the error can be lower. importance: at most 1.
 template <class F>
-NIBBLE_HOST void encode_by_search(const float* weights, const float* importance,
-                                  typename F::Block& block) {
-  typename F::Block ranged;
-  encode_by_range<F>(weights, ranged);
-  if (block_error<F>(weights, importance, ranged) < block_error<F>(weights, importance, block)) {
-    block = ranged;
+NIBBLE_HOST void improve_by_search(const float* weights, const float* importance,
+                                   typename F::Block& block) {
+  float scales[F::kNumScales];
+  F::scales_of(block, scales);
+  for (float scale : scales) {
+    if (!std::isfinite(scale)) return;  // encode_tensor refuses it
   }
+  const double ggml_error = block_error<F>(weights, importance, block);
+  if (ggml_error == 0.0) return;
+  SearchBlock search = {weights, importance, 0.0f, weights[0], weights[0]};
+  for (int i = 0; i < F::kBlockSize; ++i) {
+    search.importance_sum += importance[i];
+    search.min = weights[i] < search.min ? weights[i] : search.min;
+    search.max = weights[i] > search.max ? weights[i] : search.max;
+  }
+  typename F::Block candidate;
+  F::encode_with(weights, search_scales<F>(search).scales, candidate);
+  if (block_error<F>(weights, importance, candidate) < ggml_error) block = candidate;
+}
+
+/// Scales importance to at most 1; all ones where there is none or it is all zero, so that such a block is still
+/// encoded well. Returns whether any was given.
+template <int kBlockSize>
+NIBBLE_HOST bool relative_importance(const float* importance, float* relative) {
+  float largest = 0.0f;
+  for (int i = 0; importance && i < kBlockSize; ++i) largest = std::fmax(largest, importance[i]);
+  for (int i = 0; i < kBlockSize; ++i) relative[i] = largest > 0.0f ? importance[i] / largest : 1.0f;
+  return largest > 0.0f;
+}
+
+/// sigma2: mean_square() of the row.
+template <class F>
+NIBBLE_HOST void encode_by_ggml(const float* weights, const float* importance, float sigma2,
+                                typename F::Block& block) {
+  float weighed[F::kBlockSize];
+  if (importance) weigh<F::kBlockSize>(weights, importance, sigma2, weighed);
+  F::encode_ggml(weights, importance ? weighed : nullptr, block);
 }
 
 /// weights, importance (or nullptr): `length` numbers.
@@ -80,13 +112,14 @@ NIBBLE_HOST void encode_row(const float* weights, const float* importance, std::
       Block& block = block_at<Block>(blocks + first / F::kBlockSize * sizeof(Block));
       if (method == EncodeMethod::kRtn) {
         encode_by_range<F>(weights + first, block);
+      } else if (method == EncodeMethod::kGgml) {
+        encode_by_ggml<F>(weights + first, importance ? importance + first : nullptr, sigma2, block);
       } else {
-        float weighed[F::kBlockSize];
-        if (importance) weigh<F::kBlockSize>(weights + first, importance + first, sigma2, weighed);
-        F::encode_ggml(weights + first, importance ? weighed : nullptr, block);
-        if (method == EncodeMethod::kSearch) {
-          encode_by_search<F>(weights + first, importance ? importance + first : nullptr, block);
-        }
+        float relative[F::kBlockSize];
+        const bool given = relative_importance<F::kBlockSize>(
+            importance ? importance + first : nullptr, relative);
+        encode_by_ggml<F>(weights + first, given ? importance + first : nullptr, sigma2, block);
+        improve_by_search<F>(weights + first, relative, block);
       }
     }
   }
