@@ -1,0 +1,207 @@
+#include "quant/mix/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "tests/io/temporary_folder.h"
+#include "tests/quant/mix/model_file.h"
+
+namespace nibble {
+namespace {
+
+using Tensors = std::vector<std::pair<std::string, std::vector<int64_t>>>;
+
+class PlanOfFile : public testing::Test {
+ protected:
+  Plan plan(const GgufMetadata& metadata, const Tensors& tensors, const PlanOptions& options) {
+    write_model(folder_.file("m.gguf"), metadata, tensors, [](size_t, int64_t) { return 0.5f; });
+    return make_plan(GgufFile::open(folder_.file("m.gguf")), options);
+  }
+  /// The target of the only tensor asked about, in a file of `tensors`.
+  GgmlType target(const Tensors& tensors, const std::string& name, const PlanOptions& options,
+                  const GgufMetadata& metadata = metadata_of("llama", 8)) {
+    return plan(metadata, tensors, options).find(name)->target;
+  }
+
+  static PlanOptions type(const std::string& name) {
+    PlanOptions options;
+    options.type_name = name;
+    return options;
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(PlanOfFile, TheOutputGetsMoreBits) {
+  const Tensors separate = {{"token_embd.weight", {256, 4}}, {"output.weight", {256, 4}}};
+  EXPECT_EQ(target(separate, "output.weight", type("Q4_0")), GgmlType::kQ6_K);
+  EXPECT_EQ(target(separate, "token_embd.weight", type("Q4_0")), GgmlType::kQ4_0);
+  EXPECT_EQ(target(separate, "output.weight", type("Q8_0")), GgmlType::kQ8_0);
+  EXPECT_EQ(target(separate, "output.weight", type("F16")), GgmlType::kF16);
+  EXPECT_EQ(target(separate, "token_embd.weight", type("Q2_0")), GgmlType::kQ4_K);
+  EXPECT_EQ(target(separate, "output.weight", type("Q4_0"), metadata_of("falcon", 8)), GgmlType::kQ8_0);
+}
+
+TEST_F(PlanOfFile, ATiedEmbeddingIsTheOutput) {
+  EXPECT_EQ(target({{"token_embd.weight", {256, 4}}}, "token_embd.weight", type("Q4_0")), GgmlType::kQ6_K);
+  EXPECT_EQ(target({{"token_embd.weight", {576, 4}}}, "token_embd.weight", type("Q2_0")), GgmlType::kQ8_0);
+  EXPECT_EQ(target({{"token_embd.weight", {172, 4}}}, "token_embd.weight", type("Q4_0")), GgmlType::kF16);
+}
+
+TEST_F(PlanOfFile, ReasonsAreToldInOrder) {
+  const Plan found = plan(metadata_of("llama", 8),
+                          {{"token_embd.weight", {576, 4}}, {"blk.0.attn_norm.weight", {576}}, {"blk.0.attn_q.weight", {64, 4}}},
+                          type("q4_0"));
+  EXPECT_EQ(found.type_name, "Q4_0");
+  EXPECT_EQ(found.file_type, 2);
+  EXPECT_EQ(found.entries[0].reason, "Q6_K: embedding, also the output; Q8_0: rows of 576, no multiple of 256");
+  EXPECT_EQ(found.entries[1].reason, "kept: fewer than 2 dimensions");
+  EXPECT_EQ(found.entries[2].reason, "Q4_0");
+  EXPECT_EQ(found.total_bytes(), 4 * 18 * 34 + 576 * 4 + 4 * 2 * 18);
+}
+
+TEST_F(PlanOfFile, EarlyFfnDownGetsAMinOnlyWithAnImatrix) {
+  Tensors tensors = {{"output.weight", {64, 4}}};
+  for (int layer = 15; layer >= 0; --layer)  // the file's order is not the layers' order
+    tensors.push_back({"blk." + std::to_string(layer) + ".ffn_down.weight", {64, 4}});
+  PlanOptions options = type("Q4_0");
+  const GgufMetadata metadata = metadata_of("llama", 16);
+  EXPECT_EQ(target(tensors, "blk.0.ffn_down.weight", options, metadata), GgmlType::kQ4_0);
+  options.has_imatrix = true;
+  EXPECT_EQ(target(tensors, "blk.0.ffn_down.weight", options, metadata), GgmlType::kQ4_1);
+  EXPECT_EQ(target(tensors, "blk.1.ffn_down.weight", options, metadata), GgmlType::kQ4_1);
+  EXPECT_EQ(target(tensors, "blk.2.ffn_down.weight", options, metadata), GgmlType::kQ4_0);
+  options.type_name = "Q5_0";
+  EXPECT_EQ(target(tensors, "blk.1.ffn_down.weight", options, metadata), GgmlType::kQ5_1);
+  options.type_name = "Q4_1";
+  EXPECT_EQ(target(tensors, "blk.1.ffn_down.weight", options, metadata), GgmlType::kQ4_1);
+}
+
+TEST_F(PlanOfFile, EightExpertsGetLargeKAndV) {
+  const Tensors tensors = {{"output.weight", {64, 4}},
+                           {"blk.0.attn_v.weight", {64, 4}},
+                           {"blk.0.attn_k.weight", {64, 4}},
+                           {"blk.0.attn_q.weight", {64, 4}}};
+  for (const uint32_t experts : {4u, 8u, 16u}) {
+    const GgmlType wanted = experts == 8 ? GgmlType::kQ8_0 : GgmlType::kQ4_0;
+    const Plan found = plan(metadata_of("llama", 1, experts), tensors, type("Q4_0"));
+    EXPECT_EQ(found.find("blk.0.attn_v.weight")->target, wanted) << experts;
+    EXPECT_EQ(found.find("blk.0.attn_k.weight")->target, wanted) << experts;
+    EXPECT_EQ(found.find("blk.0.attn_q.weight")->target, GgmlType::kQ4_0) << experts;
+  }
+}
+
+TEST_F(PlanOfFile, Overrides) {
+  const Tensors tensors = {{"token_embd.weight", {64, 4}},
+                           {"output.weight", {64, 4}},
+                           {"blk.0.attn_v.weight", {64, 4}},
+                           {"blk.0.attn_norm.weight", {64, 4}}};
+  PlanOptions options = type("Q4_0");
+  options.pure = true;
+  EXPECT_EQ(target(tensors, "output.weight", options), GgmlType::kQ4_0);
+  options = type("Q4_0");
+  options.leave_output_tensor = true;
+  EXPECT_EQ(target(tensors, "output.weight", options), GgmlType::kF32);
+  options = type("F16");
+  options.output_type = GgmlType::kQ8_0;
+  options.token_embedding_type = GgmlType::kQ5_1;
+  EXPECT_EQ(target(tensors, "output.weight", options), GgmlType::kQ8_0);
+  EXPECT_EQ(target(tensors, "token_embd.weight", options), GgmlType::kQ5_1);
+  EXPECT_EQ(target(tensors, "blk.0.attn_v.weight", options), GgmlType::kF16);
+  options = type("Q4_0");
+  options.tensor_types = {{"ATTN_[VN]", GgmlType::kQ8_0}, {"attn_v", GgmlType::kQ5_0}};
+  EXPECT_EQ(target(tensors, "blk.0.attn_v.weight", options), GgmlType::kQ8_0);
+  EXPECT_EQ(target(tensors, "blk.0.attn_norm.weight", options), GgmlType::kF32) << "norms are never quantized";
+}
+
+std::string usage_error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.exit_code(), 2);
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(PlanOfFile, WhatCannotBe) {
+  const Tensors tensors = {{"token_embd.weight", {36, 4}}, {"output.weight", {64, 4}}};
+  EXPECT_EQ(usage_error_of([&] { plan({}, tensors, type("Q4_9")); }),
+            "unknown quantization type 'Q4_9' (did you mean 'Q4_0'?)");
+  PlanOptions options = type("Q4_0");
+  options.token_embedding_type = GgmlType::kQ8_0;
+  EXPECT_EQ(usage_error_of([&] { plan({}, tensors, options); }),
+            "tensor 'token_embd.weight': Q8_0 was asked for, but rows of 36 weights are no multiple of its block "
+            "of 32");
+  options = type("Q4_0");
+  options.tensor_types = {{"attn_(", GgmlType::kQ8_0}};
+  EXPECT_NE(usage_error_of([&] { plan({}, tensors, options); }).find("'attn_(': no regular expression"),
+            std::string::npos);
+}
+
+TEST_F(PlanOfFile, QuantizedSourcesChangeTypeOnlyWhenAllowed) {
+  const std::string path = folder_.file("quantized.gguf");
+  GgufWriter writer(path, metadata_of("llama", 1), {{"blk.0.attn_q.weight", {32, 1, 2}, GgmlType::kQ8_0}});
+  writer.write(std::vector<std::byte>(68));
+  writer.finish();
+  const GgufFile source = GgufFile::open(path);
+  EXPECT_NE(usage_error_of([&] { make_plan(source, type("Q4_0")); }).find("'blk.0.attn_q.weight' is Q8_0 already"),
+            std::string::npos);
+  EXPECT_EQ(make_plan(source, type("Q8_0")).entries[0].target, GgmlType::kQ8_0);
+  PlanOptions options = type("Q4_0");
+  options.allow_requantize = true;
+  EXPECT_EQ(make_plan(source, options).entries[0].target, GgmlType::kQ4_0);
+}
+
+TEST_F(PlanOfFile, JsonHoldsTheWholePlan) {
+  const Plan written = plan(metadata_of("llama", 8),
+                            {{"token_embd.weight", {64, 4}}, {"a \"quoted\" n\u00e4me.weight", {32, 1, 2}}}, type("Q5_1"));
+  const Plan read = Plan::from_json(written.to_json());
+  EXPECT_EQ(read.to_json(), written.to_json());
+  ASSERT_EQ(read.entries.size(), 2u);
+  EXPECT_EQ(read.file_type, 9);
+  EXPECT_EQ(read.entries[1].tensor, written.entries[1].tensor);
+  EXPECT_EQ(read.entries[1].shape, written.entries[1].shape);
+  EXPECT_EQ(read.entries[1].target, written.entries[1].target);
+}
+
+std::string json_refusal(const std::string& text) {
+  try {
+    Plan::from_json(text);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+std::string json_of_tensor(const std::string& tensor) {
+  return R"({"type": "Q4_0", "file_type": 2, "tensors": [)" + tensor + "]}";
+}
+
+TEST(PlanJson, HostileTextIsRefusedWithItsPlace) {
+  const std::string good = R"({"name": "w", "shape": [32, 2], "source": "F32", "target": "Q4_0", "reason": ""})";
+  EXPECT_EQ(json_refusal(json_of_tensor(good)), "");
+  EXPECT_EQ(json_refusal(json_of_tensor(good + "," + good)), "plan: tensor 'w' comes twice");
+  EXPECT_EQ(json_refusal(""), "plan: no JSON: error at byte 1");
+  EXPECT_EQ(json_refusal("[1, 2]"), "plan: wants an object, found array");
+  EXPECT_EQ(json_refusal(R"({"type": "Q4_0"})"), "plan: has no 'file_type'");
+  EXPECT_EQ(json_refusal(R"({"type": 4, "file_type": 2})"), "plan: 'type' is of the wrong type, number");
+  EXPECT_EQ(json_refusal(json_of_tensor("3")), "plan: tensor 0: wants an object, found number");
+  EXPECT_NE(json_refusal(std::string(100000, '[')), "");
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    return json_refusal(json_of_tensor(text.replace(text.find(from), from.size(), to)));
+  };
+  EXPECT_EQ(with("Q4_0", "Q4_9"), "plan: tensor 0: 'w': 'target': unknown tensor type 'Q4_9'");
+  EXPECT_EQ(with("[32, 2]", "[33, 2]"), "plan: tensor 0: 'w': rows of 33 weights cannot be Q4_0");
+  EXPECT_EQ(with("[32, 2]", "[32, -2]"), "plan: tensor 0: 'w': 'shape': impossible dimension -2");
+  EXPECT_EQ(with("[32, 2]", "[32, 2.5]"), "plan: tensor 0: 'w': 'shape': impossible dimension 2.5");
+  EXPECT_EQ(with("[32, 2]", "[32, 9223372036854775807]"),
+            "plan: tensor 0: 'w': 'shape': impossible dimension 9223372036854775807");
+  EXPECT_EQ(with("[32, 2]", "[32, 18446744073709551615]"),
+            "plan: tensor 0: 'w': 'shape': impossible dimension 18446744073709551615");
+  EXPECT_EQ(with("[32, 2]", "[32, 1, 1, 1, 1]"), "plan: tensor 0: 'w': 'shape': wants an array of at most 4 dimensions");
+}
+
+}  // namespace
+}  // namespace nibble

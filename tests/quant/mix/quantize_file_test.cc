@@ -1,0 +1,183 @@
+#include "quant/mix/quantize_file.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "io/atomic_file.h"
+#include "quant/format/rows.h"
+#include "tests/io/temporary_folder.h"
+#include "tests/quant/mix/model_file.h"
+
+namespace nibble {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+/// Numbers that no block format holds exactly.
+float some_weight(size_t tensor, int64_t index) {
+  return std::sin(0.37f * static_cast<float>(index) + static_cast<float>(tensor));
+}
+
+class QuantizeFile : public testing::Test {
+ protected:
+  GgufFile write(const std::vector<std::pair<std::string, std::vector<int64_t>>>& tensors,
+                 const std::function<float(size_t, int64_t)>& weight = some_weight,
+                 const GgufMetadata& metadata = metadata_of("llama", 1)) {
+    write_model(in_, metadata, tensors, weight);
+    return GgufFile::open(in_);
+  }
+  QuantizeStats quantize(const GgufFile& source, const std::string& type,
+                         EncodeMethod method = EncodeMethod::kGgml) {
+    PlanOptions options;
+    options.type_name = type;
+    options.allow_requantize = true;
+    return quantize_file(source, make_plan(source, options), method, out_);
+  }
+  std::string refusal(const GgufFile& source, const std::string& type) {
+    write_file(out_, "old");
+    try {
+      quantize(source, type);
+    } catch (const Error& error) {
+      EXPECT_EQ(read_file(out_), "old") << "the old file must stay";
+      EXPECT_EQ(folder_.num_files(), 2u) << "nothing half-written may stay";
+      return error.what();
+    }
+    return "";
+  }
+
+  TemporaryFolder folder_;
+  const std::string in_ = folder_.file("in.gguf"), out_ = folder_.file("out.gguf");
+};
+
+TEST_F(QuantizeFile, EveryTensorIsTheEncodingOfItsSource) {
+  const GgufFile source = write({{"token_embd.weight", {64, 5}}, {"blk.0.attn_q.weight", {96, 7}}, {"output_norm.weight", {64}}});
+  const QuantizeStats stats = quantize(source, "Q4_0");
+  const GgufFile out = GgufFile::open(out_);
+  for (size_t i = 0; i < 3; ++i) {
+    const GgufTensor &from = source.tensors()[i], &to = out.tensors()[i];
+    EXPECT_EQ(to.name, from.name);
+    std::vector<float> weights(static_cast<size_t>(from.num_weights()));
+    std::memcpy(weights.data(), from.data.data(), from.data.size());
+    const auto wanted = encode_tensor(to.type, weights, from.row_length(), {}, EncodeMethod::kGgml);
+    EXPECT_TRUE(std::equal(to.data.begin(), to.data.end(), wanted.begin(), wanted.end())) << from.name;
+  }
+  EXPECT_EQ(out.tensor("token_embd.weight").type, GgmlType::kQ8_0);
+  EXPECT_EQ(stats.num_tensors, 3);
+  EXPECT_EQ(stats.num_converted, 2);
+  EXPECT_EQ(stats.num_weights, 64 * 5 + 96 * 7 + 64);
+  EXPECT_EQ(stats.bytes, 5 * 2 * 34 + 7 * 3 * 18 + 64 * 4);
+}
+
+TEST_F(QuantizeFile, PiecesOfALargeTensorJoinSeamlesslyAndErrorsNameTheTrueRow) {
+  constexpr int64_t kRows = 140000;  // 4.5 million weights: two pieces
+  const auto tensors = std::vector<std::pair<std::string, std::vector<int64_t>>>{{"blk.0.attn_q.weight", {32, kRows}}};
+  const GgufFile source = write(tensors);
+  quantize(source, "Q8_0");
+  std::vector<float> weights(32 * kRows);
+  std::memcpy(weights.data(), source.tensors()[0].data.data(), weights.size() * sizeof(float));
+  const auto wanted = encode_tensor(GgmlType::kQ8_0, weights, 32, {}, EncodeMethod::kGgml);
+  const GgufFile out = GgufFile::open(out_);
+  const auto found = out.tensors()[0].data;
+  EXPECT_TRUE(std::equal(found.begin(), found.end(), wanted.begin(), wanted.end()));
+
+  const GgufFile spoiled = write(tensors, [](size_t, int64_t i) { return i == 32 * 135000 + 17 ? kNan : 1.0f; });
+  EXPECT_EQ(refusal(spoiled, "Q8_0"),
+            in_ + ": tensor 'blk.0.attn_q.weight': row 135000, column 17 holds a NaN");
+}
+
+TEST_F(QuantizeFile, RefusesNumbersThatAreNone) {
+  const auto infinite = write({{"blk.0.attn_q.weight", {32, 3}}},
+                              [](size_t, int64_t i) { return i == 40 ? -INFINITY : 1.0f; });
+  EXPECT_EQ(refusal(infinite, "Q4_0"), in_ + ": tensor 'blk.0.attn_q.weight': row 1, column 8 holds an infinity");
+  const auto kept = write({{"output_norm.weight", {32}}}, [](size_t, int64_t i) { return i == 3 ? kNan : 1.0f; });
+  EXPECT_EQ(refusal(kept, "Q4_0"), in_ + ": tensor 'output_norm.weight': row 0, column 3 is nan");
+  const auto large = write({{"blk.0.attn_q.weight", {32, 3}}}, [](size_t, int64_t) { return 1e30f; });
+  EXPECT_NE(refusal(large, "Q4_0").find("tensor 'blk.0.attn_q.weight': row 0"), std::string::npos);
+}
+
+TEST_F(QuantizeFile, ATypeWithoutACodecIsNamedBeforeAnythingIsWritten) {
+  const GgufFile source = write({{"blk.0.attn_q.weight", {32, 2}}});
+  Plan plan = make_plan(source, {});
+  plan.entries[0].target = GgmlType::kIQ4_NL;
+  try {
+    quantize_file(source, plan, EncodeMethod::kGgml, out_);
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()).rfind(in_ + ": tensor 'blk.0.attn_q.weight': ", 0), 0u) << error.what();
+    EXPECT_NE(std::string(error.what()).find("IQ4_NL"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(folder_.num_files(), 1u);
+}
+
+TEST_F(QuantizeFile, APlanOfAnotherFileIsRefused) {
+  const Plan plan = make_plan(write({{"blk.0.attn_q.weight", {32, 2}}}), {});
+  const auto refused = [&](const GgufFile& source) {
+    EXPECT_THROW(quantize_file(source, plan, EncodeMethod::kGgml, out_), Error);
+    EXPECT_EQ(folder_.num_files(), 1u);
+  };
+  refused(write({{"blk.0.attn_k.weight", {32, 2}}}));
+  refused(write({{"blk.0.attn_q.weight", {32, 3}}}));
+  refused(write({{"blk.0.attn_q.weight", {32, 2}}, {"output_norm.weight", {32}}}));
+}
+
+TEST_F(QuantizeFile, ReadsFloatsFromOddAddresses) {
+  GgufMetadata metadata = metadata_of("llama", 1);
+  metadata.set("general.alignment", uint32_t{1});
+  // The header is a multiple of 4 long or it is not: four lengths of a key find an odd address.
+  for (int extra = 0; extra < 4; ++extra) {
+    metadata.set("general.name", std::string(static_cast<size_t>(extra), 'n'));
+    const GgufFile source = write({{"blk.0.attn_q.weight", {32, 2}}}, some_weight, metadata);
+    quantize(source, "Q4_0");
+    std::vector<float> weights(64);
+    for (int64_t i = 0; i < 64; ++i) weights[static_cast<size_t>(i)] = some_weight(0, i);
+    const auto wanted = encode_tensor(GgmlType::kQ4_0, weights, 32, {}, EncodeMethod::kGgml);
+    const GgufFile out = GgufFile::open(out_);
+    EXPECT_TRUE(std::equal(wanted.begin(), wanted.end(), out.tensors()[0].data.begin()));
+  }
+}
+
+TEST_F(QuantizeFile, SearchIsNoWorseThanGgml) {
+  const GgufFile source = write({{"blk.0.attn_q.weight", {256, 16}}});
+  const auto squared_error = [&](EncodeMethod method) {
+    quantize(source, "Q4_0", method);
+    const GgufFile out = GgufFile::open(out_);
+    std::vector<float> decoded(256 * 16);
+    decode_tensor(GgmlType::kQ4_0, out.tensors()[0].data, decoded);
+    double sum = 0;
+    for (size_t i = 0; i < decoded.size(); ++i)
+      sum += std::pow(decoded[i] - some_weight(0, static_cast<int64_t>(i)), 2.0);
+    return sum;
+  };
+  EXPECT_LE(squared_error(EncodeMethod::kSearch), squared_error(EncodeMethod::kGgml));
+}
+
+TEST_F(QuantizeFile, MetadataIsTheSourcesAndWhatLlamaQuantizeSets) {
+  GgufMetadata source = metadata_of("llama", 1);
+  source.set("general.file_type", uint32_t{0});
+  source.set("split.count", uint16_t{1});
+  source.set("nibble.tensor_hashes", std::string("of the source"));
+  source.set("general.name", std::string("model"));
+  const GgufMetadata found = quantized_metadata(source, 2, EncodeMethod::kSearch);
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : found.pairs()) keys.push_back(key);
+  EXPECT_EQ(keys, (std::vector<std::string>{"general.architecture", "llama.block_count", "general.name",
+                                            "general.quantization_version", "general.file_type",
+                                            "nibble.version", "nibble.method"}));
+  EXPECT_EQ(*found.find("general.file_type"), GgufValue(uint32_t{2}));
+  EXPECT_EQ(*found.find("general.quantization_version"), GgufValue(uint32_t{2}));
+  EXPECT_EQ(found.get_string("nibble.method"), "search");
+}
+
+TEST(EncodeMethodNames, GoBothWays) {
+  for (const EncodeMethod method : {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch})
+    EXPECT_EQ(method_named(method_name(method)), method);
+  EXPECT_THROW(method_named("gglm"), Error);
+}
+
+}  // namespace
+}  // namespace nibble
