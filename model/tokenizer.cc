@@ -11,7 +11,8 @@ std::unique_ptr<Tokenizer> Tokenizer::from_metadata(const GgufMetadata& metadata
     const std::string& model = metadata.get_string("tokenizer.ggml.model");
     if (model == "gpt2") return std::make_unique<BpeTokenizer>(metadata);
     if (model == "llama") return std::make_unique<SpmTokenizer>(metadata);
-    fail("tokenizer.ggml.model is '", model, "'; nibble knows 'gpt2' (byte-level BPE) and 'llama' "
+    fail("tokenizer.ggml.model is '", model,
+         "'; nibble knows 'gpt2' (byte-level BPE) and 'llama' "
          "(sentencepiece)");
   });
 }

@@ -100,8 +100,10 @@ void BpeTokenizer::read_merges(const std::vector<std::string>& merges) {
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     const std::string& merge = merges[rank];
     const size_t space = merge.find(' ', 1);
-    check(space != std::string::npos && space + 1 < merge.size(), "metadata key "
-          "'tokenizer.ggml.merges': merge ", rank, " is '", merge, "', not two texts and a space");
+    check(space != std::string::npos && space + 1 < merge.size(),
+          "metadata key "
+          "'tokenizer.ggml.merges': merge ",
+          rank, " is '", merge, "', not two texts and a space");
     const std::string left = merge.substr(0, space), right = merge.substr(space + 1);
     const int32_t left_id = symbol(left), right_id = symbol(right);
     merges_.try_emplace(pair_key(left_id, right_id),
@@ -111,9 +113,12 @@ void BpeTokenizer::read_merges(const std::vector<std::string>& merges) {
 
 std::string BpeTokenizer::piece(int32_t id) const {
   switch (vocabulary().type(id)) {
-    case TokenType::kNormal: return unspell(vocabulary().text(id));
-    case TokenType::kByte: return vocabulary().byte_of(id);
-    default: return "";
+    case TokenType::kNormal:
+      return unspell(vocabulary().text(id));
+    case TokenType::kByte:
+      return vocabulary().byte_of(id);
+    default:
+      return "";
   }
 }
 

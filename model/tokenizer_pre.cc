@@ -24,8 +24,8 @@ const std::string kLlama3 =
 const std::string kQwen2 = kContractions + "|" + kWord + R"(|\p{N}|)" + kSymbols + "|" + kSpaces;
 const std::string kBloom = R"( ?[^(\s|.,!?…。，、।۔،)]+)";
 
-/// A word in llama.cpp's reading of the o200k and Tekken expressions: letters that are not a-z, then letters that are
-/// not A-Z, one part possibly empty, and what may follow them.
+/// A word in llama.cpp's reading of the o200k and Tekken expressions: letters that are not a-z,
+/// then letters that are not A-Z, one part possibly empty, and what may follow them.
 std::string cased_words(const std::string& suffix) {
   const std::string start = R"([^\r\n\p{L}\p{N}]?)";
   return start + R"([^\P{L}a-z]*[^\P{L}A-Z]+)" + suffix + "|" + start +
@@ -42,17 +42,19 @@ struct Group {
 const std::vector<Group>& groups() {
   static const std::vector<Group> kGroups = {
       {{"default"}, {.patterns = {R"([\p{P}$+<=>^~|]+)", kGpt2, R"(\p{N}+)", "[0-9]{3}"}}},
-      {{"gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "exaone4", "mpt", "olmo", "jais", "trillion",
-        "granite-docling"},
+      {{"gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "exaone4", "mpt", "olmo", "jais",
+        "trillion", "granite-docling"},
        {.patterns = {kGpt2}}},
-      {{"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"},
+      {{"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+        "mellum2"},
        {.patterns = {R"(\p{N})", kGpt2}}},
       {{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"},
        {.patterns = {kLlama3}, .ignore_merges = true, .add_bos = true}},
       {{"dbrx", "smaug-bpe"}, {.patterns = {kLlama3}}},
       {{"chatglm-bpe"}, {.patterns = {kLlama3}, .has_bos = false}},
       {{"glm4", "glm5"}, {.patterns = {kLlama3}, .ignore_merges = true, .has_bos = false}},
-      {{"qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"},
+      {{"qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open",
+        "grok-2"},
        {.patterns = {kQwen2}}},
       {{"qwen35"},
        {.patterns = {kContractions + R"(|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N})" +
@@ -64,8 +66,8 @@ const std::vector<Group>& groups() {
                      kContractions + "|" + kWord + R"(|\p{N}+|)" + kSymbols + "|" + kSpaces},
         .ignore_merges = true}},
       {{"bailingmoe", "bailingmoe2", "llada-moe"},
-       {.patterns = {"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|" + kWord + R"(|\p{N}|)" + kSymbols +
-                     R"(|\s*[\r\n]|\s+(?!\S)|\s+)"}}},
+       {.patterns = {"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|" + kWord + R"(|\p{N}|)" +
+                     kSymbols + R"(|\s*[\r\n]|\s+(?!\S)|\s+)"}}},
       {{"seed-coder"},
        {.patterns = {kContractions + "|" + kWord + R"(|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|)" + kSpaces}}},
       {{"tekken"},
@@ -77,11 +79,13 @@ const std::vector<Group>& groups() {
                      kSpaces}}},
       {{"falcon"}, {.patterns = {R"([\p{P}$+<=>^~|`]+)", kGpt2, "[0-9]{3}"}}},
       {{"deepseek-coder"},
-       {.patterns = {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", "[一-龥ࠀ-一가-퟿]+", R"(\p{N})"}}},
+       {.patterns = {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", "[一-龥ࠀ-一가-퟿]+",
+                     R"(\p{N})"}}},
       {{"deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"},
        {.patterns = {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+",
                      R"([!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
-                     R"(| ?[\p{P}\p{S}]+[\r\n]*|)" + kSpaces}}},
+                     R"(| ?[\p{P}\p{S}]+[\r\n]*|)" +
+                         kSpaces}}},
       {{"bloom", "poro-chat", "gpt3-finnish"}, {.patterns = {kBloom}}},
       {{"viking"}, {.patterns = {kBloom, R"(\p{N})"}}},
   };
@@ -98,8 +102,9 @@ bool is_continuation(std::string_view text, size_t i) {
   return i < text.size() && (static_cast<unsigned char>(text[i]) & 0xc0) == 0x80;
 }
 
-/// PCRE2 reads surrogates as malformed and U+180E as a space, where llama.cpp takes both for symbols: to the
-/// expressions they look like U+E000, which has the same length and is neither letter, number nor space.
+/// PCRE2 reads surrogates as malformed and U+180E as a space, where llama.cpp takes both for
+/// symbols: to the expressions they look like U+E000, which has the same length and is neither
+/// letter, number nor space.
 std::string mask_for_pcre2(std::string_view text) {
   std::string masked(text);
   for (size_t i = 0; i + 2 < masked.size(); ++i) {
@@ -159,9 +164,9 @@ std::vector<size_t> WordSplitter::split(std::string_view text) const {
     for (size_t length : lengths) {
       size_t done = 0;
       while (done < length) {
-        const int found = pcre2_match(pattern.code.get(),
-                                      reinterpret_cast<PCRE2_SPTR>(subject.data() + begin), length, done,
-                                      PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, match.get(), nullptr);
+        const int found =
+            pcre2_match(pattern.code.get(), reinterpret_cast<PCRE2_SPTR>(subject.data() + begin),
+                        length, done, PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, match.get(), nullptr);
         if (found == PCRE2_ERROR_NOMATCH) break;
         // 0: matched, with groups that found no place in the single pair of bounds.
         check(found >= 0, "pre-tokenizer: ", pcre2_message(found));
@@ -180,7 +185,11 @@ std::vector<size_t> WordSplitter::split(std::string_view text) const {
 CodePoint read_code_point(std::string_view text) {
   const auto first = static_cast<unsigned char>(text[0]);
   if (first < 0x80) return {first, 1};
-  const size_t length = first < 0xc0 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf8 ? 4 : 0;
+  const size_t length = first < 0xc0   ? 0
+                        : first < 0xe0 ? 2
+                        : first < 0xf0 ? 3
+                        : first < 0xf8 ? 4
+                                       : 0;
   uint32_t value = length == 0 ? 0 : first & (0x7fu >> length);
   for (size_t i = 1; i < length; ++i) {
     if (!is_continuation(text, i)) return {};

@@ -1,9 +1,11 @@
-// Pre-tokenizers of byte-level BPE: regular expressions that cut text into words, which BPE never joins again. Each
-// expression cuts the pieces that the one before left; what it does not match stays as a piece.
+// Pre-tokenizers of byte-level BPE: regular expressions that cut text into words, which BPE never
+// joins again. Each expression cuts the pieces that the one before left; what it does not match
+// stays as a piece.
 //
-// The expressions are each model's own (its tokenizer.json), under the names and with the simplifications of
-// llama.cpp (src/llama-vocab.cpp, src/unicode.cpp). Left out are those that it implements in code of its own
-// (kimi-k2, afmoe, tiny_aya, superbpe), and those of embedding models.
+// The expressions are each model's own (its tokenizer.json), under the names and with the
+// simplifications of llama.cpp (src/llama-vocab.cpp, src/unicode.cpp). Left out are those that it
+// implements in code of its own (kimi-k2, afmoe, tiny_aya, superbpe), and those of embedding
+// models.
 #pragma once
 
 #include <string>
@@ -14,9 +16,9 @@ namespace nibble {
 
 struct PreTokenizer {
   std::vector<std::string> patterns;  // PCRE2
-  bool ignore_merges = false;         // a word that is a token is that token, whatever the merges say
-  bool add_bos = false;               // where the metadata is silent
-  bool has_bos = true;                // llama.cpp's default BOS id holds
+  bool ignore_merges = false;  // a word that is a token is that token, whatever the merges say
+  bool add_bos = false;        // where the metadata is silent
+  bool has_bos = true;         // llama.cpp's default BOS id holds
 };
 
 /// By tokenizer.ggml.pre. Throws, with the nearest name, when there is none.
@@ -38,8 +40,8 @@ class WordSplitter {
   std::vector<Pattern> patterns_;
 };
 
-/// Text as llama.cpp reads it: every byte that begins no UTF-8 sequence becomes U+FFFD; overlong forms are
-/// shortened, surrogates stay. The result can be cut by WordSplitter.
+/// Text as llama.cpp reads it: every byte that begins no UTF-8 sequence becomes U+FFFD; overlong
+/// forms are shortened, surrogates stay. The result can be cut by WordSplitter.
 std::string repair_utf8(std::string_view text);
 
 /// The UTF-8 sequence at the start of non-empty text; length 0 when it begins none.

@@ -13,8 +13,9 @@ namespace {
 
 constexpr std::string_view kSpace = "▁";  // U+2581
 
-/// Bytes of the character that a byte begins, by its high bits alone: llama.cpp's rule, under which a stray
-/// continuation byte is a character of its own and a truncated character takes what follows.
+/// Bytes of the character that a byte begins, by its high bits alone: llama.cpp's rule, under which
+/// a stray continuation byte is a character of its own and a truncated character takes what
+/// follows.
 size_t character_length(char first) {
   const auto byte = static_cast<unsigned char>(first);
   return byte < 0xc0 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
@@ -80,9 +81,12 @@ SpmTokenizer::SpmTokenizer(const GgufMetadata& metadata)
 
 std::string SpmTokenizer::piece(int32_t id) const {
   switch (vocabulary().type(id)) {
-    case TokenType::kNormal: return replace_all(vocabulary().text(id), kSpace, " ");
-    case TokenType::kByte: return vocabulary().byte_of(id);
-    default: return "";
+    case TokenType::kNormal:
+      return replace_all(vocabulary().text(id), kSpace, " ");
+    case TokenType::kByte:
+      return vocabulary().byte_of(id);
+    default:
+      return "";
   }
 }
 
@@ -102,7 +106,8 @@ std::vector<std::string_view> SpmTokenizer::split_words(std::string_view text) c
   return words;
 }
 
-void SpmTokenizer::encode_text(std::string_view text, bool starts, std::vector<int32_t>& ids) const {
+void SpmTokenizer::encode_text(std::string_view text, bool starts,
+                               std::vector<int32_t>& ids) const {
   std::string escaped = starts && adds_space_ ? std::string(kSpace) : "";
   escaped += replace_all(text, " ", kSpace);
   check(escaped.size() <= std::numeric_limits<int32_t>::max(), "a text of ", escaped.size(),

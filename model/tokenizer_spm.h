@@ -1,12 +1,12 @@
 // The "llama" tokenizer of GGUF files: sentencepiece BPE with byte fallback.
 //
-// Spaces become U+2581, one is put before text that starts a sequence or follows a special token; then, from single
-// characters, the two neighbours whose joined text is the token of highest score are joined (the leftmost of
-// equals), until no two form a token. A character that is no token becomes its bytes' tokens (<0x0A>).
-// Source: llama.cpp src/llama-vocab.cpp.
+// Spaces become U+2581, one is put before text that starts a sequence or follows a special token;
+// then, from single characters, the two neighbours whose joined text is the token of highest score
+// are joined (the leftmost of equals), until no two form a token. A character that is no token
+// becomes its bytes' tokens (<0x0A>). Source: llama.cpp src/llama-vocab.cpp.
 //
-// The sentencepiece library gives the same ids on valid UTF-8 only: it replaces what is not UTF-8 by U+FFFD, where
-// llama.cpp keeps the bytes, so the merge is written here.
+// The sentencepiece library gives the same ids on valid UTF-8 only: it replaces what is not UTF-8
+// by U+FFFD, where llama.cpp keeps the bytes, so the merge is written here.
 #pragma once
 
 #include <array>
@@ -26,7 +26,8 @@ class SpmTokenizer final : public VocabularyTokenizer {
   std::string piece(int32_t id) const override;
   bool adds_space() const override { return adds_space_; }
 
-  /// Cuts escaped text before each U+2581 that follows another character, where no token spans such a place.
+  /// Cuts escaped text before each U+2581 that follows another character, where no token spans such
+  /// a place.
   std::vector<std::string_view> split_words(std::string_view text) const;
   void encode_word(std::string_view word, Workspace& workspace, std::vector<int32_t>& ids) const;
   void try_merge(std::string_view word, int32_t left, int32_t right, Workspace& workspace) const;

@@ -10,16 +10,30 @@ namespace {
 
 const std::string kPrefix = "tokenizer.ggml.";
 
-/// Tokens that end a generation wherever they occur, whatever their declared type: metadata names only some of them
-/// (list: llama.cpp src/llama-vocab.cpp).
+/// Tokens that end a generation wherever they occur, whatever their declared type: metadata names
+/// only some of them (list: llama.cpp src/llama-vocab.cpp).
 constexpr std::string_view kEndOfGeneration[] = {
-    "<|eot_id|>",   "<|im_end|>",      "<|end|>",
-    "<|return|>",   "<|call|>",        "<|flush|>",
-    "<|calls|>",    "<end_of_turn>",   "<|endoftext|>",
-    "</s>",         "<|eom_id|>",      "<EOT>",
-    "_<EOT>",       "[EOT]",           "[EOS]",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>",
-    "<turn|>",      "<|tool_response>", "<｜end▁of▁sentence｜>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
     "[e~[",
 };
 
@@ -30,12 +44,18 @@ struct FillInToken {
   std::vector<std::string_view> texts;
 };
 const std::vector<FillInToken> kFillInTokens = {
-    {"fim_pre", false, {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>",
-                        "▁<PRE>", "<|code_prefix|>", "<|prefix|>"}},
-    {"fim_suf", false, {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>",
-                        "▁<SUF>", "<|code_suffix|>", "<|suffix|>"}},
-    {"fim_mid", false, {"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>",
-                        "▁<MID>", "<|code_middle|>", "<|middle|>"}},
+    {"fim_pre",
+     false,
+     {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
+      "<|code_prefix|>", "<|prefix|>"}},
+    {"fim_suf",
+     false,
+     {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
+      "<|code_suffix|>", "<|suffix|>"}},
+    {"fim_mid",
+     false,
+     {"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
+      "<|code_middle|>", "<|middle|>"}},
     {"fim_pad", true, {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"}},
     {"fim_rep", true, {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"}},
     {"fim_sep", true, {"<|file_sep|>"}},
@@ -112,9 +132,8 @@ void Vocabulary::read_special(const GgufMetadata& metadata, const VocabularyDefa
 
   for (int32_t id = 0; id < size(); ++id)
     if (is_special(types_[id])) special_.push_back(id);
-  std::stable_sort(special_.begin(), special_.end(), [this](int32_t a, int32_t b) {
-    return texts_[a].size() > texts_[b].size();
-  });
+  std::stable_sort(special_.begin(), special_.end(),
+                   [this](int32_t a, int32_t b) { return texts_[a].size() > texts_[b].size(); });
 }
 
 int32_t Vocabulary::find(std::string_view text) const {

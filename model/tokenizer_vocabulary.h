@@ -1,5 +1,6 @@
-// What every tokenizer in a GGUF file has in common: the token list with its types, the special tokens, and the outline
-// of encoding (special tokens are cut out first, the text between them is tokenized piece by piece).
+// What every tokenizer in a GGUF file has in common: the token list with its types, the special
+// tokens, and the outline of encoding (special tokens are cut out first, the text between them is
+// tokenized piece by piece).
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@
 
 namespace nibble {
 
-/// tokenizer.ggml.token_type (source: llama.cpp include/llama.h). Any other number counts as kUndefined.
+/// tokenizer.ggml.token_type (source: llama.cpp include/llama.h). Any other number counts as
+/// kUndefined.
 enum class TokenType : int32_t {
   kUndefined = 0,
   kNormal = 1,
@@ -25,15 +27,16 @@ enum class TokenType : int32_t {
   kByte = 6,
 };
 
-/// What holds where the metadata is silent; llama.cpp's defaults differ by tokenizer. Ids beyond the vocabulary
-/// count as none.
+/// What holds where the metadata is silent; llama.cpp's defaults differ by tokenizer. Ids beyond
+/// the vocabulary count as none.
 struct VocabularyDefaults {
   int32_t bos = -1, eos = -1, unknown = -1;
   bool add_bos = false;
 };
 
-/// The tokenizer.ggml.* keys that all tokenizers share. Throws when the token list is missing or has a token
-/// twice, when types are not one per token, and when a special token's id is outside the list.
+/// The tokenizer.ggml.* keys that all tokenizers share. Throws when the token list is missing or
+/// has a token twice, when types are not one per token, and when a special token's id is outside
+/// the list.
 class Vocabulary {
  public:
   Vocabulary(const GgufMetadata& metadata, const VocabularyDefaults& defaults);
@@ -45,7 +48,8 @@ class Vocabulary {
   TokenType type(int32_t id) const { return types_[id]; }
   /// The id of the token whose text this is, or -1.
   int32_t find(std::string_view text) const;
-  /// The byte that a byte token ("<0x0A>") stands for, as a string; "" when the text has another form.
+  /// The byte that a byte token ("<0x0A>") stands for, as a string; "" when the text has another
+  /// form.
   std::string byte_of(int32_t id) const;
 
   int32_t bos() const { return bos_; }
@@ -60,8 +64,8 @@ class Vocabulary {
     std::string_view text;
     int32_t id = -1;
   };
-  /// Cuts special tokens out, longest first: user-defined ones always, control and unknown ones only when
-  /// parse_special.
+  /// Cuts special tokens out, longest first: user-defined ones always, control and unknown ones
+  /// only when parse_special.
   std::vector<Fragment> split_special(std::string_view text, bool parse_special) const;
 
  private:
@@ -79,12 +83,13 @@ class Vocabulary {
   bool add_bos_ = false, add_eos_ = false;
 };
 
-/// A tokenizer over a Vocabulary; what is left to a kind of tokenizer is the text between special tokens.
+/// A tokenizer over a Vocabulary; what is left to a kind of tokenizer is the text between special
+/// tokens.
 class VocabularyTokenizer : public Tokenizer {
  public:
   std::vector<int32_t> encode(std::string_view text, bool add_special,
                               bool parse_special) const final;
-  std::string decode(const std::vector<int32_t>& ids, bool special) const final;
+  std::string decode(const std::vector<int32_t>& ids, bool special = false) const final;
   int64_t vocab_size() const final { return vocabulary_.size(); }
   int32_t bos() const final { return vocabulary_.bos(); }
   int32_t eos() const final { return vocabulary_.eos(); }
@@ -97,7 +102,8 @@ class VocabularyTokenizer : public Tokenizer {
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
  private:
-  /// Appends the ids of text that holds no special token. `starts`: nothing or a special token precedes it.
+  /// Appends the ids of text that holds no special token. `starts`: nothing or a special token
+  /// precedes it.
   virtual void encode_text(std::string_view text, bool starts, std::vector<int32_t>& ids) const = 0;
   /// The bytes of a token that is not special.
   virtual std::string piece(int32_t id) const = 0;

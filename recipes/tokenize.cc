@@ -11,14 +11,14 @@
 namespace nibble {
 
 int run_tokenize(int argc, char** argv) {
-  cxxopts::Options options("nibble tokenize", "The token ids of a text file, equal to llama.cpp's.");
+  cxxopts::Options options("nibble tokenize",
+                           "The token ids of a text file, equal to llama.cpp's.");
   options.positional_help("MODEL.gguf TEXTFILE");
-  options.add_options()
-      ("model", "a GGUF file with a tokenizer", cxxopts::value<std::string>())
-      ("text", "the text", cxxopts::value<std::string>())
-      ("no-special", "add no BOS and EOS, whatever the model says")
-      ("no-parse-special", "take the text of control tokens (\"<|im_end|>\") as plain text")
-      ("json", "one JSON object: ids, num_tokens");
+  options.add_options()("model", "a GGUF file with a tokenizer", cxxopts::value<std::string>())(
+      "text", "the text", cxxopts::value<std::string>())(
+      "no-special", "add no BOS and EOS, whatever the model says")(
+      "no-parse-special", "take the text of control tokens (\"<|im_end|>\") as plain text")(
+      "json", "one JSON object: ids, num_tokens");
   options.parse_positional({"model", "text"});
   const auto arguments = parse_arguments(options, argc, argv);
   if (!arguments) return 0;

@@ -1,20 +1,19 @@
-// Training text: files -> documents -> tokens -> sequences of one length, and a held-out part that training never
-// sees.
+// Training text: files -> documents -> tokens -> sequences of one length, and a held-out part that
+// training never sees.
 //
-// A text file is one document; a row of a .jsonl file is one document. Documents are shuffled by the seed, tokenized
-// with the BOS and EOS that the model adds, laid end to end and cut into sequences of L tokens; what is left at the
-// end and shorter than L is dropped. Every position carries its document's number, so that attention can
-// stay inside documents.
+// A text file is one document; a row of a .jsonl file is one document. Documents are shuffled by
+// the seed, tokenized with the BOS and EOS that the model adds, laid end to end and cut into
+// sequences of L tokens; what is left at the end and shorter than L is dropped. Every position
+// carries its document's number, so that attention can stay inside documents.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "quant/fake/torch.h"
-
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "quant/fake/torch.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -32,22 +31,23 @@ struct PackedData {
 
 struct TextData {
   PackedData train;
-  PackedData held_out;        // [0, L] when options.held_out is 0
+  PackedData held_out;  // [0, L] when options.held_out is 0
   int64_t num_documents = 0;
-  int64_t num_tokens = 0;     // of all documents
-  int64_t num_bytes = 0;      // of all documents
-  uint64_t fingerprint = 0;   // of both parts, token by token: equal for equal data on any machine
+  int64_t num_tokens = 0;    // of all documents
+  int64_t num_bytes = 0;     // of all documents
+  uint64_t fingerprint = 0;  // of both parts, token by token: equal for equal data on any machine
 
-  /// Reads, tokenizes and packs. The held-out part is the share options.held_out of the tokens, at least one
-  /// sequence: whole documents where they are small beside it, else the tail of one. Throws for a pattern that
-  /// matches no file, a file that is not text, a JSON row without the text field (with its line), and for
-  /// text too short for one training sequence and the held-out part.
+  /// Reads, tokenizes and packs. The held-out part is the share options.held_out of the tokens, at
+  /// least one sequence: whole documents where they are small beside it, else the tail of one.
+  /// Throws for a pattern that matches no file, a file that is not text, a JSON row without the
+  /// text field (with its line), and for text too short for one training sequence and the held-out
+  /// part.
   static TextData load(const DataOptions& options, const Tokenizer& tokenizer, uint64_t seed);
 };
 
-/// The sequences that step `step` (from 0) trains on, `count` of `num_sequences`: every epoch is a new
-/// permutation of all of them, and the last sequences of one epoch share a step with the first of the next. A pure
-/// function of its arguments, so a run resumes at any step, on any machine.
+/// The sequences that step `step` (from 0) trains on, `count` of `num_sequences`: every epoch is a
+/// new permutation of all of them, and the last sequences of one epoch share a step with the first
+/// of the next. A pure function of its arguments, so a run resumes at any step, on any machine.
 std::vector<int64_t> step_sequences(uint64_t seed, int64_t step, int64_t count,
                                     int64_t num_sequences);
 

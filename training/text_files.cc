@@ -1,0 +1,91 @@
+#include "training/text_files.h"
+
+#include <glob.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string_view>
+
+#include "base/error.h"
+#include "io/atomic_file.h"
+
+namespace nibble {
+namespace {
+
+/// The files a pattern matches, sorted.
+std::vector<std::string> expand(const std::string& pattern) {
+  glob_t found = {};
+  const int status = ::glob(pattern.c_str(), GLOB_ERR, nullptr, &found);
+  std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+  ::globfree(&found);
+  check(status == 0 || status == GLOB_NOMATCH, pattern, ": cannot be searched");
+  check(!paths.empty(), "no file matches '", pattern, "'");
+  return paths;
+}
+
+std::string row_text(std::string_view row, const std::string& text_field) {
+  const nlohmann::json object = nlohmann::json::parse(row, nullptr, /*allow_exceptions=*/false);
+  check(!object.is_discarded(), "this row is not JSON");
+  check(object.is_object(), "wants a JSON object, found ", object.type_name());
+  const auto field = object.find(text_field);
+  if (field == object.end()) {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : object.items()) names.push_back(name);
+    fail("this row has no '", text_field, "'", did_you_mean(text_field, names));
+  }
+  check(field->is_string(), "'", text_field, "' wants a string, found ", field->type_name());
+  return field->get<std::string>();
+}
+
+std::vector<std::string> read_rows(std::string_view content, const std::string& text_field) {
+  std::vector<std::string> texts;
+  for (int64_t line = 1; !content.empty(); ++line) {
+    const std::string_view row = content.substr(0, content.find('\n'));
+    content.remove_prefix(std::min(row.size() + 1, content.size()));
+    if (row.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    with_frame(concat("line ", line), [&] { texts.push_back(row_text(row, text_field)); });
+  }
+  return texts;
+}
+
+std::vector<std::string> read_one(const std::string& path, const std::string& text_field) {
+  std::string content = read_file(path);
+  return with_frame(path, [&]() -> std::vector<std::string> {
+    const size_t zero = content.find('\0');
+    check(zero == std::string::npos, "byte ", zero, " is zero: this is not a text file");
+    if (path.ends_with(".jsonl")) return read_rows(content, text_field);
+    return {std::move(content)};
+  });
+}
+
+/// The first `limit` bytes at most, without a torn UTF-8 character at the end.
+void truncate(std::string& text, int64_t limit) {
+  if (static_cast<int64_t>(text.size()) <= limit) return;
+  while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xc0) == 0x80) --limit;
+  text.resize(limit);
+}
+
+}  // namespace
+
+std::vector<std::string> read_documents(const std::vector<std::string>& patterns,
+                                        const std::string& text_field, int64_t max_bytes) {
+  std::vector<std::string> documents;
+  std::set<std::string> seen;
+  int64_t bytes = 0;
+  for (const std::string& pattern : patterns) {
+    for (const std::string& path : expand(pattern)) {
+      if (!seen.insert(path).second) continue;
+      for (std::string& text : read_one(path, text_field)) {
+        if (max_bytes > 0) truncate(text, max_bytes - bytes);
+        if (text.empty()) continue;
+        bytes += static_cast<int64_t>(text.size());
+        documents.push_back(std::move(text));
+      }
+      if (max_bytes > 0 && bytes >= max_bytes) return documents;
+    }
+  }
+  return documents;
+}
+
+}  // namespace nibble
