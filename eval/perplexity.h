@@ -18,8 +18,14 @@ struct PerplexityOptions {
   int64_t chunks = -1;  // -1: all
 };
 
-/// The chunks of a text as llama-perplexity cuts them. Throws when it is shorter than two chunks' worth of context, as
-/// llama-perplexity does.
+/// The chunks of a text as llama-perplexity cuts them, each of ctx tokens of the text. Throws when it is shorter than
+/// two chunks, as llama-perplexity does.
+std::vector<std::vector<int32_t>> cut_chunks(const Tokenizer& tokenizer, const std::string& text,
+                                             const PerplexityOptions& options);
+/// The chunks with BOS for their first token where the model adds one: what goes into the model.
+std::vector<std::vector<int32_t>> begin_with_bos(std::vector<std::vector<int32_t>> chunks,
+                                                 const Tokenizer& tokenizer);
+/// begin_with_bos(cut_chunks(...)).
 std::vector<std::vector<int32_t>> perplexity_chunks(const Tokenizer& tokenizer, const std::string& text,
                                                     const PerplexityOptions& options);
 
@@ -34,6 +40,7 @@ struct PerplexityResult {
 using LogitsVisitor = std::function<void(int64_t chunk, const torch::Tensor& logits,
                                          const std::vector<int32_t>& next_tokens)>;
 
+/// `chunks` as they go into the model, all of one length. Shows progress.
 PerplexityResult perplexity(Model& model, const std::vector<std::vector<int32_t>>& chunks,
                             const LogitsVisitor& visit = {});
 
