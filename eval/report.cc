@@ -64,7 +64,7 @@ std::string lead(const ReportData& data) {
   const ModelFigures* trained = find_model(data, data.trained);
   std::string where = concat("Measured on ", c.tokens, " tokens of ",
                              escape_html(std::filesystem::path(c.text).filename().string()),
-                             ", against ", escape_html(c.base), ".");
+                             ", against ", escape_html(c.base), ". ", escape_html(data.origin_note));
   if (!baseline || !trained) return "<p class=\"lead\">" + where + "</p>\n";
   const double ppl_recovered = recovered(baseline->ppl - c.base_ppl, trained->ppl - c.base_ppl);
   std::string text = concat(
@@ -116,8 +116,12 @@ std::string tiles(const ReportData& data) {
 std::string page_header(const ReportData& data) {
   std::string eyebrow = data.model.empty() ? "Comparison" : escape_html(data.model);
   if (!data.type.empty()) eyebrow += " · " + escape_html(data.type);
-  return concat("<header>\n<p class=\"eyebrow\">nibble · ", eyebrow, "</p>\n<h1>",
-                escape_html(report_verdict(data)), "</h1>\n", lead(data), tiles(data),
+  std::string verdict = escape_html(report_verdict(data));
+  // A number and its percent sign stay on one line.
+  if (const size_t space = verdict.find(" %"); space != std::string::npos)
+    verdict.replace(space, 1, "&nbsp;");
+  return concat("<header>\n<p class=\"eyebrow\">nibble · ", eyebrow, "</p>\n<h1>", verdict,
+                "</h1>\n", lead(data), tiles(data),
                 "</header>\n");
 }
 
@@ -237,8 +241,8 @@ std::string block_sections(const ReportData& data) {
         block.original.size(), " neighbouring weights of <code>", escape_html(block.tensor),
         "</code> (row ", block.row, ", from column ", block.column, "). In ", escape_html(block.type),
         " they share one step, and each may only sit on a line of the grid. Rings are the original weights, "
-        "dots what the file stores. Of this tensor’s codes training changed ",
-        percent(block.codes_changed, 1), "; this is the block in which it changed most.");
+        "dots what the file stores. ", percent(block.codes_changed, 1),
+        " of this tensor’s codes differ between the two files; this is the block in which most do.");
     out += section("One block, before and after", lede,
                    block_chart(block, data.baseline) + block_table(block));
   }

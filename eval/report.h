@@ -25,8 +25,8 @@ struct ReportModel {
 /// One training step.
 struct LossPoint {
   int64_t step = 0, tokens = 0;  // tokens: seen so far
-  double loss = 0;
-  double held_out = -1;  // -1: not evaluated at this step
+  double loss = -1;              // -1: none, as at step 0, before training
+  double held_out = -1;          // -1: not evaluated at this step
 };
 
 /// Distance of decoded weights from the original's: RMS of the difference over RMS of the original.
@@ -39,7 +39,7 @@ struct TensorError {
 struct BlockSample {
   std::string tensor, type;
   int64_t row = 0, column = 0;  // of its first weight
-  double codes_changed = 0;     // share of the whole tensor's codes that training changed
+  double codes_changed = 0;     // share of the whole tensor's codes that differ between the two
   std::vector<float> original, baseline, trained;  // weights
   std::vector<int> baseline_codes, trained_codes;  // weight = code * step + offset
   double baseline_step = 0, trained_step = 0, baseline_offset = 0, trained_offset = 0;
@@ -64,6 +64,7 @@ struct ReportData {
   std::string type;      // "Q4_0"; empty: no training
   std::string baseline;  // row that the trained one is measured against
   std::string trained;
+  std::string origin_note;  // a sentence on where the original comes from; may be empty
   Comparison comparison;
   std::vector<ReportModel> models;
   std::string loss_name = "training loss";  // "KL divergence from the original, nats per token"

@@ -48,9 +48,9 @@ void draw_axes(Svg& svg, const Axis& x, const Axis& y, const Layout& layout,
 
 // Loss -------------------------------------------------------------------------------------------
 
-/// At most `count` points, each the mean of as many steps.
-std::vector<std::pair<double, double>> mean_losses(const std::vector<LossPoint>& losses,
-                                                   size_t count) {
+/// At most `count` points, each the mean of as many training steps.
+std::vector<std::pair<double, double>> mean_losses(std::vector<LossPoint> losses, size_t count) {
+  std::erase_if(losses, [](const LossPoint& point) { return point.loss < 0; });
   std::vector<std::pair<double, double>> points;
   const size_t width = std::max<size_t>(1, (losses.size() + count - 1) / count);
   for (size_t begin = 0; begin < losses.size(); begin += width) {
@@ -79,8 +79,8 @@ std::string draw_loss(const ReportData& data, const Layout& layout) {
                layout.width - layout.right};
   const Axis y{0, most > 0 ? most * 1.06 : 1, layout.height - layout.bottom, layout.top};
   Svg svg(layout.width, layout.height,
-          concat(data.loss_name, " over training: from ", three_digits(data.losses.front().loss),
-                 " to ", three_digits(data.losses.back().loss)),
+          concat(data.loss_name, " over ", data.losses.back().tokens, " tokens of training",
+                 training.empty() ? "" : ", at the end " + three_digits(training.back().second)),
           layout.css_class);
   draw_axes(svg, x, y, layout, compact_count, layout.narrow() ? 3 : 6, 4);
   svg.text(layout.width - layout.right, layout.height - 4, "tokens seen", "tick", "end");
@@ -88,22 +88,26 @@ std::string draw_loss(const ReportData& data, const Layout& layout) {
   const auto place = [&](auto& points) {
     for (auto& [px, py] : points) px = x(px), py = y(py);
   };
+  const double last_held_out = held_out.empty() ? 0 : held_out.back().second;
   place(training);
   place(held_out);
   svg.polyline(training, "curve other");
   if (held_out.size() > 1) svg.polyline(held_out, "curve trained strong");
   for (const auto& [px, py] : held_out) svg.circle(px, py, 3.5, "dot trained");
 
-  std::vector<double> ends = {training.back().second};
-  if (!held_out.empty()) ends.push_back(held_out.back().second);
-  ends = spread_labels(ends, 16, layout.top, layout.height - layout.bottom);
-  const double label_x = layout.width - layout.right + 8;
-  svg.text(label_x, ends[0] + 4, "training", "label other");
-  if (!held_out.empty()) {
-    const double last = std::prev(data.losses.end())->held_out;
-    svg.text(label_x, ends[1] + 4, "held-out" + (last >= 0 ? ' ' + three_digits(last) : ""),
-             "label trained strong");
+  std::vector<double> ends;
+  std::vector<std::pair<std::string, const char*>> labels;
+  if (!training.empty()) {
+    ends.push_back(training.back().second);
+    labels.emplace_back("training", "label other");
   }
+  if (!held_out.empty()) {
+    ends.push_back(held_out.back().second);
+    labels.emplace_back("held-out " + three_digits(last_held_out), "label trained");
+  }
+  ends = spread_labels(ends, 16, layout.top, layout.height - layout.bottom);
+  for (size_t i = 0; i < ends.size(); ++i)
+    svg.text(layout.width - layout.right + 8, ends[i] + 4, labels[i].first, labels[i].second);
   return svg.finish();
 }
 
