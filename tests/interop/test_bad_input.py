@@ -1,0 +1,119 @@
+"""Bad input gets one clear line on stderr and exit status 1 or 2, and leaves nothing half-written."""
+
+import struct
+
+import pytest
+
+STEPS = 50  # a file is cut at every 1/50th of its length
+
+
+@pytest.fixture
+def refused(run_nibble, tmp_path):
+    """Runs nibble and returns the line it refuses with. The old file OUT must stay, and nothing new may appear."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out = folder / "out.gguf"
+    out.write_bytes(b"old")
+
+    def run(*arguments, status):
+        result = run_nibble(*[out if argument == "OUT" else argument for argument in arguments])
+        assert result.returncode == status, result.stderr
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("nibble: ") and len(lines[0]) < 500
+        assert result.stdout == ""
+        assert out.read_bytes() == b"old" and list(folder.iterdir()) == [out]
+        return lines[0]
+
+    return run
+
+
+def refused_file(refused, tmp_path, data):
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(data)
+    line = refused("quantize", "-q", path, "OUT", "Q4_0", status=1)
+    assert str(path) in line
+    return line
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_file_that_was_cut(step, stories260k, refused, tmp_path):
+    data = stories260k.read_bytes()
+    line = refused_file(refused, tmp_path, data[: len(data) * step // STEPS])
+    assert "byte" in line
+
+
+def header(num_tensors, num_keys):
+    return b"GGUF" + struct.pack("<IQQ", 3, num_tensors, num_keys)
+
+
+def string(text):
+    return struct.pack("<Q", len(text)) + text
+
+
+def tensor_row(shape, offset=0):
+    return string(b"w") + struct.pack(f"<I{len(shape)}qIQ", len(shape), *shape, 0, offset)
+
+
+def test_wrong_magic(stories260k, refused, tmp_path):
+    line = refused_file(refused, tmp_path, b"GGML" + stories260k.read_bytes()[4:])
+    assert "wants the magic 'GGUF'" in line
+
+
+def test_an_offset_past_the_end(refused, tmp_path):
+    line = refused_file(refused, tmp_path, header(1, 0) + tensor_row([8], offset=1 << 40) + bytes(64))
+    assert "tensor 'w'" in line and "at byte 1099511627776" in line
+
+
+@pytest.mark.parametrize("shape", [[2**63 - 1], [2**62, 2], [2**32, 2**32], [2**21, 2**21, 2**21], [-(2**63)]])
+def test_2_to_the_63_elements(shape, refused, tmp_path):
+    line = refused_file(refused, tmp_path, header(1, 0) + tensor_row(shape) + bytes(64))
+    assert "tensor 'w'" in line
+
+
+def test_2_to_the_63_keys_and_tensors(refused, tmp_path):
+    assert "the number of keys" in refused_file(refused, tmp_path, header(0, 1 << 63))
+    assert "the number of tensors" in refused_file(refused, tmp_path, header(1 << 63, 0))
+
+
+def test_a_metadata_string_of_2_to_the_40_bytes(refused, tmp_path):
+    data = header(0, 1) + string(b"general.name") + struct.pack("<IQ", 8, 1 << 40) + b"short"
+    line = refused_file(refused, tmp_path, data)
+    assert "key 'general.name'" in line and "1099511627776 bytes" in line
+
+
+def test_an_array_of_2_to_the_61_numbers(refused, tmp_path):
+    data = header(0, 1) + string(b"ids") + struct.pack("<IIQ", 9, 5, 1 << 61)
+    assert "key 'ids'" in refused_file(refused, tmp_path, data)
+
+
+def test_a_nan_in_the_weights(stories260k, refused, tmp_path):
+    data = bytearray(stories260k.read_bytes())
+    data[-4:] = struct.pack("<f", float("nan"))
+    line = refused_file(refused, tmp_path, bytes(data))
+    assert "tensor '" in line and "row" in line
+
+
+def test_files_that_are_not_there(refused, tmp_path):
+    assert "No such file" in refused("quantize", "-q", tmp_path / "none.gguf", "OUT", "Q4_0", status=1)
+    assert "is a folder" in refused("quantize", "-q", tmp_path, "OUT", "Q4_0", status=1)
+
+
+def test_usage(stories260k, refused):
+    assert "did you mean 'Q4_0'" in refused("quantize", "-q", stories260k, "OUT", "Q4_O", status=2)
+    assert "did you mean 'search'" in refused("quantize", "-q", "--method", "serach", stories260k, "OUT", "Q4_0", status=2)
+    assert "no TYPE" in refused("quantize", "-q", stories260k, "OUT", status=2)
+    assert "does not exist" in refused("quantize", "-q", "--frobnicate", stories260k, "OUT", "Q4_0", status=2)
+    assert "one argument too many" in refused("quantize", stories260k, "OUT", "Q4_0", "2", "more", status=2)
+    assert "THREADS" in refused("quantize", stories260k, "OUT", "Q4_0", "0", status=2)
+    assert "unknown tensor type" in refused(
+        "quantize", "-q", "--output-tensor-type", "q9", stories260k, "OUT", "Q4_0", status=2
+    )
+
+
+def test_the_source_is_never_overwritten(stories260k, run_nibble, tmp_path):
+    source = tmp_path / "model.gguf"
+    source.write_bytes(stories260k.read_bytes())
+    result = run_nibble("quantize", source, tmp_path / "." / "model.gguf", "Q4_0")
+    assert result.returncode == 2 and "same file" in result.stderr
+    assert source.read_bytes() == stories260k.read_bytes()

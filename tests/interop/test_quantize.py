@@ -1,0 +1,125 @@
+"""nibble quantize against the real llama-quantize: with --method ggml every tensor's type and bytes are the same."""
+
+import json
+import subprocess
+
+import gguf
+import gguf_table
+import numpy as np
+import pytest
+
+TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_0"]
+FLAGS = [
+    ["--pure"],
+    ["--leave-output-tensor"],
+    ["--token-embedding-type", "q8_0"],
+    ["--output-tensor-type", "q5_1"],
+    ["--tensor-type", "attn_v=q8_0", "--tensor-type", "ffn_(up|gate)=q5_0"],
+]
+
+
+@pytest.fixture(scope="module")
+def llama_quantize(llama_bin, llama_env):
+    def run(*arguments):
+        return subprocess.run([llama_bin("llama-quantize"), *map(str, arguments)], env=llama_env, capture_output=True)
+
+    return run
+
+
+@pytest.fixture(params=["stories260k", "smollm2_f32"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+def assert_same_file(ours, theirs):
+    our_metadata, our_tensors = gguf_table.read(ours)
+    their_metadata, their_tensors = gguf_table.read(theirs)
+    assert sorted(our_tensors) == sorted(their_tensors)
+    different = [name for name in our_tensors if our_tensors[name] != their_tensors[name]]
+    assert different == []
+    added = {key: our_metadata.pop(key)[1] for key in ("nibble.version", "nibble.method")}
+    assert added["nibble.method"] == b"ggml"
+    # Compared as text, where a NaN equals itself, in the order of the file.
+    assert repr(our_metadata) == repr(their_metadata)
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_every_type_equals_llama_quantize(model, type_name, run_nibble, llama_quantize, tmp_path):
+    assert llama_quantize(model, tmp_path / "theirs.gguf", type_name).returncode == 0
+    ours = run_nibble("quantize", "--method", "ggml", model, tmp_path / "ours.gguf", type_name)
+    assert ours.returncode == 0, ours.stderr
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: flags[0][2:])
+def test_flags_equal_llama_quantize(stories260k, flags, run_nibble, llama_quantize, tmp_path):
+    assert llama_quantize(*flags, stories260k, tmp_path / "theirs.gguf", "Q4_0").returncode == 0
+    ours = run_nibble("quantize", *flags, "--method", "ggml", stories260k, tmp_path / "ours.gguf", "Q4_0")
+    assert ours.returncode == 0, ours.stderr
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+def test_a_quantized_source_needs_leave(smollm2_q4_1, run_nibble, llama_quantize, tmp_path):
+    refused = run_nibble("quantize", smollm2_q4_1, tmp_path / "ours.gguf", "Q4_0")
+    assert refused.returncode == 2 and "--allow-requantize" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    assert llama_quantize("--allow-requantize", smollm2_q4_1, tmp_path / "theirs.gguf", "Q4_0").returncode == 0
+    allowed = run_nibble(
+        "quantize", "--allow-requantize", "--method", "ggml", smollm2_q4_1, tmp_path / "ours.gguf", "Q4_0"
+    )
+    assert allowed.returncode == 0, allowed.stderr
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("method", ["ggml", "rtn", "search"])
+def test_q4_1_of_what_was_q4_1_loses_nothing(smollm2_q4_1, smollm2_f32, method, run_nibble, tmp_path):
+    """All 272 tensors, the Q8_0 embedding included, get back the very blocks they were decoded from."""
+    result = run_nibble("quantize", "--method", method, smollm2_f32, tmp_path / "again.gguf", "Q4_1")
+    assert result.returncode == 0, result.stderr
+    _, source = gguf_table.read(smollm2_q4_1)
+    _, again = gguf_table.read(tmp_path / "again.gguf")
+    assert {tensor.type for tensor in source.values()} == {"Q4_1", "Q8_0", "F32"}
+    assert [name for name in source if again[name] != source[name]] == []
+
+
+def decoded(tensor):
+    number = gguf.GGMLQuantizationType[tensor.type]
+    return gguf.quants.dequantize(np.frombuffer(tensor.data, np.uint8), number).ravel().astype(np.float64)
+
+
+# The gguf package decodes all of these; Q2_0 it does not know yet.
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_search_errs_no_more_than_ggml_in_any_tensor(stories260k, type_name, run_nibble, tmp_path):
+    errors = {}
+    _, source = gguf_table.read(stories260k)
+    for method in ("ggml", "search"):
+        path = tmp_path / f"{method}.gguf"
+        assert run_nibble("quantize", "--method", method, stories260k, path, type_name).returncode == 0
+        _, tensors = gguf_table.read(path)
+        errors[method] = {
+            name: np.square(decoded(tensor) - np.frombuffer(source[name].data, np.float32)).sum()
+            for name, tensor in tensors.items() if tensor.type == type_name
+        }
+    assert len(errors["ggml"]) >= 31
+    # 1e-6: the search adds up its squares in float32.
+    assert [name for name, error in errors["search"].items() if error > errors["ggml"][name] * (1 + 1e-6)] == []
+    assert sum(errors["search"].values()) < sum(errors["ggml"].values())
+
+
+def test_json_tells_what_was_written(stories260k, run_nibble, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = run_nibble("quantize", "--json", stories260k, out, "q4_0", "2")
+    report = json.loads(result.stdout)
+    assert (report["name"], report["type"], report["method"]) == (str(out), "Q4_0", "search")
+    _, tensors = gguf_table.read(out)
+    assert report["bytes"] == sum(len(tensor.data) for tensor in tensors.values())
+    assert report["tensors"] == len(tensors) == 48
+    assert report["bpw"] == pytest.approx(8 * report["bytes"] / report["weights"])
+    assert "--method ggml" in result.stderr
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(stories260k, run_nibble, tmp_path):
+    result = run_nibble("quantize", "--dry-run", "--json", stories260k, tmp_path / "out.gguf", "Q4_0")
+    plan = json.loads(result.stdout)
+    assert (plan["type"], plan["file_type"], len(plan["tensors"])) == ("Q4_0", 2, 48)
+    assert not list(tmp_path.iterdir())
