@@ -27,7 +27,7 @@ struct ModelFigures {
   std::vector<float> nll_per_token;
 };
 
-/// KLD(a) - KLD(b), paired over tokens.
+/// KLD(a) - KLD(b) and ln(PPL(a) / PPL(b)), paired over tokens: negative where a is the better one.
 struct PairedDifference {
   std::string a, b;
   double mean_kld = 0, mean_kld_err = 0;
@@ -40,7 +40,7 @@ struct Comparison {
   double base_ppl = 0, base_ppl_err = 0;  // float logits
   double base_ppl_16bit = 0;              // through the 16-bit base form
   std::vector<ModelFigures> models;
-  std::vector<PairedDifference> differences;  // every later model against every earlier one
+  std::vector<PairedDifference> differences;  // every later model (a) against every earlier one (b)
   std::vector<std::string> warnings;
 };
 
@@ -57,5 +57,7 @@ Comparison compare(const CompareEntry& base, const std::vector<CompareEntry>& mo
 std::string comparison_json(const Comparison& comparison);
 /// A table for a terminal.
 std::string comparison_table(const Comparison& comparison);
+/// The most memory this process has held so far.
+int64_t peak_memory_bytes();
 
 }  // namespace nibble
