@@ -55,7 +55,7 @@ NIBBLE_HOST void encode_by_range(const float* weights, typename F::Block& block)
   if (overflows) F::set_scales(block, scales);
 }
 
-/// Replaces ggml's choice in `block` where the error can be lower. importance: at most 1.
+/// Replaces ggml's choice in `block` where search or range has less error. importance: at most 1.
 template <class F>
 NIBBLE_HOST void improve_by_search(const float* weights, const float* importance,
                                    typename F::Block& block) {
@@ -72,9 +72,12 @@ NIBBLE_HOST void improve_by_search(const float* weights, const float* importance
     search.min = weights[i] < search.min ? weights[i] : search.min;
     search.max = weights[i] > search.max ? weights[i] : search.max;
   }
-  typename F::Block candidate;
-  F::encode_with(weights, search_scales<F>(search).scales, candidate);
-  if (block_error<F>(weights, importance, candidate) < ggml_error) block = candidate;
+  typename F::Block searched, ranged;
+  F::encode_with(weights, search_scales<F>(search).scales, searched);
+  encode_by_range<F>(weights, ranged);
+  const double error = block_error<F>(weights, importance, searched);
+  const double range_error = block_error<F>(weights, importance, ranged);
+  if (std::fmin(error, range_error) < ggml_error) block = error <= range_error ? searched : ranged;
 }
 
 /// Scales importance to at most 1; all ones where there is none or it is all zero, so that such a block is still

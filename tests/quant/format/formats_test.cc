@@ -1,0 +1,191 @@
+// Every format of the registry against the laws in format_checks.h: a new row is tested without new test code.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cctype>
+
+#include "format_checks.h"
+#include "quant/format/targets.h"
+
+namespace nibble {
+namespace {
+
+class FormatTest : public testing::TestWithParam<size_t> {
+ protected:
+  const Format& format() const { return formats()[GetParam()]; }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, FormatTest, testing::Range<size_t>(0, formats().size()),
+                         [](const auto& info) { return std::string(formats()[info.param].name); });
+
+std::vector<float> skewed_importance(uint32_t seed) {
+  std::vector<float> importance = gaussian_row(seed, 2.0f);
+  for (float& x : importance) x = std::exp(x);
+  importance[5] = 0.0f;
+  return importance;
+}
+
+TEST_P(FormatTest, AgreesWithTheTableOfTypes) {
+  const GgmlTypeInfo& info = ggml_type_info(format().type);
+  EXPECT_EQ(format().name, info.name);
+  EXPECT_EQ(format().block_size, info.block_size);
+  EXPECT_EQ(format().block_bytes, info.block_bytes);
+  EXPECT_EQ(kRowLength % format().block_size, 0);
+}
+
+TEST_P(FormatTest, IsFoundByTypeAndByName) {
+  std::string lower(format().name);
+  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  EXPECT_EQ(find_format(format().type), &format());
+  EXPECT_EQ(find_format(format().name), &format());
+  EXPECT_EQ(find_format(lower), &format());
+  EXPECT_EQ(&require_format(format().type), &format());
+}
+
+TEST_P(FormatTest, WhatTrainsIsWhatShips) {
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    for (const Row& row : make_rows(seed)) {
+      for (const float spread : {0.0f, 0.01f, 0.9f}) {
+        const auto scales = trained_scales(format(), row.weights, spread, seed);
+        EXPECT_EQ(check_parity(format(), row.weights, scales), "") << row.name << ", spread " << spread;
+      }
+    }
+  }
+}
+
+TEST_P(FormatTest, WhatTrainsIsWhatShipsWithAnyScale) {
+  const std::vector<float> weights = gaussian_row(3, 1.0f);
+  const int64_t count = blocks_in(format(), weights) * format().num_scales;
+  for (const float scale : {0.0f, -0.0f, 1e-45f, -1e-45f, 1e-8f, -1e-8f, 5.96e-8f, 1e-4f, -0.3f, 2.0f,
+                            65504.0f, -65519.0f, 65520.0f, 1e9f, -1e30f, 3.4e38f}) {
+    EXPECT_EQ(check_parity(format(), weights, std::vector<float>(count, scale)), "") << scale;
+  }
+}
+
+TEST_P(FormatTest, EncodedBlocksSurvive) {
+  for (const Row& row : make_rows(7)) {
+    for (const EncodeMethod method : {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch}) {
+      EXPECT_EQ(check_survival(format(), encode(format(), row.weights, {}, method)), "") << row.name;
+    }
+  }
+}
+
+TEST_P(FormatTest, CodesAreTheNearest) {
+  for (const Row& row : make_rows(8)) {
+    EXPECT_EQ(check_nearest(format(), row.weights, trained_scales(format(), row.weights, 0.5f, 8), 9), "")
+        << row.name;
+  }
+}
+
+TEST_P(FormatTest, RangeScalesKeepWithinHalfAStep) {
+  if (format().num_scales == 0 || format().num_scales > 2) GTEST_SKIP() << "no step per block";
+  for (const Row& row : make_rows(9)) {
+    const auto blocks = encode(format(), row.weights, {}, EncodeMethod::kRtn);
+    const auto decoded = decode(format(), blocks), scales = scales_of(format(), blocks);
+    for (size_t i = 0; i < decoded.size(); ++i) {
+      const float* scale = &scales[i / format().block_size * format().num_scales];
+      const double step = std::fabs(scale[0]);
+      // The end of the range misses its level by the rounding of d (2^-11 of it, or 2^-25) over up to 127
+      // steps, and float arithmetic by 2^-22 of the value.
+      const double rounding = 127 * std::max(step * 0x1p-11, 0x1p-25) * (step > 0) + 0x1p-22 * std::fabs(row.weights[i]);
+      const double lost = step > 0 ? 0 : 0x1p-25;  // a range below float16's becomes 0
+      EXPECT_LE(std::fabs(decoded[i] - row.weights[i]), step / 2 + rounding + lost * 127) << row.name << " " << i;
+    }
+  }
+}
+
+TEST_P(FormatTest, SearchIsNoWorseThanOtherMethods) {
+  for (uint32_t seed = 0; seed < 3; ++seed) {
+    for (const Row& row : make_rows(seed)) {
+      EXPECT_EQ(check_search(format(), row.weights, {}), "") << row.name;
+      EXPECT_EQ(check_search(format(), row.weights, skewed_importance(seed)), "") << row.name;
+    }
+  }
+}
+
+TEST_P(FormatTest, SearchGainsWhereThereIsRoom) {
+  if (format().num_scales == 0) GTEST_SKIP() << "nothing to search for";
+  const std::vector<float> weights = gaussian_row(12, 0.02f);
+  const auto error_of = [&](EncodeMethod method) {
+    return row_error(decode(format(), encode(format(), weights, {}, method)), weights, {});
+  };
+  EXPECT_LT(error_of(EncodeMethod::kSearch), error_of(EncodeMethod::kGgml));
+}
+
+TEST_P(FormatTest, AnyBytesDecode) {
+  std::mt19937 generator(4);
+  for (int trial = 0; trial < 50; ++trial) {
+    // One byte of padding: blocks need not be aligned.
+    std::vector<std::byte> bytes(kRowLength / format().block_size * format().block_bytes + 1);
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(generator());
+    const std::vector<std::byte> aligned(bytes.begin() + 1, bytes.end());
+    const int64_t num_blocks = kRowLength / format().block_size;
+    std::vector<float> out(kRowLength), scales(num_blocks * format().num_scales + 1);
+    format().decode(bytes.data() + 1, out.data(), num_blocks);
+    EXPECT_EQ(compare_bits(out, decode(format(), aligned), "unaligned blocks"), "");
+    format().scales_of(bytes.data() + 1, scales.data(), num_blocks);
+    format().encode_with(out.data(), scales.data(), bytes.data() + 1, num_blocks);
+  }
+}
+
+TEST_P(FormatTest, SnapGivesScalesThatBlocksStore) {
+  const std::vector<float> weights = gaussian_row(5, 1.0f);
+  const int64_t count = blocks_in(format(), weights) * format().num_scales;
+  for (const float scale : {0.0f, 1e-30f, -1e-30f, 3e-8f, 1e-3f, -0.7f, 65504.0f, 7e4f, -1e38f}) {
+    const auto snapped = snap(format(), std::vector<float>(count, scale));
+    EXPECT_EQ(scales_of(format(), encode_with(format(), weights, snapped)), snapped);
+    EXPECT_EQ(snap(format(), snapped), snapped);
+    for (int64_t i = 0; i < count; i += std::max(1, format().num_scales)) {
+      EXPECT_TRUE(std::isfinite(snapped[i]));
+      EXPECT_EQ(snapped[i] == 0.0f, scale == 0.0f);
+      EXPECT_EQ(std::signbit(snapped[i]), std::signbit(scale));
+    }
+  }
+}
+
+TEST_P(FormatTest, NaNWeightsAreSeenInTraining) {
+  std::vector<float> weights = gaussian_row(6, 1.0f);
+  const auto scales = trained_scales(format(), weights, 0.0f, 0);
+  weights[3] = std::nanf("");
+  EXPECT_TRUE(std::isnan(fake_quantize(format(), weights, scales)[3]));
+}
+
+TEST_P(FormatTest, InstructionSetsAgreeBitForBit) {
+  int compared = 0;
+  for (const Target& target : targets()) {
+    if (!target.supported) continue;
+    ++compared;
+    const Format &wide = target.formats[GetParam()], &generic = targets()[0].formats[GetParam()];
+    for (const Row& row : make_rows(10)) {
+      SCOPED_TRACE(concat(target.name, ", ", row.name));
+      for (const EncodeMethod method : {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch}) {
+        for (const auto& importance : {std::vector<float>(), skewed_importance(1)}) {
+          const auto blocks = encode(wide, row.weights, importance, method);
+          EXPECT_EQ(blocks, encode(generic, row.weights, importance, method));
+          EXPECT_EQ(compare_bits(decode(wide, blocks), decode(generic, blocks), "decode"), "");
+        }
+      }
+      const auto scales = trained_scales(generic, row.weights, 0.5f, 10);
+      const auto snapped = snap(wide, scales);
+      EXPECT_EQ(compare_bits(snapped, snap(generic, scales), "snap"), "");
+      EXPECT_EQ(encode_with(wide, row.weights, snapped), encode_with(generic, row.weights, snapped));
+      EXPECT_EQ(check_parity(wide, row.weights, scales), "");
+    }
+  }
+  EXPECT_GE(compared, 1);
+}
+
+TEST(Registry, RefusesTypesWithoutCodec) {
+  EXPECT_EQ(find_format(GgmlType::kQ8_K), nullptr);
+  EXPECT_EQ(find_format("Q9_9"), nullptr);
+  try {
+    require_format(GgmlType::kQ8_K);
+    FAIL() << "Q8_K has a codec";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("Q8_K"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("Q4_0"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace nibble

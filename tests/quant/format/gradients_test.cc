@@ -1,0 +1,154 @@
+// fake_quantize_backward against the LSQ formula (Esser et al., 2020) in double, computed from what the public functions
+// give, and against finite differences where the forward is smooth: where all codes are clamped. For formats with a
+// step, or a step and an offset, per block.
+#include <gtest/gtest.h>
+
+#include "format_checks.h"
+#include "quant/format/targets.h"
+
+namespace nibble {
+namespace {
+
+class GradientTest : public testing::TestWithParam<size_t> {
+ protected:
+  const Format& format() const { return formats()[GetParam()]; }
+  bool has_step() const { return format().num_scales == 1 || format().num_scales == 2; }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, GradientTest, testing::Range<size_t>(0, formats().size()),
+                         [](const auto& info) { return std::string(formats()[info.param].name); });
+
+struct Gradients {
+  std::vector<float> weights, scales;
+};
+
+Gradients backward(const Format& format, const std::vector<float>& weights,
+                   const std::vector<float>& scales, const std::vector<float>& grad_out) {
+  Gradients result = {std::vector<float>(weights.size()), std::vector<float>(scales.size())};
+  format.fake_quantize_backward(weights.data(), scales.data(), grad_out.data(),
+                                result.weights.data(), result.scales.data(),
+                                blocks_in(format, weights));
+  return result;
+}
+
+/// The smallest and largest q, from what weights far outside decode to with step 1 and offset 0.
+std::pair<double, double> code_range(const Format& format) {
+  std::vector<float> scales(format.num_scales, 0.0f), weights(format.block_size, -1e4f);
+  scales[0] = 1.0f;
+  const double least = fake_quantize(format, weights, scales)[0];
+  weights.assign(format.block_size, 1e4f);
+  return {least, fake_quantize(format, weights, scales)[0]};
+}
+
+struct Expected {
+  std::vector<double> weights, scales, scale_magnitudes;
+};
+
+Expected lsq_formula(const Format& format, const std::vector<float>& weights,
+                     const std::vector<float>& scales, const std::vector<float>& grad_out) {
+  const auto [least, largest] = code_range(format);
+  const std::vector<float> snapped = snap(format, scales);
+  Expected expected = {std::vector<double>(weights.size()), std::vector<double>(scales.size()),
+                       std::vector<double>(scales.size())};
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const size_t first = i / format.block_size * format.num_scales;
+    const double d = snapped[first], m = format.num_scales == 2 ? snapped[first + 1] : 0.0;
+    const double x = d == 0.0 ? 0.0 : (weights[i] - m) / d;
+    const double rounded = std::nearbyint(x);
+    const double q = std::fmin(std::fmax(rounded, least), largest);
+    const bool in_range = q == rounded;
+    const double g = grad_out[i];
+    expected.weights[i] = in_range ? g : 0.0;
+    expected.scales[first] += g * (in_range ? q - x : q);
+    expected.scale_magnitudes[first] += std::fabs(g) * (std::fabs(q) + std::fabs(x));
+    if (format.num_scales == 2) {
+      expected.scales[first + 1] += in_range ? 0.0 : g;
+      expected.scale_magnitudes[first + 1] += std::fabs(g);
+    }
+  }
+  return expected;
+}
+
+TEST_P(GradientTest, FollowTheLsqFormula) {
+  if (!has_step()) GTEST_SKIP() << "no step per block";
+  // A weight on the edge between two codes may fall either way by the rounding of x: Gaussian weights do not lie there.
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    const std::vector<float> weights = gaussian_row(seed, 0.02f), grad_out = gaussian_row(seed + 50, 1.0f);
+    // Steps at half of the range's, so that many codes are clamped.
+    std::vector<float> scales = trained_scales(format(), weights, 0.1f, seed);
+    for (size_t i = 0; i < scales.size(); i += format().num_scales) scales[i] *= 0.5f;
+    const Gradients found = backward(format(), weights, scales, grad_out);
+    const Expected expected = lsq_formula(format(), weights, scales, grad_out);
+    int clamped = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      ASSERT_EQ(found.weights[i], expected.weights[i]) << "weight " << i << ", seed " << seed;
+      clamped += found.weights[i] == 0.0f;
+    }
+    EXPECT_GT(clamped, 10);
+    for (size_t i = 0; i < scales.size(); ++i) {
+      // Each term is rounded about four times, sums of 64 terms by six folds and adds: 2^-24 each.
+      EXPECT_NEAR(found.scales[i], expected.scales[i], expected.scale_magnitudes[i] * 0x1p-20);
+    }
+  }
+}
+
+TEST_P(GradientTest, AreFiniteDifferencesWhereAllCodesAreClamped) {
+  if (!has_step()) GTEST_SKIP() << "no step per block";
+  const std::vector<float> grad_out = gaussian_row(61, 1.0f);
+  std::vector<float> weights = gaussian_row(60, 1.0f);
+  for (float& w : weights) w = w < 0.0f ? -1000.0f : 1000.0f;
+  // Powers of two, and steps between them and a neighbouring float16, which snap() keeps.
+  std::vector<float> scales(blocks_in(format(), weights) * format().num_scales, 0.25f);
+  const Gradients found = backward(format(), weights, scales, grad_out);
+  const std::vector<float> before = fake_quantize(format(), weights, scales);
+  for (int which = 0; which < format().num_scales; ++which) {
+    std::vector<float> moved = scales;
+    const float change = 0x1p-9f;
+    for (size_t i = which; i < moved.size(); i += format().num_scales) moved[i] += change;
+    const std::vector<float> after = fake_quantize(format(), weights, moved);
+    for (int64_t block = 0; block < blocks_in(format(), weights); ++block) {
+      double slope = 0.0, magnitude = 0.0;
+      for (int64_t i = block * format().block_size; i < (block + 1) * format().block_size; ++i) {
+        const double term = static_cast<double>(grad_out[i]) * (static_cast<double>(after[i]) - before[i]) / change;
+        slope += term;
+        magnitude += std::fabs(term);
+      }
+      // The values are exact here; only the sum of float terms rounds.
+      EXPECT_NEAR(found.scales[block * format().num_scales + which], slope, magnitude * 0x1p-20);
+    }
+  }
+}
+
+TEST_P(GradientTest, MayOverwriteTheirInput) {
+  const std::vector<float> weights = gaussian_row(70, 0.02f), grad_out = gaussian_row(71, 1.0f);
+  const auto scales = trained_scales(format(), weights, 0.5f, 7);
+  const Gradients apart = backward(format(), weights, scales, grad_out);
+  std::vector<float> in_place = grad_out, scale_gradients(scales.size());
+  format().fake_quantize_backward(weights.data(), scales.data(), in_place.data(), in_place.data(),
+                                  scale_gradients.data(), blocks_in(format(), weights));
+  EXPECT_EQ(in_place, apart.weights);
+  EXPECT_EQ(scale_gradients, apart.scales);
+}
+
+TEST_P(GradientTest, InstructionSetsAgreeBitForBit) {
+  for (const Target& target : targets()) {
+    if (!target.supported) continue;
+    for (const Row& row : make_rows(80)) {
+      const auto scales = trained_scales(format(), row.weights, 0.5f, 8);
+      const std::vector<float> grad_out = gaussian_row(81, 1.0f);
+      const Gradients wide = backward(target.formats[GetParam()], row.weights, scales, grad_out);
+      const Gradients generic = backward(targets()[0].formats[GetParam()], row.weights, scales, grad_out);
+      EXPECT_EQ(compare_bits(wide.weights, generic.weights, "dL/dW"), "") << target.name << ", " << row.name;
+      EXPECT_EQ(compare_bits(wide.scales, generic.scales, "dL/dscales"), "") << target.name << ", " << row.name;
+    }
+  }
+}
+
+TEST_P(GradientTest, PassThroughWithoutScales) {
+  if (format().num_scales != 0) GTEST_SKIP() << "has scales";
+  const std::vector<float> weights = gaussian_row(90, 1.0f), grad_out = gaussian_row(91, 1.0f);
+  EXPECT_EQ(backward(format(), weights, {}, grad_out).weights, grad_out);
+}
+
+}  // namespace
+}  // namespace nibble

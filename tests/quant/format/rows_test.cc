@@ -1,0 +1,109 @@
+// Whole tensors: pieces on threads, and what is refused.
+#include "quant/format/rows.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/threads.h"
+#include "format_checks.h"
+
+namespace nibble {
+namespace {
+
+/// What an Error of `call` says, or "".
+template <class Call>
+std::string message_of(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+std::vector<float> rows_of_length(int64_t num_rows, int64_t length) {
+  std::vector<float> weights;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const std::vector<float> values = gaussian_row(static_cast<uint32_t>(row), 0.02f);
+    weights.insert(weights.end(), values.begin(), values.begin() + length);
+  }
+  return weights;
+}
+
+TEST(Rows, TensorsEqualTheirRowsOnAnyNumberOfThreads) {
+  const std::vector<float> weights = rows_of_length(300, 640), importance(640, 2.0f);
+  const int threads = num_threads();
+  for (const Format& format : formats()) {
+    std::vector<std::byte> expected(weights.size() / format.block_size * format.block_bytes);
+    for (int64_t row = 0; row < 300; ++row) {
+      format.encode(weights.data() + row * 640, importance.data(),
+                    expected.data() + row * 640 / format.block_size * format.block_bytes, 640,
+                    EncodeMethod::kGgml);
+    }
+    for (const int count : {1, 3}) {
+      set_num_threads(count);
+      const auto bytes = encode_tensor(format.type, weights, 640, importance, EncodeMethod::kGgml);
+      EXPECT_EQ(bytes, expected) << format.name;
+      std::vector<float> decoded(weights.size());
+      decode_tensor(format.type, bytes, decoded);
+      EXPECT_EQ(decoded, decode(format, expected)) << format.name;
+    }
+  }
+  set_num_threads(threads);
+}
+
+TEST(Rows, NameTheRowAndColumnThatIsNotFinite) {
+  for (const Format& format : formats()) {
+    std::vector<float> weights = rows_of_length(5, 64);
+    weights[3 * 64 + 17] = std::nanf("");
+    EXPECT_EQ(message_of([&] { encode_tensor(format.type, weights, 64, {}, EncodeMethod::kRtn); }),
+              "row 3, column 17 holds a NaN");
+    weights[3 * 64 + 17] = -INFINITY;
+    EXPECT_EQ(message_of([&] { encode_tensor(format.type, weights, 64, {}, EncodeMethod::kRtn, 100); }),
+              "row 103, column 17 holds an infinity");
+  }
+}
+
+TEST(Rows, RefuseAScaleThatOverflows) {
+  for (const Format& format : formats()) {
+    std::vector<float> weights = rows_of_length(4, 128);
+    weights[2 * 128 + 70] = 1e9f;
+    for (const auto method : {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch}) {
+      const std::string message =
+          message_of([&] { encode_tensor(format.type, weights, 128, {}, method); });
+      if (format.type == GgmlType::kF32 || format.type == GgmlType::kBF16) {
+        EXPECT_EQ(message, "");
+      } else {
+        EXPECT_NE(message.find("row 2: "), std::string::npos) << format.name << ": " << message;
+        EXPECT_NE(message.find("overflows"), std::string::npos) << format.name << ": " << message;
+      }
+    }
+  }
+}
+
+TEST(Rows, RefuseSizesThatDoNotFit) {
+  const std::vector<float> weights(96);
+  std::vector<float> out(64);
+  EXPECT_NE(message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 48, {}, EncodeMethod::kRtn); }), "");
+  EXPECT_NE(message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 64, {}, EncodeMethod::kRtn); }), "");
+  EXPECT_NE(message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 0, {}, EncodeMethod::kRtn); }), "");
+  EXPECT_NE(message_of([&] { decode_tensor(GgmlType::kQ4_0, std::vector<std::byte>(35), out); }), "");
+  EXPECT_EQ(message_of([&] { decode_tensor(GgmlType::kQ4_0, std::vector<std::byte>(36), out); }), "");
+  EXPECT_NE(message_of([&] { decode_tensor(GgmlType::kQ8_K, std::vector<std::byte>(36), out); }), "");
+}
+
+TEST(Rows, RefuseImportanceThatIsNone) {
+  const std::vector<float> weights(64, 1.0f);
+  std::vector<float> importance(32, 1.0f);
+  const auto encode_it = [&] { encode_tensor(GgmlType::kQ4_0, weights, 32, importance, EncodeMethod::kGgml); };
+  EXPECT_EQ(message_of(encode_it), "");
+  importance[4] = -1.0f;
+  EXPECT_NE(message_of(encode_it).find("column 4"), std::string::npos);
+  importance[4] = std::nanf("");
+  EXPECT_NE(message_of(encode_it).find("column 4"), std::string::npos);
+  importance.assign(31, 1.0f);
+  EXPECT_NE(message_of(encode_it).find("31"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace nibble
