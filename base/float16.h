@@ -1,6 +1,6 @@
-// IEEE half precision (float16) and bfloat16 as bit patterns: conversions to and from float32, rounding to
-// nearest, ties to even, on host and device with the same result as F16C, ggml and CUDA for every
-// number (NaN stays NaN; its payload is not kept).
+// IEEE half precision (float16) and bfloat16 as bit patterns: conversions to and from float32,
+// rounding to nearest, ties to even, on host and device with the same result as F16C, ggml and CUDA
+// for every number (NaN stays NaN; its payload is not kept).
 #pragma once
 
 #include <cstdint>
@@ -34,14 +34,15 @@ NIBBLE_HD float float_of(uint32_t bits) {
 NIBBLE_HD float float16_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
-  // Multiplying by 2^112 moves the exponent from half's bias to float's and is exact for subnormals too.
+  // Multiplying by 2^112 moves the exponent from half's bias to float's and is exact for subnormals
+  // too.
   const float scaled = float_of(magnitude) * float_of(0x77800000u);
   const uint32_t special = (half & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
   return float_of(bits_of(scaled) | special | sign);
 }
 
-/// float32 -> float16 bits; overflow gives infinity. All cases are computed and one is chosen, without a
-/// branch, so that loops over it vectorize.
+/// float32 -> float16 bits; overflow gives infinity. All cases are computed and one is chosen,
+/// without a branch, so that loops over it vectorize.
 NIBBLE_HD uint16_t float_to_float16(float x) {
   const uint32_t bits = bits_of(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;

@@ -1,5 +1,5 @@
-// What all block formats share: unaligned blocks, scales as float16, the grid of a group of weights, and
-// rounding that is the same on every instruction set and on CUDA.
+// What all block formats share: unaligned blocks, scales as float16, the grid of a group of
+// weights, and rounding that is the same on every instruction set and on CUDA.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,9 @@
 #include "base/float16.h"
 #include "base/host_device.h"
 
-// As NIBBLE_HD, for host code that the GPU never runs (PTQ). Always inlined too: these functions end up inside
-// row functions that are compiled once per instruction set, and must not exist outside them.
+// As NIBBLE_HD, for host code that the GPU never runs (PTQ). Always inlined too: these functions
+// end up inside row functions that are compiled once per instruction set, and must not exist
+// outside them.
 #define NIBBLE_HOST inline __attribute__((always_inline))
 
 namespace nibble {
@@ -18,15 +19,17 @@ namespace nibble {
 /// Weights that decode() unpacks at a time.
 constexpr int kChunk = 16;
 
-/// Levels of a group of weights: value = step * q (+ offset), q an integer. inverse is 1 / step, or 0 for step 0.
+/// Levels of a group of weights: value = step * q (+ offset), q an integer. inverse is 1 / step, or
+/// 0 for step 0.
 struct Grid {
   float step;
   float inverse;
   float offset;
 };
 
-/// Blocks lie in files and tensors at any address: NIBBLE_PACKED gives a Block alignment 1, so that it is read in place.
-/// (A copy made by memcpy goes through general registers, and vector loads from it then stall.)
+/// Blocks lie in files and tensors at any address: NIBBLE_PACKED gives a Block alignment 1, so that
+/// it is read in place. (A copy made by memcpy goes through general registers, and vector loads
+/// from it then stall.)
 #define NIBBLE_PACKED __attribute__((packed, may_alias))
 
 template <class Block>
@@ -41,7 +44,8 @@ NIBBLE_HD Block& block_at(std::byte* bytes) {
   return *reinterpret_cast<Block*>(bytes);
 }
 
-/// `lo > x` and not `x < lo`: a NaN stays NaN, so that training sees it, and one instruction does it.
+/// `lo > x` and not `x < lo`: a NaN stays NaN, so that training sees it, and one instruction does
+/// it.
 NIBBLE_HD float clamp_to(float x, float lo, float hi) {
   x = lo > x ? lo : x;
   return hi < x ? hi : x;
@@ -58,7 +62,8 @@ NIBBLE_HD int32_t round_to_int(float x) {
 
 /// The largest float16.
 constexpr float kMaxScale = 65504.0f;
-/// 2^-24, the smallest positive float16: below it a trained scale would become 0 and never leave it.
+/// 2^-24, the smallest positive float16: below it a trained scale would become 0 and never leave
+/// it.
 constexpr float kMinStep = 5.9604644775390625e-8f;
 
 /// The nearest float16, infinity excluded.

@@ -1,4 +1,5 @@
-// Post-training quantization of a row of weights by each EncodeMethod, for formats with one grid per block.
+// Post-training quantization of a row of weights by each EncodeMethod, for formats with one grid
+// per block.
 #pragma once
 
 #include "quant/format/ggml_choice.h"
@@ -8,7 +9,8 @@
 
 namespace nibble {
 
-/// Weighted squared error of a block, in double: blocks are chosen by it, and a sum over a row must not hide a tie.
+/// Weighted squared error of a block, in double: blocks are chosen by it, and a sum over a row must
+/// not hide a tie.
 template <class F>
 NIBBLE_HOST double block_error(const float* weights, const float* importance,
                                const typename F::Block& block) {
@@ -22,6 +24,18 @@ NIBBLE_HOST double block_error(const float* weights, const float* importance,
   return error;
 }
 
+/// From here on, rounding to float16 gives infinity.
+constexpr float kOverflow = 65520.0f;
+
+/// The largest float16 that is not above x.
+NIBBLE_HOST float float16_at_most(float x) {
+  const float snapped = snap_offset(x);
+  if (snapped <= x) return snapped;
+  const uint16_t bits = float_to_float16(snapped);
+  if (snapped == 0.0f) return -kMinStep;
+  return float16_to_float(static_cast<uint16_t>(snapped > 0.0f ? bits - 1 : bits + 1));
+}
+
 /// The scales that put every weight within half a step of its value, without clamping.
 template <class F>
 NIBBLE_HOST void range_scales(const float* weights, float* scales) {
@@ -31,11 +45,12 @@ NIBBLE_HOST void range_scales(const float* weights, float* scales) {
     max = weights[i] > max ? weights[i] : max;
   }
   if constexpr (F::kHasOffset) {
-    scales[1] = snap_offset(min);
+    scales[1] = std::fabs(min) < kOverflow ? float16_at_most(min) : min;
     const float range = max - scales[1];
     scales[0] = range > 0.0f ? range / static_cast<float>(F::kQMax) : 0.0f;
   } else {
-    // With d > 0, the largest weight needs d >= max / q_max and the smallest d >= min / q_min; d < 0 swaps them.
+    // With d > 0, the largest weight needs d >= max / q_max and the smallest d >= min / q_min; d <
+    // 0 swaps them.
     constexpr float kLo = F::kQMin, kHi = F::kQMax;
     const float up = max > 0.0f ? max : 0.0f, down = min < 0.0f ? -min : 0.0f;
     const float positive = std::fmax(up / kHi, down / -kLo);
@@ -48,11 +63,12 @@ template <class F>
 NIBBLE_HOST void encode_by_range(const float* weights, typename F::Block& block) {
   float scales[F::kNumScales], snapped[F::kNumScales];
   range_scales<F>(weights, scales);
-  // An overflow must reach the block, where encode_tensor sees it.
-  const bool overflows = std::fabs(scales[0]) >= 65520.0f;
   F::snap(scales, snapped);
   F::encode_with(weights, snapped, block);
-  if (overflows) F::set_scales(block, scales);
+  // An overflow must reach the block, where encode_tensor sees it.
+  for (float scale : scales) {
+    if (std::fabs(scale) >= kOverflow) F::set_scales(block, scales);
+  }
 }
 
 /// Replaces ggml's choice in `block` where search or range has less error. importance: at most 1.
@@ -80,13 +96,14 @@ NIBBLE_HOST void improve_by_search(const float* weights, const float* importance
   if (std::fmin(error, range_error) < ggml_error) block = error <= range_error ? searched : ranged;
 }
 
-/// Scales importance to at most 1; all ones where there is none or it is all zero, so that such a block is still
-/// encoded well. Returns whether any was given.
+/// Scales importance to at most 1; all ones where there is none or it is all zero, so that such a
+/// block is still encoded well. Returns whether any was given.
 template <int kBlockSize>
 NIBBLE_HOST bool relative_importance(const float* importance, float* relative) {
   float largest = 0.0f;
   for (int i = 0; importance && i < kBlockSize; ++i) largest = std::fmax(largest, importance[i]);
-  for (int i = 0; i < kBlockSize; ++i) relative[i] = largest > 0.0f ? importance[i] / largest : 1.0f;
+  for (int i = 0; i < kBlockSize; ++i)
+    relative[i] = largest > 0.0f ? importance[i] / largest : 1.0f;
   return largest > 0.0f;
 }
 
@@ -116,11 +133,12 @@ NIBBLE_HOST void encode_row(const float* weights, const float* importance, std::
       if (method == EncodeMethod::kRtn) {
         encode_by_range<F>(weights + first, block);
       } else if (method == EncodeMethod::kGgml) {
-        encode_by_ggml<F>(weights + first, importance ? importance + first : nullptr, sigma2, block);
+        encode_by_ggml<F>(weights + first, importance ? importance + first : nullptr, sigma2,
+                          block);
       } else {
         float relative[F::kBlockSize];
-        const bool given = relative_importance<F::kBlockSize>(
-            importance ? importance + first : nullptr, relative);
+        const bool given =
+            relative_importance<F::kBlockSize>(importance ? importance + first : nullptr, relative);
         encode_by_ggml<F>(weights + first, given ? importance + first : nullptr, sigma2, block);
         improve_by_search<F>(weights + first, relative, block);
       }

@@ -1,4 +1,5 @@
-// F16: IEEE half precision, to nearest, ties to even; beyond 65504 it overflows to infinity. A block is one weight.
+// F16: IEEE half precision, to nearest, ties to even; beyond 65504 it overflows to infinity. A
+// block is one weight.
 #pragma once
 
 #include "io/ggml_type.h"

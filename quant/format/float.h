@@ -1,5 +1,5 @@
-// Formats that store each weight by itself and have no scales: F32, F16, BF16. A format F derives from FloatFormat<F>
-// and gives kType, kFtype, Block, value(block) and nearest(weight).
+// Formats that store each weight by itself and have no scales: F32, F16, BF16. A format F derives
+// from FloatFormat<F> and gives kType, kFtype, Block, value(block) and nearest(weight).
 #pragma once
 
 #include "quant/format/block.h"

@@ -1,7 +1,8 @@
-// The scales and codes that llama-quantize chooses for formats with one grid per block, to the byte: every operation
-// and every sum in its order. Facts from ggml/src/ggml-quants.c (quantize_row_*_ref, quantize_*_impl,
-// make_qx_quants, make_qkx3_quants) as of llama.cpp in llama-cpp-python 0.3.36. Encoding goes by the unrounded
-// scale there, so codes need not be the nearest for the stored one.
+// The scales and codes that llama-quantize chooses for formats with one grid per block, to the
+// byte: every operation and every sum in its order. Facts from ggml/src/ggml-quants.c
+// (quantize_row_*_ref, quantize_*_impl, make_qx_quants, make_qkx3_quants) as of llama.cpp in
+// llama-cpp-python 0.3.36. Encoding goes by the unrounded scale there, so codes need not be the
+// nearest for the stored one.
 #pragma once
 
 #include <cmath>

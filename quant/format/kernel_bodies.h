@@ -1,6 +1,6 @@
-// What one lane (CUDA thread) of a format's kernel does, as host+device functions of (block, lane, pointers): kernels.cu
-// only maps thread indices to them, so CPU tests walk every pair. block: index of the block in the tensor. Pointers
-// to weights are 4-byte aligned, to blocks not at all.
+// What one lane (CUDA thread) of a format's kernel does, as host+device functions of (block, lane,
+// pointers): kernels.cu only maps thread indices to them, so CPU tests walk every pair. block:
+// index of the block in the tensor. Pointers to weights are 4-byte aligned, to blocks not at all.
 #pragma once
 
 #include "quant/format/float.h"
@@ -48,7 +48,8 @@ NIBBLE_HD void encode_with_lane(int64_t block, const float* weights, const float
                  block_at<Block>(blocks + block * static_cast<int64_t>(sizeof(Block))));
 }
 
-/// fake_quantize: a lane for each weight. Scales are snapped by each lane anew: cheaper than a second kernel.
+/// fake_quantize: a lane for each weight. Scales are snapped by each lane anew: cheaper than a
+/// second kernel.
 template <class F>
 NIBBLE_HD void fake_quantize_lane(int64_t block, int lane, const float* weights,
                                   const float* scales, float* out) {
@@ -63,12 +64,13 @@ NIBBLE_HD void fake_quantize_lane(int64_t block, int lane, const float* weights,
   }
 }
 
-/// fake_quantize_backward: kChunk lanes for each group of weights; a lane takes every kChunk-th weight, and its
-/// sums are one term each of fold_sums(). One lane per block for formats without scales.
+/// fake_quantize_backward: kChunk lanes for each group of weights; a lane takes every kChunk-th
+/// weight, and its sums are one term each of fold_sums(). One lane per block for formats without
+/// scales.
 template <class F>
 constexpr int kNumGroups = F::kBlockSize / F::kGroupSize;
 template <class F>
-constexpr int kBackwardLanes = F::kNumScales == 0 ? 1 : kChunk * kNumGroups<F>;
+constexpr int kBackwardLanes = F::kNumScales == 0 ? 1 : kChunk* kNumGroups<F>;
 
 struct LaneSums {
   float step = 0.0f;
@@ -97,7 +99,8 @@ NIBBLE_HD LaneSums backward_lane(int64_t block, int lane, const float* weights, 
   return sums;
 }
 
-/// The last part of backward, by one lane of the block: the groups' folded sums (kNumGroups each) to the scales.
+/// The last part of backward, by one lane of the block: the groups' folded sums (kNumGroups each)
+/// to the scales.
 template <class F>
 NIBBLE_HD void backward_scales(int64_t block, const float* scales, const float* step_sums,
                                const float* offset_sums, float* grad_scales) {

@@ -1,13 +1,13 @@
-// Thread indices for kernel_bodies.h. Every kernel is launched on a line of CTAs of kThreads threads; consecutive threads
-// are consecutive lanes, so weights are read and written in whole lines.
-#include "quant/format/kernels.h"
-
+// Thread indices for kernel_bodies.h. Every kernel is launched on a line of CTAs of kThreads
+// threads; consecutive threads are consecutive lanes, so weights are read and written in whole
+// lines.
 #include <cuda_runtime_api.h>
 
 #include <string_view>
 
 #include "base/error.h"
 #include "quant/format/kernel_bodies.h"
+#include "quant/format/kernels.h"
 
 #define NIBBLE_FORMAT(F)
 #include "quant/format/formats.def"
@@ -51,8 +51,8 @@ __global__ void fake_quantize_kernel(const float* weights, const float* scales, 
   }
 }
 
-/// fold_sums() over the kChunk threads of a group: the same pairs in the same order; the group's first thread gets the
-/// sum. All threads of the warp must be here.
+/// fold_sums() over the kChunk threads of a group: the same pairs in the same order; the group's
+/// first thread gets the sum. All threads of the warp must be here.
 __device__ float fold_over_lanes(float sum) {
   for (int width = kChunk / 2; width > 0; width /= 2) {
     sum += __shfl_down_sync(0xffffffffu, sum, width, kChunk);
@@ -108,10 +108,10 @@ void launch_decode(const std::byte* blocks, void* out, int64_t num_blocks, cudaS
 /// Calls body(F{}, name) for the format of the type, then checks its launch.
 template <class Body>
 void with_format(std::string_view operation, GgmlType type, const Body& body) {
-#define NIBBLE_FORMAT(F)                   \
-  if (type == F::kType) {                  \
-    body(F{});                             \
-    return check_launch(operation, #F);    \
+#define NIBBLE_FORMAT(F)                \
+  if (type == F::kType) {               \
+    body(F{});                          \
+    return check_launch(operation, #F); \
   }
 #include "quant/format/formats.def"
 #undef NIBBLE_FORMAT
@@ -143,7 +143,8 @@ void cuda_encode_with(GgmlType type, const float* weights, const float* snapped,
   const auto on = static_cast<cudaStream_t>(stream);
   with_format("encode_with", type, [&](auto format) {
     using F = decltype(format);
-    encode_with_kernel<F><<<num_ctas(num_blocks), kThreads, 0, on>>>(weights, snapped, blocks, num_blocks);
+    encode_with_kernel<F>
+        <<<num_ctas(num_blocks), kThreads, 0, on>>>(weights, snapped, blocks, num_blocks);
   });
 }
 

@@ -1,7 +1,8 @@
-// CUDA launchers of the row functions in struct Format, bit-equal to them. All pointers are device memory; weights and
-// gradients float32, num_blocks * block_size of each; scales num_blocks * num_scales. `stream` is a cudaStream_t.
-// They return once launched and throw Error, naming operation and format, when the launch fails or the type has no
-// codec. Built only with NIBBLE_CUDA.
+// CUDA launchers of the row functions in struct Format, bit-equal to them. All pointers are device
+// memory; weights and gradients float32, num_blocks * block_size of each; scales num_blocks *
+// num_scales. `stream` is a cudaStream_t. They return once launched and throw Error, naming
+// operation and format, when the launch fails or the type has no codec. Built only with
+// NIBBLE_CUDA.
 #pragma once
 
 #include <cstddef>

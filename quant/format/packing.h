@@ -1,4 +1,5 @@
-// Bits of codes in the bytes of 32-weight blocks: nibbles and fifth bits. Little-endian, whatever the machine.
+// Bits of codes in the bytes of 32-weight blocks: nibbles and fifth bits. Little-endian, whatever
+// the machine.
 #pragma once
 
 #include "quant/format/block.h"
@@ -13,8 +14,8 @@ NIBBLE_HD uint32_t load_word(const uint8_t* bytes) {
          static_cast<uint32_t>(bytes[2]) << 16 | static_cast<uint32_t>(bytes[3]) << 24;
 }
 
-/// 16 codes from weight `first` (0 or 16), less `shift`. One loop over bits whose places the compiler can see, for it to
-/// vectorize.
+/// 16 codes from weight `first` (0 or 16), less `shift`. One loop over bits whose places the
+/// compiler can see, for it to vectorize.
 NIBBLE_HD void unpack_4_bits(const uint8_t* qs, int first, int shift, int32_t* codes) {
   for (int k = 0; k < kChunk; ++k) codes[k] = ((qs[k] >> (first / 4)) & 15) - shift;
 }

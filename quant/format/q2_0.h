@@ -1,6 +1,6 @@
-// Q2_0: 2 bits. w = d * (code - 1): the levels -d, 0, d, 2 d; d may be negative. Block of 64 weights, 18
-// bytes: float16 d, then byte j with weight 4 j + k in bits 2 k and 2 k + 1. ggml itself never uses the level 2 d.
-// Source: ggml/src/ggml-common.h (block_q2_0).
+// Q2_0: 2 bits. w = d * (code - 1): the levels -d, 0, d, 2 d; d may be negative. Block of 64
+// weights, 18 bytes: float16 d, then byte j with weight 4 j + k in bits 2 k and 2 k + 1. ggml
+// itself never uses the level 2 d. Source: ggml/src/ggml-common.h (block_q2_0).
 #pragma once
 
 #include "io/ggml_type.h"

@@ -24,9 +24,7 @@ struct Q4_0 : StepFormat<Q4_0> {
   };
   static_assert(sizeof(Block) == 18);
 
-  static NIBBLE_HD int code(const Block& block, int i) {
-    return nibble_of(block.qs, i) - 8;
-  }
+  static NIBBLE_HD int code(const Block& block, int i) { return nibble_of(block.qs, i) - 8; }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
     unpack_4_bits(block.qs, first, 8, codes);
   }
@@ -36,9 +34,8 @@ struct Q4_0 : StepFormat<Q4_0> {
 
   /// importance: weighed by weigh(), or nullptr.
   static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
-    const auto choice =
-        importance ? ggml_weighted_choice<kBlockSize>(weights, importance, 8)
-                   : ggml_extreme_choice<kBlockSize>(weights, 8);
+    const auto choice = importance ? ggml_weighted_choice<kBlockSize>(weights, importance, 8)
+                                   : ggml_extreme_choice<kBlockSize>(weights, 8);
     block.d = float_to_float16(choice.d);
     int8_t codes[kBlockSize];
     for (int i = 0; i < kBlockSize; ++i) codes[i] = static_cast<int8_t>(choice.codes[i] - 8);

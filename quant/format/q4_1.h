@@ -25,9 +25,7 @@ struct Q4_1 : StepOffsetFormat<Q4_1> {
   };
   static_assert(sizeof(Block) == 20);
 
-  static NIBBLE_HD int code(const Block& block, int i) {
-    return nibble_of(block.qs, i);
-  }
+  static NIBBLE_HD int code(const Block& block, int i) { return nibble_of(block.qs, i); }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
     unpack_4_bits(block.qs, first, 0, codes);
   }
@@ -37,9 +35,9 @@ struct Q4_1 : StepOffsetFormat<Q4_1> {
 
   /// importance: weighed by weigh(), or nullptr.
   static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
-    const auto choice =
-        importance ? ggml_weighted_range_choice<kBlockSize>(weights, importance, kQMax)
-                   : ggml_range_choice<kBlockSize>(weights, kQMax);
+    const auto choice = importance
+                            ? ggml_weighted_range_choice<kBlockSize>(weights, importance, kQMax)
+                            : ggml_range_choice<kBlockSize>(weights, kQMax);
     block.d = float_to_float16(choice.d);
     block.m = float_to_float16(choice.m);
     int8_t codes[kBlockSize];

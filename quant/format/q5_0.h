@@ -38,9 +38,8 @@ struct Q5_0 : StepFormat<Q5_0> {
 
   /// importance: weighed by weigh(), or nullptr.
   static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
-    const auto choice =
-        importance ? ggml_weighted_choice<kBlockSize>(weights, importance, 16)
-                   : ggml_extreme_choice<kBlockSize>(weights, 16);
+    const auto choice = importance ? ggml_weighted_choice<kBlockSize>(weights, importance, 16)
+                                   : ggml_extreme_choice<kBlockSize>(weights, 16);
     block.d = float_to_float16(choice.d);
     int8_t codes[kBlockSize];
     for (int i = 0; i < kBlockSize; ++i) codes[i] = static_cast<int8_t>(choice.codes[i] - 16);

@@ -39,9 +39,9 @@ struct Q5_1 : StepOffsetFormat<Q5_1> {
 
   /// importance: weighed by weigh(), or nullptr.
   static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
-    const auto choice =
-        importance ? ggml_weighted_range_choice<kBlockSize>(weights, importance, kQMax)
-                   : ggml_range_choice<kBlockSize>(weights, kQMax);
+    const auto choice = importance
+                            ? ggml_weighted_range_choice<kBlockSize>(weights, importance, kQMax)
+                            : ggml_range_choice<kBlockSize>(weights, kQMax);
     block.d = float_to_float16(choice.d);
     block.m = float_to_float16(choice.m);
     int8_t codes[kBlockSize];

@@ -1,5 +1,5 @@
-// Q8_0: 8 bits. w = d * q. Block of 32 weights, 34 bytes: float16 d, then one int8 per weight. Encoders do
-// not use q = -128, as ggml does not. Source: ggml/src/ggml-common.h (block_q8_0).
+// Q8_0: 8 bits. w = d * q. Block of 32 weights, 34 bytes: float16 d, then one int8 per weight.
+// Encoders do not use q = -128, as ggml does not. Source: ggml/src/ggml-common.h (block_q8_0).
 #pragma once
 
 #include "io/ggml_type.h"

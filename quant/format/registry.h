@@ -1,9 +1,10 @@
-// Every block format nibble can decode, encode and train, as one row of functions over whole rows of weights.
-// The rows are made from the format headers by a template over formats.def; nothing else lists formats.
+// Every block format nibble can decode, encode and train, as one row of functions over whole rows
+// of weights. The rows are made from the format headers by a template over formats.def; nothing
+// else lists formats.
 //
-// Scales: a format has kNumScales float parameters per block, in the order of its block (Q4_0: d; Q4_1: d, m;
-// K-quants: d, dmin, t_0..., u_0...). Training holds them as real numbers; snap() gives the nearest that the
-// block can store, and everything after it works with snapped values.
+// Scales: a format has kNumScales float parameters per block, in the order of its block (Q4_0: d;
+// Q4_1: d, m; K-quants: d, dmin, t_0..., u_0...). Training holds them as real numbers; snap() gives
+// the nearest that the block can store, and everything after it works with snapped values.
 #pragma once
 
 #include <cstddef>
@@ -25,15 +26,15 @@ enum class EncodeMethod {
 struct Format {
   GgmlType type;
   std::string_view name;
-  int64_t block_size;   // weights
+  int64_t block_size;  // weights
   int64_t block_bytes;
-  int num_scales;       // trainable parameters per block; 0 for F32, F16, BF16
-  int ftype;            // general.file_type of llama-quantize's plain mix of this type
+  int num_scales;  // trainable parameters per block; 0 for F32, F16, BF16
+  int ftype;       // general.file_type of llama-quantize's plain mix of this type
 
   /// Decodes `num_blocks` blocks, bit-equal to ggml's to_float. `blocks` may be unaligned.
   void (*decode)(const std::byte* blocks, float* out, int64_t num_blocks);
-  /// PTQ of one row of `length` weights (a multiple of block_size). importance: `length` weights of the squared
-  /// error (an imatrix row), or nullptr. The row must hold finite numbers only.
+  /// PTQ of one row of `length` weights (a multiple of block_size). importance: `length` weights of
+  /// the squared error (an imatrix row), or nullptr. The row must hold finite numbers only.
   void (*encode)(const float* weights, const float* importance, std::byte* blocks, int64_t length,
                  EncodeMethod method);
   /// The scales that stored blocks hold: num_scales floats per block.
@@ -45,9 +46,10 @@ struct Format {
                       int64_t num_blocks);
   /// The training forward, fused: decode(encode_with(weights, snap(scales))), no block stored.
   void (*fake_quantize)(const float* weights, const float* scales, float* out, int64_t num_blocks);
-  /// The training backward. grad_out: dL/dW^. Writes dL/dW (straight-through: grad_out in range, 0 where the code
-  /// was clamped) and dL/dscales (LSQ: q - w/d in range, q at the clamp; times grad_out, summed over the
-  /// block; for a min: 0 in range, 1 outside). grad_weights may be grad_out.
+  /// The training backward. grad_out: dL/dW^. Writes dL/dW (straight-through: grad_out in range, 0
+  /// where the code was clamped) and dL/dscales (LSQ: q - w/d in range, q at the clamp; times
+  /// grad_out, summed over the block; for a min: 0 in range, 1 outside). grad_weights may be
+  /// grad_out.
   void (*fake_quantize_backward)(const float* weights, const float* scales, const float* grad_out,
                                  float* grad_weights, float* grad_scales, int64_t num_blocks);
 

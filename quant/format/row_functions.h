@@ -1,7 +1,7 @@
-// The loops over whole rows behind struct Format, as templates over a format F, compiled once per instruction set:
-// rows_<target>.cc defines NIBBLE_TARGET (the namespace) and NIBBLE_TARGET_OPTIONS (a function attribute), then
-// includes this. Everything that these functions call is inlined into them, so no code for a wider instruction set
-// leaves its namespace.
+// The loops over whole rows behind struct Format, as templates over a format F, compiled once per
+// instruction set: rows_<target>.cc defines NIBBLE_TARGET (the namespace) and NIBBLE_TARGET_OPTIONS
+// (a function attribute), then includes this. Everything that these functions call is inlined into
+// them, so no code for a wider instruction set leaves its namespace.
 #include <array>
 
 #include "quant/format/encode.h"

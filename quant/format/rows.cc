@@ -9,7 +9,8 @@
 namespace nibble {
 namespace {
 
-/// Blocks that one thread takes at a time: big enough to pay for the hand-over, small enough to share out.
+/// Blocks that one thread takes at a time: big enough to pay for the hand-over, small enough to
+/// share out.
 constexpr int64_t kWeightsPerPiece = 1 << 16;
 
 int64_t grain_of(int64_t unit) { return std::max<int64_t>(1, kWeightsPerPiece / unit); }
@@ -46,8 +47,8 @@ void check_importance(std::span<const float> importance, int64_t row_length) {
   check(static_cast<int64_t>(importance.size()) == row_length, "importance holds ",
         importance.size(), " numbers, wanted one for each of the ", row_length, " columns");
   for (size_t i = 0; i < importance.size(); ++i) {
-    check(std::isfinite(importance[i]) && importance[i] >= 0.0f, "importance of column ", i,
-          " is ", importance[i], ", wanted a finite number of at least 0");
+    check(std::isfinite(importance[i]) && importance[i] >= 0.0f, "importance of column ", i, " is ",
+          importance[i], ", wanted a finite number of at least 0");
   }
 }
 

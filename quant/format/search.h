@@ -1,7 +1,8 @@
-// EncodeMethod::kSearch for formats with one grid per block: scales of least weighted squared error. First the
-// scales of a block that lies on a grid already; else scales over a range of clippings, each judged by the
-// error after a least-squares refit; the best of them refitted and rounded until it no longer improves, then
-// its float16 neighbours. What it starts from (ggml's choice) stands unless an error in double is lower.
+// EncodeMethod::kSearch for formats with one grid per block: scales of least weighted squared
+// error. First the scales of a block that lies on a grid already; else scales over a range of
+// clippings, each judged by the error after a least-squares refit; the best of them refitted and
+// rounded until it no longer improves, then its float16 neighbours. What it starts from (ggml's
+// choice) stands unless an error in double is lower.
 #pragma once
 
 #include <cmath>
@@ -72,7 +73,8 @@ NIBBLE_HOST float refit(const SearchBlock& block, const ResidualSums& sums, floa
   }
 }
 
-/// Snaps the scales, keeps them if they are the best yet, and moves them on to their refit; returns its error.
+/// Snaps the scales, keeps them if they are the best yet, and moves them on to their refit; returns
+/// its error.
 template <class F>
 NIBBLE_HOST float assess(const SearchBlock& block, float* scales, SearchBest* best) {
   float snapped[2];
@@ -114,14 +116,16 @@ NIBBLE_HOST void refine(const SearchBlock& block, const float* start, SearchBest
   if (own.error < best->error) *best = own;
 }
 
-/// How far down from the full range the clipping goes: coarse formats gain by cutting deep, fine ones do not.
+/// How far down from the full range the clipping goes: coarse formats gain by cutting deep, fine
+/// ones do not.
 template <class F>
-constexpr float kLeastRange = F::kQMax - F::kQMin > 10 ? 1.0f - 8.0f / (F::kQMax - F::kQMin) : 0.25f;
+constexpr float kLeastRange = F::kQMax - F::kQMin > 10 ? 1.0f - 8.0f / (F::kQMax - F::kQMin)
+                                                       : 0.25f;
 constexpr int kClippings = 16;
 
 template <class F>
 NIBBLE_HOST float clipping(int i) {
-  return 1.0f - (1.0f - kLeastRange<F>) * static_cast<float>(i) / (kClippings - 1);
+  return 1.0f - (1.0f - kLeastRange<F>)*static_cast<float>(i) / (kClippings - 1);
 }
 
 /// One step: both signs, as the codes reach further on one side of 0.
@@ -155,7 +159,8 @@ NIBBLE_HOST void search_step_offset(const SearchBlock& block, SearchBest* best) 
   for (int i = 0; i < kClippings; ++i) {
     const float cut = range - range * clipping<F>(i);
     for (int side = 0; side < (i == 0 ? 1 : 3); ++side) {
-      float scales[2] = {(range - cut) / F::kQMax, block.min + cut * (0.5f * static_cast<float>(side))};
+      float scales[2] = {(range - cut) / F::kQMax,
+                         block.min + cut * (0.5f * static_cast<float>(side))};
       const float error = assess<F>(block, scales, best);
       if (error < least) {
         least = error;
@@ -196,8 +201,8 @@ NIBBLE_HOST bool find_exact_step(const SearchBlock& block, float* scales) {
   return false;
 }
 
-/// Whether the weights' distances from the smallest are multiples of a step. A sixteenth: what rounding an offset
-/// some thousand times the step leaves; lies_on() decides.
+/// Whether the weights' distances from the smallest are multiples of a step. A sixteenth: what
+/// rounding an offset some thousand times the step leaves; lies_on() decides.
 template <class F>
 NIBBLE_HOST bool looks_even(const SearchBlock& block, float inverse) {
   for (int first = 0; first < F::kBlockSize; first += kChunk) {
@@ -211,8 +216,8 @@ NIBBLE_HOST bool looks_even(const SearchBlock& block, float inverse) {
   return true;
 }
 
-/// The step and offset of a block that lies on such a grid: the range is `span` steps, the weight at the lower end has
-/// some code.
+/// The step and offset of a block that lies on such a grid: the range is `span` steps, the weight
+/// at the lower end has some code.
 template <class F>
 NIBBLE_HOST bool find_exact_step_offset(const SearchBlock& block, float* scales) {
   for (int span = F::kQMax; span >= 1; --span) {

@@ -1,5 +1,5 @@
-// The instruction sets that the row functions are compiled for. All give the same bits; registry.h's functions use the
-// widest that this processor has.
+// The instruction sets that the row functions are compiled for. All give the same bits;
+// registry.h's functions use the widest that this processor has.
 #pragma once
 
 #include <span>

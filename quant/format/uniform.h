@@ -1,10 +1,12 @@
-// Block formats whose levels are evenly spaced: value = d * q, or d * q + m, with one grid per block or one per
-// group of weights in it (K-quants). A format F derives from Uniform<F> and gives
+// Block formats whose levels are evenly spaced: value = d * q, or d * q + m, with one grid per
+// block or one per group of weights in it (K-quants). A format F derives from Uniform<F> and gives
 //   kType, kFtype, Block, kBlockSize, kGroupSize, kQMin, kQMax (the q's that encoders use),
-//   code(block, i) -> q of weight i, unpack(block, first, 16 q's), pack(q's, block), and encode_ggml(weights, importance, block);
+//   code(block, i) -> q of weight i, unpack(block, first, 16 q's), pack(q's, block), and
+//   encode_ggml(weights, importance, block);
 // and, by StepFormat or StepOffsetFormat or of its own: kNumScales, kHasOffset,
-//   scales_of(block, scales), set_scales(block, scales), snap(scales, snapped), grid(snapped, group) and
-//   scale_gradients(snapped, step sums, offset sums, gradients): what the groups' sums mean for the scales.
+//   scales_of(block, scales), set_scales(block, scales), snap(scales, snapped), grid(snapped,
+//   group) and scale_gradients(snapped, step sums, offset sums, gradients): what the groups' sums
+//   mean for the scales.
 // Formula of the gradients: LSQ (Esser et al., 2020, arXiv:1902.08153).
 #pragma once
 
@@ -30,7 +32,8 @@ struct WeightGradient {
   float weight, step, offset;
 };
 
-/// g: dL/dW^ of this weight. In range means that rounding alone, without clamping, gives a code that exists.
+/// g: dL/dW^ of this weight. In range means that rounding alone, without clamping, gives a code
+/// that exists.
 template <class F>
 NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid) {
   const float x = F::kHasOffset ? (w - grid.offset) * grid.inverse : w * grid.inverse;
@@ -40,8 +43,8 @@ NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid) {
   return {in_range ? g : 0.0f, g * (in_range ? q - x : q), in_range ? 0.0f : g};
 }
 
-/// Sums over weights run in kChunk interleaved partial sums, folded here, on CPU and GPU alike: the order is part of the
-/// definition, so that every instruction set gives the same bits.
+/// Sums over weights run in kChunk interleaved partial sums, folded here, on CPU and GPU alike: the
+/// order is part of the definition, so that every instruction set gives the same bits.
 NIBBLE_HD float fold_sums(float* sums) {
   for (int width = kChunk / 2; width > 0; width /= 2) {
     for (int k = 0; k < width; ++k) sums[k] += sums[k + width];
@@ -58,7 +61,8 @@ struct Uniform {
     F::scales_of(block, scales);
     for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
       const Grid grid = F::grid(scales, group);
-      for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize; first += kChunk) {
+      for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;
+           first += kChunk) {
         int32_t codes[kChunk];
         F::unpack(block, first, codes);
         for (int k = 0; k < kChunk; ++k) {
@@ -103,8 +107,7 @@ struct Uniform {
            first += kChunk) {
 #pragma GCC ivdep
         for (int k = 0; k < kChunk; ++k) {
-          const WeightGradient part =
-              gradient_of<F>(weights[first + k], grad_out[first + k], grid);
+          const WeightGradient part = gradient_of<F>(weights[first + k], grad_out[first + k], grid);
           grad_weights[first + k] = part.weight;
           steps[k] += part.step;
           if (F::kHasOffset) offsets[k] += part.offset;

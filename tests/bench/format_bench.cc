@@ -1,6 +1,7 @@
-// Block formats, one thread: decode (and ggml's own, where NIBBLE_GGML_BASE names its libggml-base.so), fake
-// quantization forward and backward, encoders; memcpy in the same run as the measure of what memory allows. Each is
-// verified before it is timed. items_per_second: weights; bytes_per_second: bytes read and written.
+// Block formats, one thread: decode (and ggml's own, where NIBBLE_GGML_BASE names its
+// libggml-base.so), fake quantization forward and backward, encoders; memcpy in the same run as the
+// measure of what memory allows. Each is verified before it is timed. items_per_second: weights;
+// bytes_per_second: bytes read and written.
 #include <benchmark/benchmark.h>
 #include <dlfcn.h>
 
@@ -35,7 +36,8 @@ const std::vector<float>& gaussian_weights() {
   return weights;
 }
 
-/// Buffers of one format's whole test, made anew for each benchmark so that only one format holds memory.
+/// Buffers of one format's whole test, made anew for each benchmark so that only one format holds
+/// memory.
 struct Case {
   explicit Case(const Format& f) : format(f), num_blocks(kNumWeights / f.block_size) {
     blocks.resize(num_blocks * f.block_bytes);
@@ -183,8 +185,8 @@ const bool kRegistered = [] {
     for (const bool weighted : {false, true}) {
       const std::string suffix = name + (weighted ? "/weighted" : "");
       for (const auto& [label, method] : {std::pair{"ggml", EncodeMethod::kGgml},
-                                         {"rtn", EncodeMethod::kRtn},
-                                         {"search", EncodeMethod::kSearch}}) {
+                                          {"rtn", EncodeMethod::kRtn},
+                                          {"search", EncodeMethod::kSearch}}) {
         add(std::string("encode_") + label + "/" + suffix,
             [&format, method = method, weighted](benchmark::State& s) {
               bench_encode(s, format, method, weighted);

@@ -1,5 +1,5 @@
-// C names for the registry's row functions, for tests/interop/test_formats.py to call by ctypes. A type is
-// GGUF's number of it.
+// C names for the registry's row functions, for tests/interop/test_formats.py to call by ctypes. A
+// type is GGUF's number of it.
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -38,8 +38,8 @@ void nibble_decode(uint32_t type, const std::byte* blocks, float* out, int64_t n
   format_of(type).decode(blocks, out, num_blocks);
 }
 
-/// Rows of `row_length`, all with the same importance (or nullptr), as encode_tensor does. Returns "" or what is wrong,
-/// good until this thread's next call.
+/// Rows of `row_length`, all with the same importance (or nullptr), as encode_tensor does. Returns
+/// "" or what is wrong, good until this thread's next call.
 const char* nibble_encode(uint32_t type, const float* weights, const float* importance,
                           std::byte* blocks, int64_t num_rows, int64_t row_length, int method) {
   thread_local std::string message;

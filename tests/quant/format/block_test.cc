@@ -12,7 +12,8 @@ namespace {
 /// What a float16 stands for, from its definition.
 double value_of_half(uint16_t half) {
   const int exponent = half >> 10 & 31, mantissa = half & 1023;
-  const double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  const double magnitude =
+      exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
   return half & 0x8000 ? -magnitude : magnitude;
 }
 

@@ -1,5 +1,6 @@
-// Laws that every block format obeys, each a function of a Format that says what it found wrong ("" when the law
-// holds), so that negative controls can hand in a broken one. Rows of weights to try them on.
+// Laws that every block format obeys, each a function of a Format that says what it found wrong (""
+// when the law holds), so that negative controls can hand in a broken one. Rows of weights to try
+// them on.
 #pragma once
 
 #include <cmath>
@@ -16,6 +17,22 @@ namespace nibble {
 
 /// "" or what is wrong.
 using Verdict = std::string;
+
+/// Indices into formats() of those that `holds` is true of, for INSTANTIATE_TEST_SUITE_P.
+template <class Predicate>
+std::vector<size_t> formats_where(Predicate holds) {
+  std::vector<size_t> indices;
+  for (size_t i = 0; i < formats().size(); ++i) {
+    if (holds(formats()[i])) indices.push_back(i);
+  }
+  return indices;
+}
+inline bool has_scales(const Format& format) { return format.num_scales > 0; }
+/// A step, or a step and an offset, per block: what the simplest laws speak of.
+inline bool has_step(const Format& format) {
+  return format.num_scales == 1 || format.num_scales == 2;
+}
+inline bool has_offset(const Format& format) { return format.num_scales == 2; }
 
 /// A multiple of every block size.
 constexpr int64_t kRowLength = 1024;
@@ -61,7 +78,8 @@ inline std::vector<Row> make_rows(uint32_t seed) {
 }
 
 /// First difference of two float arrays, compared as bits.
-inline Verdict compare_bits(const std::vector<float>& a, const std::vector<float>& b, const char* what) {
+inline Verdict compare_bits(const std::vector<float>& a, const std::vector<float>& b,
+                            const char* what) {
   for (size_t i = 0; i < a.size(); ++i) {
     if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
       return concat(what, ": weight ", i, ": ", a[i], " is not ", b[i]);
@@ -117,7 +135,8 @@ inline std::vector<float> fake_quantize(const Format& format, const std::vector<
   return out;
 }
 
-/// Scales as training holds them: what rtn gives, off the float16 grid by up to `spread` of themselves.
+/// Scales as training holds them: what rtn gives, off the float16 grid by up to `spread` of
+/// themselves.
 inline std::vector<float> trained_scales(const Format& format, const std::vector<float>& weights,
                                          float spread, uint32_t seed) {
   std::vector<float> scales = scales_of(format, encode(format, weights, {}, EncodeMethod::kRtn));
@@ -158,17 +177,20 @@ inline Verdict check_nearest(const Format& format, const std::vector<float>& wei
     std::vector<float> nearby = weights;
     for (size_t i = 0; i < nearby.size(); ++i) {
       const size_t block = i / format.block_size;
-      const float step = format.num_scales ? snapped[block * format.num_scales] : weights[i] * 1e-3f;
+      const float step =
+          format.num_scales ? snapped[block * format.num_scales] : weights[i] * 1e-3f;
       nearby[i] += step * steps(generator);
     }
     const std::vector<float> others = decode(format, encode_with(format, nearby, snapped));
     for (size_t i = 0; i < weights.size(); ++i) {
       const double error = std::fabs(static_cast<double>(values[i]) - weights[i]);
       const double other = std::fabs(static_cast<double>(others[i]) - weights[i]);
-      // (w - m) * (1 / d) is rounded three times and the value twice, each by 2^-24 of at most the largest of them.
+      // (w - m) * (1 / d) is rounded three times and the value twice, each by 2^-24 of at most the
+      // largest of them.
       const double rounding = std::ldexp(std::fabs(weights[i]) + std::fabs(values[i]) + error, -22);
       if (error > other + rounding) {
-        return concat("weight ", i, " = ", weights[i], " got ", values[i], ", but ", others[i], " is nearer");
+        return concat("weight ", i, " = ", weights[i], " got ", values[i], ", but ", others[i],
+                      " is nearer");
       }
     }
   }

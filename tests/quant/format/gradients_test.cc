@@ -1,7 +1,9 @@
-// fake_quantize_backward against the LSQ formula (Esser et al., 2020) in double, computed from what the public functions
-// give, and against finite differences where the forward is smooth: where all codes are clamped. For formats with a
-// step, or a step and an offset, per block.
+// fake_quantize_backward against the LSQ formula (Esser et al., 2020) in double, computed from what
+// the public functions give, and against finite differences where the forward is smooth: where all
+// codes are clamped. For formats with a step, or a step and an offset, per block.
 #include <gtest/gtest.h>
+
+#include <functional>
 
 #include "format_checks.h"
 #include "quant/format/targets.h"
@@ -12,10 +14,18 @@ namespace {
 class GradientTest : public testing::TestWithParam<size_t> {
  protected:
   const Format& format() const { return formats()[GetParam()]; }
-  bool has_step() const { return format().num_scales == 1 || format().num_scales == 2; }
 };
 
 INSTANTIATE_TEST_SUITE_P(All, GradientTest, testing::Range<size_t>(0, formats().size()),
+                         [](const auto& info) { return std::string(formats()[info.param].name); });
+
+using StepGradientTest = GradientTest;
+INSTANTIATE_TEST_SUITE_P(All, StepGradientTest, testing::ValuesIn(formats_where(has_step)),
+                         [](const auto& info) { return std::string(formats()[info.param].name); });
+
+using FloatGradientTest = GradientTest;
+INSTANTIATE_TEST_SUITE_P(All, FloatGradientTest,
+                         testing::ValuesIn(formats_where(std::not_fn(has_scales))),
                          [](const auto& info) { return std::string(formats()[info.param].name); });
 
 struct Gradients {
@@ -69,11 +79,12 @@ Expected lsq_formula(const Format& format, const std::vector<float>& weights,
   return expected;
 }
 
-TEST_P(GradientTest, FollowTheLsqFormula) {
-  if (!has_step()) GTEST_SKIP() << "no step per block";
-  // A weight on the edge between two codes may fall either way by the rounding of x: Gaussian weights do not lie there.
+TEST_P(StepGradientTest, FollowTheLsqFormula) {
+  // A weight on the edge between two codes may fall either way by the rounding of x: Gaussian
+  // weights do not lie there.
   for (uint32_t seed = 0; seed < 20; ++seed) {
-    const std::vector<float> weights = gaussian_row(seed, 0.02f), grad_out = gaussian_row(seed + 50, 1.0f);
+    const std::vector<float> weights = gaussian_row(seed, 0.02f),
+                             grad_out = gaussian_row(seed + 50, 1.0f);
     // Steps at half of the range's, so that many codes are clamped.
     std::vector<float> scales = trained_scales(format(), weights, 0.1f, seed);
     for (size_t i = 0; i < scales.size(); i += format().num_scales) scales[i] *= 0.5f;
@@ -92,8 +103,7 @@ TEST_P(GradientTest, FollowTheLsqFormula) {
   }
 }
 
-TEST_P(GradientTest, AreFiniteDifferencesWhereAllCodesAreClamped) {
-  if (!has_step()) GTEST_SKIP() << "no step per block";
+TEST_P(StepGradientTest, AreFiniteDifferencesWhereAllCodesAreClamped) {
   const std::vector<float> grad_out = gaussian_row(61, 1.0f);
   std::vector<float> weights = gaussian_row(60, 1.0f);
   for (float& w : weights) w = w < 0.0f ? -1000.0f : 1000.0f;
@@ -109,7 +119,8 @@ TEST_P(GradientTest, AreFiniteDifferencesWhereAllCodesAreClamped) {
     for (int64_t block = 0; block < blocks_in(format(), weights); ++block) {
       double slope = 0.0, magnitude = 0.0;
       for (int64_t i = block * format().block_size; i < (block + 1) * format().block_size; ++i) {
-        const double term = static_cast<double>(grad_out[i]) * (static_cast<double>(after[i]) - before[i]) / change;
+        const double term =
+            static_cast<double>(grad_out[i]) * (static_cast<double>(after[i]) - before[i]) / change;
         slope += term;
         magnitude += std::fabs(term);
       }
@@ -137,15 +148,17 @@ TEST_P(GradientTest, InstructionSetsAgreeBitForBit) {
       const auto scales = trained_scales(format(), row.weights, 0.5f, 8);
       const std::vector<float> grad_out = gaussian_row(81, 1.0f);
       const Gradients wide = backward(target.formats[GetParam()], row.weights, scales, grad_out);
-      const Gradients generic = backward(targets()[0].formats[GetParam()], row.weights, scales, grad_out);
-      EXPECT_EQ(compare_bits(wide.weights, generic.weights, "dL/dW"), "") << target.name << ", " << row.name;
-      EXPECT_EQ(compare_bits(wide.scales, generic.scales, "dL/dscales"), "") << target.name << ", " << row.name;
+      const Gradients generic =
+          backward(targets()[0].formats[GetParam()], row.weights, scales, grad_out);
+      EXPECT_EQ(compare_bits(wide.weights, generic.weights, "dL/dW"), "")
+          << target.name << ", " << row.name;
+      EXPECT_EQ(compare_bits(wide.scales, generic.scales, "dL/dscales"), "")
+          << target.name << ", " << row.name;
     }
   }
 }
 
-TEST_P(GradientTest, PassThroughWithoutScales) {
-  if (format().num_scales != 0) GTEST_SKIP() << "has scales";
+TEST_P(FloatGradientTest, PassThroughWithoutScales) {
   const std::vector<float> weights = gaussian_row(90, 1.0f), grad_out = gaussian_row(91, 1.0f);
   EXPECT_EQ(backward(format(), weights, {}, grad_out).weights, grad_out);
 }

@@ -17,12 +17,14 @@ namespace {
 /// What memory holds before a kernel writes it: a NaN with this payload.
 constexpr uint32_t kUnwritten = 0x7fc12345u;
 
-std::vector<float> unwritten(size_t count) { return std::vector<float>(count, float_of(kUnwritten)); }
+std::vector<float> unwritten(size_t count) {
+  return std::vector<float>(count, float_of(kUnwritten));
+}
 
 /// As backward_kernel: the lanes' sums folded per group, then the scales.
 template <class F>
-void run_backward(int64_t num_blocks, const float* weights, const float* scales, const float* grad_out,
-                  float* grad_weights, float* grad_scales) {
+void run_backward(int64_t num_blocks, const float* weights, const float* scales,
+                  const float* grad_out, float* grad_weights, float* grad_scales) {
   for (int64_t block = 0; block < num_blocks; ++block) {
     std::array<float, kBackwardLanes<F>> steps, offsets;
     for (int lane = 0; lane < kBackwardLanes<F>; ++lane) {
@@ -88,7 +90,8 @@ void check_bodies(int64_t num_blocks) {
 
   std::vector<float> grad_out = gaussian_row(5, 1.0f);
   grad_out.resize(weights.size());
-  std::vector<float> grad_weights = unwritten(weights.size()), grad_scales = unwritten(scales.size());
+  std::vector<float> grad_weights = unwritten(weights.size()),
+                     grad_scales = unwritten(scales.size());
   std::vector<float> row_weights(weights.size()), row_scales(scales.size());
   run_backward<F>(num_blocks, weights.data(), scales.data(), grad_out.data(), grad_weights.data(),
                   grad_scales.data());
@@ -98,16 +101,19 @@ void check_bodies(int64_t num_blocks) {
   EXPECT_EQ(compare_bits(grad_scales, row_scales, "dL/dscales"), "");
 }
 
-/// Blocks beyond 2^32 weights: the bodies are handed a base so far below the buffer that only 64-bit offsets reach it.
+/// Blocks beyond 2^32 weights: the bodies are handed a base so far below the buffer that only
+/// 64-bit offsets reach it.
 template <class F>
 void check_far_block() {
   const Format& format = require_format(F::kType);
   const int64_t far = (int64_t{1} << 36) / F::kBlockSize;
-  const std::vector<float> weights(F::kBlockSize, 0.3f), scales = trained_scales(format, weights, 0.0f, 0);
+  const std::vector<float> weights(F::kBlockSize, 0.3f),
+      scales = trained_scales(format, weights, 0.0f, 0);
   const std::vector<std::byte> blocks = encode_with(format, weights, scales);
   std::vector<float> out(F::kBlockSize);
   const auto below = [&](const auto* pointer, int64_t bytes) {
-    return reinterpret_cast<std::decay_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(pointer) - bytes);
+    return reinterpret_cast<std::decay_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(pointer) -
+                                                             bytes);
   };
   const auto* far_blocks = below(blocks.data(), far * format.block_bytes);
   auto* far_out = const_cast<float*>(below(out.data(), far * F::kBlockSize * 4));
@@ -115,10 +121,10 @@ void check_far_block() {
   EXPECT_EQ(out, decode(format, blocks));
 }
 
-#define NIBBLE_FORMAT(F)                                                       \
-  TEST(KernelBodies, F) {                                                      \
+#define NIBBLE_FORMAT(F)                                                        \
+  TEST(KernelBodies, F) {                                                       \
     for (const int64_t num_blocks : {1, 2, 7, 16}) check_bodies<F>(num_blocks); \
-    check_far_block<F>();                                                      \
+    check_far_block<F>();                                                       \
   }
 #include "quant/format/formats.def"
 #undef NIBBLE_FORMAT

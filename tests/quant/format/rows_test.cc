@@ -59,8 +59,9 @@ TEST(Rows, NameTheRowAndColumnThatIsNotFinite) {
     EXPECT_EQ(message_of([&] { encode_tensor(format.type, weights, 64, {}, EncodeMethod::kRtn); }),
               "row 3, column 17 holds a NaN");
     weights[3 * 64 + 17] = -INFINITY;
-    EXPECT_EQ(message_of([&] { encode_tensor(format.type, weights, 64, {}, EncodeMethod::kRtn, 100); }),
-              "row 103, column 17 holds an infinity");
+    EXPECT_EQ(
+        message_of([&] { encode_tensor(format.type, weights, 64, {}, EncodeMethod::kRtn, 100); }),
+        "row 103, column 17 holds an infinity");
   }
 }
 
@@ -84,18 +85,26 @@ TEST(Rows, RefuseAScaleThatOverflows) {
 TEST(Rows, RefuseSizesThatDoNotFit) {
   const std::vector<float> weights(96);
   std::vector<float> out(64);
-  EXPECT_NE(message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 48, {}, EncodeMethod::kRtn); }), "");
-  EXPECT_NE(message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 64, {}, EncodeMethod::kRtn); }), "");
-  EXPECT_NE(message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 0, {}, EncodeMethod::kRtn); }), "");
-  EXPECT_NE(message_of([&] { decode_tensor(GgmlType::kQ4_0, std::vector<std::byte>(35), out); }), "");
-  EXPECT_EQ(message_of([&] { decode_tensor(GgmlType::kQ4_0, std::vector<std::byte>(36), out); }), "");
-  EXPECT_NE(message_of([&] { decode_tensor(GgmlType::kQ8_K, std::vector<std::byte>(36), out); }), "");
+  EXPECT_NE(
+      message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 48, {}, EncodeMethod::kRtn); }), "");
+  EXPECT_NE(
+      message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 64, {}, EncodeMethod::kRtn); }), "");
+  EXPECT_NE(message_of([&] { encode_tensor(GgmlType::kQ4_0, weights, 0, {}, EncodeMethod::kRtn); }),
+            "");
+  EXPECT_NE(message_of([&] { decode_tensor(GgmlType::kQ4_0, std::vector<std::byte>(35), out); }),
+            "");
+  EXPECT_EQ(message_of([&] { decode_tensor(GgmlType::kQ4_0, std::vector<std::byte>(36), out); }),
+            "");
+  EXPECT_NE(message_of([&] { decode_tensor(GgmlType::kQ8_K, std::vector<std::byte>(36), out); }),
+            "");
 }
 
 TEST(Rows, RefuseImportanceThatIsNone) {
   const std::vector<float> weights(64, 1.0f);
   std::vector<float> importance(32, 1.0f);
-  const auto encode_it = [&] { encode_tensor(GgmlType::kQ4_0, weights, 32, importance, EncodeMethod::kGgml); };
+  const auto encode_it = [&] {
+    encode_tensor(GgmlType::kQ4_0, weights, 32, importance, EncodeMethod::kGgml);
+  };
   EXPECT_EQ(message_of(encode_it), "");
   importance[4] = -1.0f;
   EXPECT_NE(message_of(encode_it).find("column 4"), std::string::npos);
