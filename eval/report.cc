@@ -324,6 +324,8 @@ std::string report_verdict(const ReportData& data) {
                   three_digits(best->mean_kld), " nats per token.");
   }
   const auto [change, error] = kld_change(data, *baseline, *trained);
+  if (!std::isfinite(change))
+    return "A model gives no finite figures on this text: there is nothing to conclude.";
   if (std::abs(change) <= kClearErrors * error)
     return concat("Training on the grid made no clear difference to ", data.type,
                   " rounding on this text.");
@@ -343,11 +345,10 @@ std::string report_html(const ReportData& data) {
       "<link rel=\"icon\" href=\"data:,\">\n<style>", kReportStyle, "</style>\n</head>\n<body>\n",
       page_header(data), "<main>\n");
   out += section("All figures", "", table(data));
-  if (!data.comparison.models.empty())
-    out += section("Quality against size",
-                   "Nearer to the bottom is nearer to the original; each line is a step on a logarithmic scale. "
-                   "Files at the very bottom decode to the original’s own numbers.",
-                   size_chart(data));
+  out += section("Quality against size",
+                 "Nearer to the bottom is nearer to the original, on a logarithmic scale. Files at the very bottom "
+                 "decode to the original’s own numbers.",
+                 size_chart(data));
   if (!data.losses.empty())
     out += section("Training",
                    concat(escape_html(data.loss_name), ". The held-out text is never trained on."),

@@ -127,8 +127,9 @@ struct SizePoint {
 std::vector<SizePoint> size_points(const ReportData& data) {
   std::vector<SizePoint> points;
   for (const ModelFigures& model : data.comparison.models)
-    points.push_back({model.name, role_of(data, model.name),
-                      static_cast<double>(model.bytes) / 1e6, model.mean_kld});
+    if (std::isfinite(model.mean_kld))
+      points.push_back({model.name, role_of(data, model.name),
+                        static_cast<double>(model.bytes) / 1e6, model.mean_kld});
   return points;
 }
 
@@ -189,6 +190,7 @@ void draw_point_labels(Svg& svg, const std::vector<SizePoint>& points, const Lay
 
 std::string draw_size(const ReportData& data, Layout layout) {
   std::vector<SizePoint> points = size_points(data);
+  if (points.empty()) return "";
   const bool zeros = std::any_of(points.begin(), points.end(),
                                  [](const SizePoint& point) { return point.kld < kZeroKld; });
   if (zeros) layout.bottom += kZeroBand;
