@@ -113,6 +113,8 @@ class GgufFile {
   const GgufTensor* find_tensor(std::string_view name) const;
   /// Throws, naming the file, when there is none.
   const GgufTensor& tensor(std::string_view name) const;
+  /// Gives back the memory of a tensor's data that was read; the data stays there to be read again.
+  void release(const GgufTensor& tensor) const;
 
  private:
   GgufFile();

@@ -338,6 +338,11 @@ const GgufTensor& GgufFile::tensor(std::string_view name) const {
   return *found;
 }
 
+void GgufFile::release(const GgufTensor& tensor) const {
+  parts_->files[static_cast<size_t>(tensor.part)].release(tensor.file_offset,
+                                                          static_cast<int64_t>(tensor.data.size()));
+}
+
 int64_t GgufTensor::num_weights() const {
   int64_t weights = 1;
   for (const int64_t size : shape) weights *= size;

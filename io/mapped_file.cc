@@ -43,4 +43,12 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
+void MappedFile::release(int64_t offset, int64_t size) const {
+  const int64_t page = ::sysconf(_SC_PAGESIZE);
+  const int64_t begin = (offset + page - 1) / page * page, end = (offset + size) / page * page;
+  // No failure matters: the memory is then kept, as if nothing had been asked.
+  if (begin < end)
+    ::madvise(const_cast<std::byte*>(bytes_.data()) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+}
+
 }  // namespace nibble

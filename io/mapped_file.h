@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 
@@ -17,6 +18,8 @@ class MappedFile {
   MappedFile& operator=(MappedFile&& other) noexcept;
 
   std::span<const std::byte> bytes() const { return bytes_; }
+  /// Gives back the memory of the pages that lie wholly in this range; touched again, they are read again.
+  void release(int64_t offset, int64_t size) const;
 
  private:
   std::span<const std::byte> bytes_;

@@ -12,6 +12,7 @@
 #include "base/threads.h"
 #include "quant/mix/plan.h"
 #include "quant/mix/quantize_file.h"
+#include "recipes/arguments.h"
 #include "recipes/recipe.h"
 
 namespace nibble {
@@ -34,7 +35,7 @@ constexpr const char* kExamples =
 cxxopts::Options make_options() {
   cxxopts::Options options("nibble quantize", kIntroduction);
   options.custom_help("[OPTIONS]").positional_help("IN.gguf OUT.gguf TYPE [THREADS]");
-  options.add_options("Choice")
+  options.add_options()
       ("method", "ggml, rtn or search", cxxopts::value<std::string>()->default_value("search"), "M")
       ("pure", "give every tensor that is quantized TYPE itself, the output too")
       ("leave-output-tensor", "keep output.weight as it is")
@@ -42,39 +43,23 @@ cxxopts::Options make_options() {
       ("token-embedding-type", "type of token_embd.weight", cxxopts::value<std::string>(), "T")
       ("tensor-type", "type of the tensors whose name has NAME (a regular expression) in it; may be repeated",
        cxxopts::value<std::vector<std::string>>(), "NAME=T")
-      ("allow-requantize", "also convert tensors that are quantized already (loses quality twice)");
-  options.add_options("Output")
+      ("allow-requantize", "also convert tensors that are quantized already (loses quality twice)")
       ("dry-run", "print the plan and the size, write nothing")
       ("json", "print one JSON object on stdout")
-      ("q,quiet", "no progress bar and no notes")
-      ("h,help", "print this");
+      ("q,quiet", "no progress bar and no notes");
   options.add_options("Positional")
       ("input", "", cxxopts::value<std::string>())
       ("output", "", cxxopts::value<std::string>())
       ("type", "", cxxopts::value<std::string>())
-      ("threads", "", cxxopts::value<int>())
-      ("rest", "", cxxopts::value<std::vector<std::string>>());
-  options.parse_positional({"input", "output", "type", "threads", "rest"});
+      ("threads", "", cxxopts::value<int>());
+  options.parse_positional({"input", "output", "type", "threads"});
   return options;
 }
 
-std::string help_text(const cxxopts::Options& options) {
+std::string examples() {
   std::string types;
   for (const std::string& name : plan_type_names()) types += (types.empty() ? "" : ", ") + name;
-  return options.help({"Choice", "Output"}) + "\nTYPE: " + types + "\n" + kExamples;
-}
-
-cxxopts::ParseResult parse(cxxopts::Options& options, int argc, char** argv) {
-  try {
-    return options.parse(argc, argv);
-  } catch (const cxxopts::exceptions::exception& error) {
-    fail_usage(error.what(), "; see nibble quantize --help");
-  }
-}
-
-std::string positional(const cxxopts::ParseResult& arguments, const char* name, const char* shown) {
-  if (!arguments.count(name)) fail_usage("no ", shown, "; wants IN.gguf OUT.gguf TYPE, see --help");
-  return arguments[name].as<std::string>();
+  return "\nTYPE: " + types + "\n" + kExamples;
 }
 
 GgmlType tensor_type_named(const std::string& name, std::string_view option) {
@@ -85,7 +70,7 @@ GgmlType tensor_type_named(const std::string& name, std::string_view option) {
 
 PlanOptions plan_options(const cxxopts::ParseResult& arguments) {
   PlanOptions options;
-  options.type_name = positional(arguments, "type", "TYPE");
+  options.type_name = required(arguments, "type", "TYPE");
   options.pure = arguments.count("pure");
   options.allow_requantize = arguments.count("allow-requantize");
   options.leave_output_tensor = arguments.count("leave-output-tensor");
@@ -143,8 +128,6 @@ std::string stats_json(const std::string& path, const Plan& plan, EncodeMethod m
 }
 
 void set_threads(const cxxopts::ParseResult& arguments) {
-  if (arguments.count("rest"))
-    fail_usage("'", arguments["rest"].as<std::vector<std::string>>()[0], "' is one argument too many");
   if (!arguments.count("threads")) return;
   const int threads = arguments["threads"].as<int>();
   if (threads < 1 || threads > 1024) fail_usage("THREADS: wants 1 to 1024, found ", threads);
@@ -155,25 +138,22 @@ void set_threads(const cxxopts::ParseResult& arguments) {
 
 int run_quantize(int argc, char** argv) {
   cxxopts::Options options = make_options();
-  const cxxopts::ParseResult arguments = parse(options, argc, argv);
-  if (arguments.count("help")) {
-    std::cout << help_text(options);
-    return 0;
-  }
-  const std::string in = positional(arguments, "input", "IN.gguf");
-  const std::string out = positional(arguments, "output", "OUT.gguf");
-  const PlanOptions choices = plan_options(arguments);
-  const EncodeMethod method = method_named(arguments["method"].as<std::string>());
-  const bool json = arguments.count("json"), quiet = arguments.count("quiet");
+  const auto arguments = parse_arguments(options, argc, argv, examples());
+  if (!arguments) return 0;
+  const std::string in = required(*arguments, "input", "IN.gguf");
+  const std::string out = required(*arguments, "output", "OUT.gguf");
+  const PlanOptions choices = plan_options(*arguments);
+  const EncodeMethod method = method_named((*arguments)["method"].as<std::string>());
+  const bool json = arguments->count("json"), quiet = arguments->count("quiet");
   set_quiet_log(quiet);
   Progress::set_quiet(quiet);
-  set_threads(arguments);
+  set_threads(*arguments);
   std::error_code missing;
   if (std::filesystem::equivalent(in, out, missing)) fail_usage(in, ": IN and OUT are the same file");
 
   const GgufFile source = GgufFile::open(in);
   const Plan plan = make_plan(source, choices);
-  if (arguments.count("dry-run")) {
+  if (arguments->count("dry-run")) {
     json ? void(std::cout << plan.to_json()) : print_plan(plan);
     return 0;
   }

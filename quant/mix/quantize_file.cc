@@ -39,7 +39,7 @@ void check_plan(const GgufFile& source, const Plan& plan) {
             type_name(tensors[i].type), ")");
       if (entry.target == entry.source) return;
       require_format(entry.source);
-      require_format(entry.target);
+      with_frame("the plan's type for it, " + entry.reason, [&] { require_format(entry.target); });
     });
   }
 }
@@ -141,6 +141,7 @@ QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMeth
   for (const PlanEntry& entry : plan.entries) {
     const GgufTensor& tensor = source.tensors()[static_cast<size_t>(stats.num_tensors)];
     write_tensor(source, tensor, entry.target, method, writer);
+    source.release(tensor);
     stats.num_converted += entry.target != entry.source;
     stats.num_weights += tensor.num_weights();
     stats.source_bytes += static_cast<int64_t>(tensor.data.size());

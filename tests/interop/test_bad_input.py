@@ -104,7 +104,7 @@ def test_usage(stories260k, refused):
     assert "did you mean 'search'" in refused("quantize", "-q", "--method", "serach", stories260k, "OUT", "Q4_0", status=2)
     assert "no TYPE" in refused("quantize", "-q", stories260k, "OUT", status=2)
     assert "does not exist" in refused("quantize", "-q", "--frobnicate", stories260k, "OUT", "Q4_0", status=2)
-    assert "one argument too many" in refused("quantize", stories260k, "OUT", "Q4_0", "2", "more", status=2)
+    assert "one too many" in refused("quantize", stories260k, "OUT", "Q4_0", "2", "more", status=2)
     assert "THREADS" in refused("quantize", stories260k, "OUT", "Q4_0", "0", status=2)
     assert "unknown tensor type" in refused(
         "quantize", "-q", "--output-tensor-type", "q9", stories260k, "OUT", "Q4_0", status=2

@@ -134,6 +134,20 @@ TEST(Gguf, RewritingARealFileGivesItsBytes) {
   EXPECT_EQ(read_bytes(folder.file("copy.gguf")), read_bytes(path));
 }
 
+TEST(Gguf, ReleasedDataIsThereStill) {
+  TemporaryFolder folder;
+  constexpr size_t kBytes = 64 * 1024;
+  GgufWriter writer(folder.file("m.gguf"), {}, {{"w", {kBytes / 4}, GgmlType::kF32}});
+  writer.write(numbered(kBytes));
+  writer.finish();
+  const GgufFile file = GgufFile::open(folder.file("m.gguf"));
+  const GgufTensor& tensor = file.tensor("w");
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(std::vector(tensor.data.begin(), tensor.data.end()), numbered(kBytes));
+    file.release(tensor);
+  }
+}
+
 std::string part_name(int part, int count) {
   char name[64];
   std::snprintf(name, sizeof name, "m-%05d-of-%05d.gguf", part + 1, count);

@@ -102,14 +102,14 @@ TEST_F(QuantizeFile, RefusesNumbersThatAreNone) {
 
 TEST_F(QuantizeFile, ATypeWithoutACodecIsNamedBeforeAnythingIsWritten) {
   const GgufFile source = write({{"blk.0.attn_q.weight", {32, 2}}});
-  Plan plan = make_plan(source, {});
-  plan.entries[0].target = GgmlType::kIQ4_NL;
+  PlanOptions options;
+  options.tensor_types = {{"attn_q", GgmlType::kIQ4_NL}};
   try {
-    quantize_file(source, plan, EncodeMethod::kGgml, out_);
+    quantize_file(source, make_plan(source, options), EncodeMethod::kGgml, out_);
     FAIL() << "nothing was thrown";
   } catch (const Error& error) {
-    EXPECT_EQ(std::string(error.what()).rfind(in_ + ": tensor 'blk.0.attn_q.weight': ", 0), 0u) << error.what();
-    EXPECT_NE(std::string(error.what()).find("IQ4_NL"), std::string::npos) << error.what();
+    EXPECT_EQ(std::string(error.what()).rfind(in_ + ": tensor 'blk.0.attn_q.weight': the plan's type for it, "
+                                              "IQ4_NL: asked for by name: no codec", 0), 0u) << error.what();
   }
   EXPECT_EQ(folder_.num_files(), 1u);
 }
