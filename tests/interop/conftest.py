@@ -87,3 +87,12 @@ def ggml_base():
         if path.exists():
             return ctypes.CDLL(str(path))
     pytest.skip("no libggml-base.so: llama-cpp-python is not installed")
+
+
+@pytest.fixture(scope="session")
+def report_run(run_nibble, stories260k, tmp_path_factory):
+    """The folder of one whole `nibble run` on stories260K, shared by all who look at its parts."""
+    folder = tmp_path_factory.mktemp("runs") / "stories260k"
+    result = run_nibble("run", ROOT / "configs" / "stories260k_q4_0.yaml", "--set", f"output={folder}", cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return folder

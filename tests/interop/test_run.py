@@ -1,0 +1,85 @@
+"""nibble run, from a YAML file to a page and to files that the real llama.cpp runs, on a model of 260 thousand weights."""
+
+import json
+import pathlib
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "stories260k_q4_0.yaml"
+
+
+def test_the_run_folder_is_complete(report_run):
+    for name in ("config.yaml", "plan.json", "metrics.jsonl", "comparison.json", "report/index.html"):
+        assert (report_run / name).stat().st_size > 0, name
+    assert list((report_run / "checkpoints").glob("*.safetensors"))
+    assert not list(report_run.rglob("*.tmp*")), "half-written files are left"
+
+
+def test_training_beats_rounding(report_run):
+    comparison = json.loads((report_run / "comparison.json").read_text())
+    kld = {model["name"]: model["mean_kld"] for model in comparison["models"]}
+    # Half of llama-quantize's is far from what the run reaches and from what a broken one would.
+    assert kld["Q4_0 trained"] < 0.5 * kld["Q4_0 llama-quantize"], kld
+    # 2 %: search lowers the weights' error, which KLD follows only on average.
+    assert kld["Q4_0 search"] < 1.02 * kld["Q4_0 llama-quantize"], kld
+
+
+def test_all_files_of_one_plan_have_equal_size(report_run):
+    comparison = json.loads((report_run / "comparison.json").read_text())
+    sizes = {m["name"]: m["bytes"] for m in comparison["models"] if m["name"].startswith("Q4_0")}
+    # The header alone may differ: nibble's own keys and one hash a tensor.
+    assert max(sizes.values()) - min(sizes.values()) < 4096, sizes
+
+
+def test_the_rounded_file_is_llama_quantizes(report_run, stories260k, llama_bin, llama_env, tmp_path):
+    import gguf
+
+    theirs = tmp_path / "theirs.gguf"
+    subprocess.run([llama_bin("llama-quantize"), stories260k, theirs, "Q4_0"], env=llama_env, check=True,
+                   capture_output=True)
+    ours = next(report_run.glob("*-Q4_0-ggml.gguf"))
+    wanted = {t.name: (t.tensor_type, bytes(t.data)) for t in gguf.GGUFReader(theirs).tensors}
+    found = {t.name: (t.tensor_type, bytes(t.data)) for t in gguf.GGUFReader(ours).tensors}
+    assert found == wanted
+
+
+def test_llama_cpp_generates_from_the_trained_file(report_run, llama_bin, llama_env):
+    model = next(report_run.glob("*-Q4_0-trained.gguf"))
+    result = subprocess.run(
+        [llama_bin("llama-completion"), "-m", model, "-p", "Once upon a time", "-n", "16", "-no-cnv", "--temp", "0"],
+        env=llama_env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len(result.stdout.strip()) > len("Once upon a time")
+
+
+def test_the_resolved_configuration_runs_again(report_run, run_nibble, tmp_path):
+    result = run_nibble(
+        "run", report_run / "config.yaml", "--set", f"output={tmp_path / 'again'}", "--set", "max_tokens=2048",
+        "--set", "compare.types=[]", "--set", "compare.chunks=2", "--json", cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+    assert {m["name"] for m in json.loads(result.stdout)["models"]} >= {"Q4_0 trained", "Q4_0 llama-quantize"}
+
+
+@pytest.mark.parametrize(
+    "arguments, wanted",
+    [
+        (["nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        ([], "no CONFIG.yaml given"),
+        ([CONFIG, "--set", "optimizer.learning_rat=1"], "(did you mean 'learning_rate'?)"),
+        ([CONFIG, "--set", "batch_tokens=many"], "batch_tokens: wants a whole number, found 'many'"),
+        ([CONFIG, "--set", "model=nowhere.gguf"], "model: no such file: nowhere.gguf"),
+        ([CONFIG, "--set", "quant.scales=dynamic"], "optimizer.scale_learning_rate: has no effect"),
+        ([CONFIG, "--device", "tpu"], "--device tpu"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(run_nibble, stories260k, tmp_path, arguments, wanted):
+    output = tmp_path / "out"
+    more = ["--set", f"output={output}"] if arguments else []
+    result = run_nibble("run", *arguments, *more, cwd=ROOT)
+    assert result.returncode == 2, result.stderr
+    assert wanted in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert not output.exists()
