@@ -1,0 +1,227 @@
+// Parity law and gradients of the fake quantizer, for every format and mode. Parity is equality of
+// bits: what trains is what ships.
+#include "quant/fake/quantizer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "base/error.h"
+#include "base/threads.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kRows = 5, kLength = 512;
+constexpr ScaleMode kModes[] = {ScaleMode::kDynamic, ScaleMode::kLearned, ScaleMode::kFrozen};
+
+/// Weights of very different magnitudes, some rows of zeros and constants among them.
+torch::Tensor random_weights(int64_t seed) {
+  torch::manual_seed(seed);
+  torch::Tensor weights =
+      torch::randn({kRows, kLength}) *
+      torch::exp(torch::randn({kRows, kLength / 32}) * 2).repeat_interleave(32, 1);
+  if (seed % 3 == 0) weights[1].zero_();
+  if (seed % 3 == 1) weights[2].fill_(-0.25f);
+  return weights;
+}
+
+torch::Tensor materialized(const FakeQuantizer& quantizer) {
+  torch::Tensor out =
+      torch::full_like(quantizer.weights(), std::numeric_limits<float>::quiet_NaN());
+  quantizer.materialize(out);
+  return out;
+}
+
+torch::Tensor decoded(const FakeQuantizer& quantizer) {
+  torch::Tensor out = torch::empty_like(quantizer.weights());
+  const std::vector<std::byte> blocks = quantizer.blocks();
+  decode_tensor(quantizer.format().type, blocks,
+                {out.mutable_data_ptr<float>(), static_cast<size_t>(out.numel())});
+  return out;
+}
+
+bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
+  return a.sizes() == b.sizes() &&
+         std::memcmp(a.const_data_ptr<float>(), b.const_data_ptr<float>(), a.nbytes()) == 0;
+}
+
+/// As training moves them: weights and ratios away from where they started, some ratios far or
+/// through zero.
+void perturb(FakeQuantizer& quantizer) {
+  quantizer.weights().add_(torch::randn_like(quantizer.weights()) * 0.1);
+  torch::Tensor& ratios = quantizer.scale_ratios();
+  if (!ratios.defined()) return;
+  ratios.add_(torch::randn_like(ratios) * 0.2);
+  ratios.select(1, 0).fill_(-0.5f);
+  ratios.select(1, 1).fill_(1e-9f);
+}
+
+class QuantizerTest : public testing::TestWithParam<size_t> {
+ protected:
+  const Format& format() const { return formats()[GetParam()]; }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, QuantizerTest, testing::Range<size_t>(0, formats().size()),
+                         [](const auto& info) { return std::string(formats()[info.param].name); });
+
+TEST_P(QuantizerTest, WhatTrainsIsWhatShips) {
+  for (ScaleMode mode : kModes)
+    for (EncodeMethod initial : {EncodeMethod::kRtn, EncodeMethod::kGgml, EncodeMethod::kSearch})
+      for (int64_t seed = 0; seed < 12; ++seed) {
+        FakeQuantizer quantizer("w", format(), mode, random_weights(seed), {}, initial);
+        EXPECT_TRUE(same_bits(materialized(quantizer), decoded(quantizer)))
+            << scale_mode_name(mode) << ", seed " << seed << ", at the start";
+        perturb(quantizer);
+        EXPECT_TRUE(same_bits(materialized(quantizer), decoded(quantizer)))
+            << scale_mode_name(mode) << ", seed " << seed << ", trained";
+      }
+}
+
+TEST_P(QuantizerTest, StartsAtTheScalesOfPtq) {
+  const torch::Tensor weights = random_weights(2);
+  const FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, weights.clone(), {},
+                                EncodeMethod::kSearch);
+  const std::vector<std::byte> blocks =
+      encode_tensor(format().type, {weights.const_data_ptr<float>(), kRows * kLength}, kLength, {},
+                    EncodeMethod::kSearch);
+  torch::Tensor ptq = torch::empty_like(weights);
+  decode_tensor(format().type, blocks, {ptq.mutable_data_ptr<float>(), kRows * kLength});
+  // Nearest codes for the same scales can only be nearer than PTQ's.
+  const double error = (materialized(quantizer) - weights).square().sum().item<double>();
+  EXPECT_LE(error, (ptq - weights).square().sum().item<double>());
+}
+
+TEST_P(QuantizerTest, RatioGradientIsInitialTimesScaleGradient) {
+  if (format().num_scales == 0) GTEST_SKIP() << "no scales";
+  FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(5), {},
+                          EncodeMethod::kSearch);
+  quantizer.scale_ratios().mul_(0.7);  // so that weights at the ends are clamped
+  const torch::Tensor grad_out = torch::randn({kRows, kLength});
+  const torch::Tensor scales = quantizer.scale_ratios() * quantizer.initial_scales();
+  torch::Tensor grad_weights = torch::empty_like(grad_out), grad_scales = torch::empty_like(scales);
+  format().fake_quantize_backward(
+      quantizer.weights().const_data_ptr<float>(), scales.const_data_ptr<float>(),
+      grad_out.const_data_ptr<float>(), grad_weights.mutable_data_ptr<float>(),
+      grad_scales.mutable_data_ptr<float>(), kRows * kLength / format().block_size);
+
+  const FakeQuantizer::Gradients got = quantizer.backward(grad_out.clone());
+  EXPECT_TRUE(same_bits(got.weights, grad_weights));
+  EXPECT_TRUE(same_bits(got.scale_ratios, grad_scales * quantizer.initial_scales()));
+  const double norm = (got.weights.to(torch::kFloat64).square().sum() +
+                       got.scale_ratios.to(torch::kFloat64).square().sum())
+                          .item<double>();
+  EXPECT_NEAR(got.squared_norm, norm, 1e-5 * norm);  // float32 sums of 4096 squares
+}
+
+TEST_P(QuantizerTest, StraightThroughWithoutLearnedScales) {
+  const torch::Tensor grad_out = torch::randn({kRows, kLength});
+  const FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
+                              EncodeMethod::kSearch);
+  EXPECT_TRUE(same_bits(dynamic.backward(grad_out.clone()).weights, grad_out));
+  EXPECT_FALSE(dynamic.backward(grad_out.clone()).scale_ratios.defined());
+
+  const FakeQuantizer frozen("w", format(), ScaleMode::kFrozen, random_weights(1), {},
+                             EncodeMethod::kSearch);
+  const FakeQuantizer learned("w", format(), ScaleMode::kLearned, random_weights(1), {},
+                              EncodeMethod::kSearch);
+  EXPECT_FALSE(frozen.backward(grad_out.clone()).scale_ratios.defined());
+  EXPECT_TRUE(same_bits(frozen.backward(grad_out.clone()).weights,
+                        learned.backward(grad_out.clone()).weights));
+}
+
+TEST_P(QuantizerTest, RestoredStateGivesTheSameWeights) {
+  for (ScaleMode mode : kModes) {
+    FakeQuantizer trained("w", format(), mode, random_weights(7), {}, EncodeMethod::kSearch);
+    perturb(trained);
+    const FakeQuantizer restored("w", format(), mode, trained.weights().clone(),
+                                 trained.scale_ratios(), trained.initial_scales());
+    EXPECT_TRUE(same_bits(materialized(trained), materialized(restored)));
+    EXPECT_EQ(trained.blocks(), restored.blocks());
+  }
+}
+
+TEST_P(QuantizerTest, SameForAnyNumberOfThreads) {
+  const int threads = num_threads();
+  std::vector<torch::Tensor> outs, grads;
+  std::vector<double> norms;
+  for (int count : {1, 3}) {
+    set_num_threads(count);
+    const FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(4), {},
+                                  EncodeMethod::kSearch);
+    outs.push_back(materialized(quantizer));
+    torch::manual_seed(9);
+    const FakeQuantizer::Gradients gradients = quantizer.backward(torch::randn({kRows, kLength}));
+    grads.push_back(gradients.weights);
+    norms.push_back(gradients.squared_norm);
+  }
+  set_num_threads(threads);
+  EXPECT_TRUE(same_bits(outs[0], outs[1]));
+  EXPECT_TRUE(same_bits(grads[0], grads[1]));
+  EXPECT_EQ(norms[0], norms[1]);
+}
+
+TEST_P(QuantizerTest, RefusesWhatItCannotHold) {
+  torch::Tensor weights = random_weights(1);
+  weights[3][17] = std::numeric_limits<float>::infinity();
+  if (format().num_scales > 0) {
+    try {
+      FakeQuantizer("blk.0.w", format(), ScaleMode::kLearned, weights, {}, EncodeMethod::kSearch);
+      ADD_FAILURE() << "took an infinity";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("blk.0.w"), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("row 3"), std::string::npos) << error.what();
+    }
+    EXPECT_THROW(FakeQuantizer("w", format(), ScaleMode::kLearned, random_weights(1),
+                               torch::ones({kRows, 1}), torch::ones({kRows, 1})),
+                 Error);
+    EXPECT_THROW(FakeQuantizer("w", format(), ScaleMode::kLearned, random_weights(1),
+                               torch::Tensor(), torch::Tensor()),
+                 Error);
+  }
+  EXPECT_THROW(
+      FakeQuantizer("w", format(), ScaleMode::kLearned, torch::zeros({4}), {}, EncodeMethod::kRtn),
+      Error);
+  if (format().block_size > 1) {
+    EXPECT_THROW(FakeQuantizer("w", format(), ScaleMode::kLearned, torch::zeros({2, 48 + 1}), {},
+                               EncodeMethod::kRtn),
+                 Error);
+  }
+}
+
+TEST(ContentHash, SeesEveryBit) {
+  torch::manual_seed(3);
+  torch::Tensor values = torch::randn({70'001});  // more than one piece, odd
+  const uint64_t hash = content_hash(values);
+  EXPECT_EQ(hash, content_hash(values.clone()));
+  auto* data = reinterpret_cast<uint32_t*>(values.mutable_data_ptr<float>());
+  for (int64_t i : {0, 1, 65'535, 65'536, 70'000})
+    for (int bit : {0, 13, 31}) {
+      data[i] ^= 1u << bit;
+      EXPECT_NE(hash, content_hash(values)) << "value " << i << ", bit " << bit;
+      data[i] ^= 1u << bit;
+    }
+  // Two signs at once: a sum or a plain xor-multiply would lose them.
+  data[1] ^= 1u << 31;
+  data[3] ^= 1u << 31;
+  EXPECT_NE(hash, content_hash(values));
+  EXPECT_NE(content_hash(torch::zeros({4})), content_hash(torch::zeros({5})));
+}
+
+TEST(ScaleModes, HaveNames) {
+  for (ScaleMode mode : kModes) EXPECT_EQ(parse_scale_mode(scale_mode_name(mode)), mode);
+  try {
+    parse_scale_mode("learnt");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.exit_code(), 2);
+    EXPECT_NE(std::string(error.what()).find("'learned'"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace nibble
