@@ -117,3 +117,38 @@ def test_the_source_is_never_overwritten(stories260k, run_nibble, tmp_path):
     result = run_nibble("quantize", source, tmp_path / "." / "model.gguf", "Q4_0")
     assert result.returncode == 2 and "same file" in result.stderr
     assert source.read_bytes() == stories260k.read_bytes()
+
+
+@pytest.fixture
+def refused_perplexity(stories260k, refused, tmp_path):
+    """The line that `nibble perplexity` refuses stories260K with, one piece of its bytes replaced, or another text."""
+
+    def run(old=b"", new=b"", text="Once upon a time. " * 200):
+        data = stories260k.read_bytes()
+        assert old in data and len(old) == len(new)
+        (tmp_path / "model.gguf").write_bytes(data.replace(old, new, 1) if old else data)
+        (tmp_path / "text.txt").write_text(text)
+        return refused("perplexity", "--ctx", "64", tmp_path / "model.gguf", tmp_path / "text.txt", status=1)
+
+    return run
+
+
+def test_a_missing_tokenizer(refused_perplexity):
+    assert "no key 'tokenizer.ggml.model'" in refused_perplexity(b"tokenizer.ggml.model", b"tokenizer.ggml.mxdel")
+    assert "no key 'tokenizer.ggml.tokens'" in refused_perplexity(b"tokenizer.ggml.tokens", b"tokenizer.ggml.txkens")
+
+
+def test_an_unknown_architecture(refused_perplexity):
+    architecture = string(b"general.architecture") + struct.pack("<I", 8)
+    line = refused_perplexity(architecture + string(b"llama"), architecture + string(b"lxama"))
+    assert "unknown architecture 'lxama'" in line
+
+
+def test_a_missing_tensor(refused_perplexity):
+    assert "tensor 'blk.0.attn_q.weight'" in refused_perplexity(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight")
+
+
+def test_a_text_shorter_than_one_sequence(refused_perplexity):
+    line = refused_perplexity(text="Once")
+    assert "text.txt" in line and "2 tokens" in line and "128" in line
+    assert "text.txt" in refused_perplexity(text="")
