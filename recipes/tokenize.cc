@@ -25,8 +25,8 @@ int run_tokenize(int argc, char** argv) {
 
   const std::string path = required(*arguments, "model", "MODEL.gguf");
   const std::string text = read_file(required(*arguments, "text", "TEXTFILE"));
+  const GgufFile file = GgufFile::open(path);
   const std::vector<int32_t> ids = with_frame(path, [&] {
-    const GgufFile file = GgufFile::open(path);
     return Tokenizer::from_metadata(file.metadata())
         ->encode(text, arguments->count("no-special") == 0,
                  arguments->count("no-parse-special") == 0);
