@@ -1,0 +1,286 @@
+// nibble run: one YAML file in; PTQ baselines, a trained and exported model, their comparison and a page to look at out.
+#include <torch/version.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/threads.h"
+#include "configs/config.h"
+#include "eval/compare.h"
+#include "eval/report.h"
+#include "eval/report_tensors.h"
+#include "export/export.h"
+#include "export/sha256.h"
+#include "io/atomic_file.h"
+#include "model/generate.h"
+#include "quant/mix/quantize_file.h"
+#include "recipes/arguments.h"
+#include "recipes/recipe.h"
+#include "recipes/run_folder.h"
+#include "training/trainer.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// "models/SmolLM2-135M.Q4_1.gguf" -> "SmolLM2-135M": the file's name without its ending and type.
+std::string model_name(const std::string& path) {
+  const std::string stem = fs::path(path).stem().string();
+  const size_t cut = stem.find_last_of(".-");
+  const bool is_type = cut != std::string::npos && find_ggml_type(stem.substr(cut + 1));
+  return is_type ? stem.substr(0, cut) : stem;
+}
+
+/// The type of most of a file's weights.
+GgmlType main_type(const GgufFile& file) {
+  std::map<GgmlType, int64_t> weights;
+  for (const GgufTensor& tensor : file.tensors()) weights[tensor.type] += tensor.num_weights();
+  GgmlType most = GgmlType::kF32;
+  for (const auto& [type, count] : weights)
+    if (count > weights[most]) most = type;
+  return most;
+}
+
+Plan plan_for(const GgufFile& file, const std::string& type) {
+  PlanOptions options;
+  options.type_name = type;
+  options.allow_requantize = true;  // of a source that is decoded; the original itself is float32
+  return make_plan(file, options);
+}
+
+/// Everything that the steps of a run hand on.
+struct Run {
+  RunConfig config;
+  std::string name;           // of the model
+  std::string original_path;  // float32
+  GgmlType source_type = GgmlType::kF32;
+  std::vector<CompareEntry> entries;  // rows of the comparison
+  ReportData report;
+
+  std::string path(const std::string& file) const { return config.output + '/' + file; }
+  bool has_source_row() const { return original_path != config.model; }
+  std::string original_name() const { return name + " F32"; }
+
+  void add(const std::string& row, const std::string& file, Role role, const std::string& note) {
+    entries.push_back({row, file});
+    report.models.push_back({row, role, note});
+  }
+};
+
+/// The original is float32: a quantized source is decoded first, so that every later step starts from the same numbers.
+void make_original(Run& run) {
+  const GgufFile source = GgufFile::open(run.config.model);
+  run.source_type = main_type(source);
+  run.original_path = run.config.model;
+  if (run.source_type == GgmlType::kF32) return;
+  run.original_path = run.path("base-f32.gguf");
+  quantize_file(source, plan_for(source, "F32"), EncodeMethod::kGgml, run.original_path);
+  run.report.origin_note =
+      concat("The source is itself a ", type_name(run.source_type),
+             " file; what it decodes to is the original here.");
+}
+
+void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
+  const std::string type = run.config.train.quant.type;
+  for (const std::string& method : run.config.baselines) {
+    const std::string file = run.path(concat(run.name, '-', type, '-', method, ".gguf"));
+    quantize_file(original, plan, method_named(method), file);
+    const bool first = run.report.baseline.empty();
+    const std::string row = concat(type, ' ', method == "ggml" ? "llama-quantize" : method);
+    const char* note = method == "ggml"     ? "rounded: the bytes that llama-quantize writes"
+                       : method == "search" ? "rounded, with scales found by search"
+                                            : "rounded to nearest, scales from the range";
+    run.add(row, file, first ? Role::kBaseline : Role::kOther, note);
+    if (first) run.report.baseline = row;
+  }
+}
+
+std::string train_and_export(Run& run, const GgufFile& original, const Plan& plan) {
+  const TrainResult result = train(original, plan, run.config.train, run.config.output);
+  for (const StepMetrics& m : result.metrics)
+    run.report.losses.push_back(
+        {m.step, m.tokens, m.step > 0 ? m.loss : -1.0, m.held_out_loss});
+  const std::string kind = run.config.train.loss.kind;
+  run.report.loss_name = kind == "kl"   ? "KL divergence from the original’s predictions, nats per token"
+                         : kind == "ce" ? "Cross-entropy, nats per token"
+                                        : "KL divergence and cross-entropy, weighted, nats per token";
+  const std::string type = run.config.train.quant.type;
+  const std::string file = run.path(concat(run.name, '-', type, "-trained.gguf"));
+  ExportInfo info;
+  info.config_hash = sha256_file(run_config_path(run.config.output));
+  export_checkpoint(original, plan, result.best_checkpoint, file, info);
+  run.report.trained = type + " trained";
+  run.add(run.report.trained, file, Role::kTrained,
+          concat("the same grid and size, trained for ", format_duration(result.seconds)));
+  run.report.facts.emplace_back(
+      "Training", concat(result.steps, " steps, ", result.tokens, " tokens in ",
+                         format_duration(result.seconds), "; shipped: step ", result.best_step,
+                         ", lowest held-out loss"));
+  return file;
+}
+
+/// The source's own file, llama-quantize's files of other types, and what the configuration adds.
+void add_other_rows(Run& run, const GgufFile& original) {
+  if (run.has_source_row())
+    run.add(concat("source file (", type_name(run.source_type), ')'), run.config.model, Role::kSource,
+            "the file this began with: its numbers are the original, so its distance is 0");
+  for (const std::string& type : run.config.compare.types) {
+    const std::string file = run.path(concat(run.name, '-', type, "-ggml.gguf"));
+    quantize_file(original, plan_for(original, type), EncodeMethod::kGgml, file);
+    run.add(type + " llama-quantize", file, Role::kOther, "rounded, another type");
+  }
+  for (const std::string& path : run.config.compare.also)
+    run.add(fs::path(path).stem().string(), path, Role::kOther, "");
+}
+
+void compare_all(Run& run) {
+  const CompareOptions& options = run.config.compare;
+  run.report.comparison = compare({run.original_name(), run.original_path}, run.entries, options.text,
+                                  {options.ctx, options.chunks});
+  write_file(run.path("comparison.json"), comparison_json(run.report.comparison));
+}
+
+/// Answers of the original, the baselines and the trained model.
+void answer_prompts(Run& run) {
+  if (run.config.prompts.empty()) return;
+  std::vector<CompareEntry> entries = {{run.original_name(), run.original_path}};
+  for (const CompareEntry& entry : run.entries) {
+    entries.push_back(entry);
+    if (entry.name == run.report.trained) break;
+  }
+  for (const std::string& prompt : run.config.prompts) run.report.prompts.push_back({prompt, {}});
+  Progress bar("Answering prompts", static_cast<int64_t>(entries.size()), "models");
+  int64_t done = 0;
+  for (const CompareEntry& entry : entries) {
+    const GgufFile file = GgufFile::open(entry.path);
+    const auto model = load_model(file);
+    const auto tokenizer = Tokenizer::from_metadata(file.metadata());
+    for (PromptAnswers& prompt : run.report.prompts) {
+      const auto ids = tokenizer->encode(prompt.prompt, true, true);
+      const auto answer = generate(*model, *tokenizer, ids, {.max_tokens = run.config.prompt_tokens});
+      prompt.answers.push_back({entry.name, tokenizer->decode(answer)});
+    }
+    bar.update(++done);
+  }
+}
+
+std::string processor_name() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  for (std::string line; std::getline(cpuinfo, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "unknown processor";
+}
+
+/// What llama.cpp's own program is called with: a chat for a model that has a template, else a continuation.
+std::string run_command(const GgufMetadata& metadata, const std::string& path) {
+  const bool chats = metadata.contains("tokenizer.chat_template");
+  return chats ? "llama-cli -m " + path
+               : "llama-completion -m " + path + " -no-cnv -n 64 -p \"Once upon a time\"";
+}
+
+void add_facts(Run& run, const std::string& trained_path, double seconds) {
+  ReportData& report = run.report;
+  std::string texts;
+  for (const std::string& file : run.config.train.data.files) texts += (texts.empty() ? "" : ", ") + file;
+  report.facts.emplace_back("Trained on", texts);
+  report.facts.emplace_back("Compared on", run.config.compare.text);
+  report.facts.emplace_back("Whole run", format_duration(seconds));
+  report.facts.emplace_back("Machine", concat(processor_name(), ", ", num_threads(), " threads"));
+  report.facts.emplace_back("nibble", kVersion);
+  report.facts.emplace_back("LibTorch", TORCH_VERSION);
+  report.files.push_back({"source", run.config.model, sha256_file(run.config.model),
+                          static_cast<int64_t>(fs::file_size(run.config.model))});
+  report.files.push_back({report.trained, trained_path, sha256_file(trained_path),
+                          static_cast<int64_t>(fs::file_size(trained_path))});
+  report.config = config_yaml(run.config);
+}
+
+/// The files' own figures, provenance, and the page itself; returns its path.
+std::string make_report(Run& run, const GgufFile& original, const std::string& trained_path,
+                        double seconds) {
+  const GgufFile trained = GgufFile::open(trained_path);
+  for (const CompareEntry& entry : run.entries) {
+    if (entry.name != run.report.baseline) continue;
+    const GgufFile baseline = GgufFile::open(entry.path);
+    run.report.tensor_errors = measure_tensor_errors(original, baseline, trained);
+    if (auto block = sample_block(original, baseline, trained)) run.report.blocks = {*block};
+  }
+  run.report.run_command = run_command(trained.metadata(), trained_path);
+  add_facts(run, trained_path, seconds);
+  return write_report(run.path("report"), run.report);
+}
+
+void check_runnable(const RunConfig& config) {
+  if (config.train.quant.type == "none")
+    fail_usage("quant.type is none: there is nothing to compare; use nibble train");
+  if (config.compare.text.empty())
+    fail_usage("compare.text is missing: nibble run compares on a text that training does not see");
+}
+
+/// Runs the whole configuration; returns the page's path.
+std::string run_all(Run& run) {
+  const auto start = std::chrono::steady_clock::now();
+  check_runnable(run.config);
+  fs::create_directories(run.config.output);
+  write_file(run_config_path(run.config.output), config_yaml(run.config));
+  run.name = run.report.model = model_name(run.config.model);
+  run.report.type = run.config.train.quant.type;
+
+  make_original(run);
+  const GgufFile original = GgufFile::open(run.original_path);
+  const Plan plan = plan_for(original, run.config.train.quant.type);
+  write_file(run.path("plan.json"), plan.to_json());
+  make_baselines(run, original, plan);
+  const std::string trained_path = train_and_export(run, original, plan);
+  add_other_rows(run, original);
+  compare_all(run);
+  answer_prompts(run);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return make_report(run, original, trained_path, seconds);
+}
+
+}  // namespace
+
+int run_run(int argc, char** argv) {
+  cxxopts::Options options("nibble run", "Baselines, training, export, comparison and a report.");
+  options.positional_help("CONFIG.yaml");
+  options.add_options("arguments")("config", "", cxxopts::value<std::string>());
+  options.add_options()("set", "a setting that wins over the file's; may be repeated",
+                        cxxopts::value<std::string>(), "KEY=VALUE");
+  options.add_options()("device", "where to train", cxxopts::value<std::string>()->default_value("cpu"),
+                        "cpu");
+  options.add_options()("json", "the comparison as one JSON object on stdout");
+  options.parse_positional({"config"});
+  const auto arguments = parse_arguments(options, argc, argv);
+  if (!arguments) return 0;
+  const std::string device = (*arguments)["device"].as<std::string>();
+  if (device != "cpu") fail_usage("--device ", device, ": nibble run trains on the cpu");
+
+  Run run;
+  // Read one by one: a list option of cxxopts would cut values at their commas.
+  std::vector<ConfigOverride> overrides;
+  for (const cxxopts::KeyValue& argument : arguments->arguments())
+    if (argument.key() == "set") overrides.push_back(argument.value());
+  run.config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
+  const std::string page = run_all(run);
+  if (arguments->count("json") > 0) {
+    std::printf("%s\n", comparison_json(run.report.comparison).c_str());
+    return 0;
+  }
+  std::printf("%s\n%s\n\nlook at   %s\nrun it    %s\n",
+              comparison_table(run.report.comparison).c_str(), report_verdict(run.report).c_str(),
+              page.c_str(), run.report.run_command.c_str());
+  return 0;
+}
+
+}  // namespace nibble
