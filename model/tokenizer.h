@@ -15,15 +15,16 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// By tokenizer.ggml.model: "gpt2" (byte-level BPE) or "llama" (sentencepiece). Throws when the metadata
-  /// names another, or is missing or inconsistent.
+  /// By tokenizer.ggml.model: "gpt2" (byte-level BPE) or "llama" (sentencepiece). Throws when the
+  /// metadata names another, or is missing or inconsistent.
   static std::unique_ptr<Tokenizer> from_metadata(const GgufMetadata& metadata);
 
-  /// add_special: adds BOS/EOS as tokenizer.ggml.add_bos_token / add_eos_token say. parse_special: the
-  /// text of control tokens ("<|im_start|>") becomes these tokens.
+  /// add_special: adds BOS/EOS as tokenizer.ggml.add_bos_token / add_eos_token say. parse_special:
+  /// the text of control tokens ("<|im_start|>") becomes these tokens.
   virtual std::vector<int32_t> encode(std::string_view text, bool add_special,
                                       bool parse_special) const = 0;
-  /// The text of ids; control tokens are left out unless `special`. Bytes that are not UTF-8 stay as they are.
+  /// The text of ids; control tokens are left out unless `special`. Bytes that are not UTF-8 stay
+  /// as they are.
   virtual std::string decode(const std::vector<int32_t>& ids, bool special = false) const = 0;
 
   virtual int64_t vocab_size() const = 0;
