@@ -16,7 +16,7 @@ struct PositionLoss {
 
 struct PositionWeights {
   float kl = 0, ce = 0;  // of the position in the loss
-  bool gradient = true;  // false: `student` is left as it is
+  bool gradient = true;  // false: only the loss is wanted
 };
 
 /// student: `vocab` logits, overwritten with dL/dlogits. teacher: as many, overwritten (scratch),

@@ -1,0 +1,142 @@
+// The chunked loss against the same loss written plainly with full logits and autograd.
+#include "training/loss.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <string>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kPositions = 37, kWidth = 24, kTeacherWidth = 40, kVocab = 129;
+
+LossInputs random_inputs() {
+  torch::manual_seed(5);
+  LossInputs inputs;
+  inputs.hidden = torch::randn({kPositions, kWidth});
+  inputs.output_weight = torch::randn({kVocab, kWidth}) * 0.3;
+  inputs.teacher_hidden = torch::randn({kPositions, kTeacherWidth});
+  inputs.teacher_output = torch::randn({kVocab, kTeacherWidth}) * 0.3;
+  inputs.targets = torch::randint(kVocab, {kPositions}, torch::kInt64);
+  inputs.targets[3] = -1;
+  inputs.targets[kPositions - 1] = -1;
+  inputs.kl_weight = 0.7 / kPositions;
+  inputs.ce_weight = 0.3 / (kPositions - 2);
+  return inputs;
+}
+
+struct Plain {
+  double kl, ce;
+  torch::Tensor hidden, output_weight;  // gradients of kl_weight * kl + ce_weight * ce
+};
+
+/// Everything at once, in float64.
+Plain plain_loss(const LossInputs& in) {
+  const torch::Tensor hidden = in.hidden.to(torch::kFloat64).requires_grad_();
+  const torch::Tensor weight = in.output_weight.to(torch::kFloat64).requires_grad_();
+  const torch::Tensor student = at::log_softmax(hidden.mm(weight.t()), 1);
+  const torch::Tensor teacher = at::log_softmax(
+      in.teacher_hidden.to(torch::kFloat64).mm(in.teacher_output.to(torch::kFloat64).t()), 1);
+  const torch::Tensor kl = (teacher.exp() * (teacher - student)).sum();
+  const torch::Tensor ce =
+      at::nll_loss(student, in.targets, {}, at::Reduction::Sum, /*ignore_index=*/-1);
+  (in.kl_weight * kl + in.ce_weight * ce).backward();
+  return {kl.item<double>(), ce.item<double>(), hidden.grad(), weight.grad()};
+}
+
+/// Largest difference relative to the largest value.
+double distance(const torch::Tensor& a, const torch::Tensor& b) {
+  return ((a - b).abs().max() / b.abs().max()).item<double>();
+}
+
+/// Products of float32 sums over width and vocabulary: a hundred roundings at most.
+constexpr double kFloatRounding = 100 * std::numeric_limits<float>::epsilon();
+
+TEST(ChunkedLoss, EqualsPlainLossInAnyChunks) {
+  const LossInputs inputs = random_inputs();
+  const Plain plain = plain_loss(inputs);
+  for (int64_t chunk : {1, 5, 36, 37, 1000}) {
+    LossGradients gradients;
+    ChunkedLoss loss(chunk, torch::kFloat32);
+    const LossSums sums = loss.run(inputs, &gradients);
+    EXPECT_NEAR(sums.kl, plain.kl, kFloatRounding * plain.kl) << "chunk " << chunk;
+    EXPECT_NEAR(sums.ce, plain.ce, kFloatRounding * plain.ce);
+    EXPECT_EQ(sums.kl_positions, kPositions);
+    EXPECT_EQ(sums.ce_positions, kPositions - 2);
+    EXPECT_LT(distance(gradients.hidden, plain.hidden), kFloatRounding);
+    EXPECT_LT(distance(gradients.output_weight, plain.output_weight), kFloatRounding);
+
+    const LossSums alone = loss.run(inputs, nullptr);
+    EXPECT_EQ(alone.kl, sums.kl);
+    EXPECT_EQ(alone.ce, sums.ce);
+  }
+}
+
+TEST(ChunkedLoss, AddsToTheOutputGradient) {
+  const LossInputs inputs = random_inputs();
+  LossGradients once, twice;
+  ChunkedLoss loss(16, torch::kFloat32);
+  loss.run(inputs, &once);
+  loss.run(inputs, &twice);
+  twice.hidden = {};
+  loss.run(inputs, &twice);
+  EXPECT_LT(distance(twice.output_weight, 2 * once.output_weight), kFloatRounding);
+  EXPECT_LT(distance(twice.hidden, once.hidden), kFloatRounding);
+}
+
+TEST(ChunkedLoss, CrossEntropyNeedsNoTeacher) {
+  LossInputs inputs = random_inputs();
+  inputs.kl_weight = 0;
+  const Plain plain = plain_loss(inputs);
+  inputs.teacher_hidden = inputs.teacher_output = {};
+  LossGradients gradients;
+  const LossSums sums = ChunkedLoss(8, torch::kFloat32).run(inputs, &gradients);
+  EXPECT_EQ(sums.kl_positions, 0);
+  EXPECT_NEAR(sums.ce, plain.ce, kFloatRounding * plain.ce);
+  EXPECT_LT(distance(gradients.hidden, plain.hidden), kFloatRounding);
+  // A position without a next token teaches nothing.
+  EXPECT_EQ(gradients.hidden[3].abs().max().item<float>(), 0);
+}
+
+TEST(ChunkedLoss, BFloat16IsACastOfTheProducts) {
+  const LossInputs inputs = random_inputs();
+  const Plain plain = plain_loss(inputs);
+  LossGradients gradients;
+  const LossSums sums = ChunkedLoss(16, torch::kBFloat16).run(inputs, &gradients);
+  // bfloat16 keeps 8 bits: logits are off by 2^-9 of their size, the loss by as much.
+  EXPECT_NEAR(sums.kl, plain.kl, 0.02 * plain.kl);
+  EXPECT_NE(sums.kl, ChunkedLoss(16, torch::kFloat32).run(inputs, nullptr).kl);
+  EXPECT_LT(distance(gradients.hidden, plain.hidden), 0.05);
+  EXPECT_EQ(gradients.output_weight.scalar_type(), torch::kFloat32);
+}
+
+TEST(ChunkedLoss, RefusesWhatDoesNotFit) {
+  ChunkedLoss loss(16, torch::kFloat32);
+  LossInputs inputs = random_inputs();
+  inputs.teacher_output = inputs.teacher_output.narrow(0, 0, kVocab - 1);
+  EXPECT_THROW(loss.run(inputs, nullptr), Error);
+  inputs = random_inputs();
+  inputs.targets[5] = kVocab;
+  EXPECT_THROW(loss.run(inputs, nullptr), Error);
+  EXPECT_THROW(ChunkedLoss(0, torch::kFloat32), Error);
+}
+
+TEST(LossShares, ComeFromTheKind) {
+  LossOptions options;
+  EXPECT_EQ(loss_shares(options).kl, 1);
+  options.kind = "ce";
+  EXPECT_EQ(loss_shares(options).kl, 0);
+  EXPECT_EQ(loss_shares(options).ce, 1);
+  options.kind = "mix";
+  options.ce_weight = 0.25;
+  EXPECT_EQ(loss_shares(options).kl, 0.75);
+  EXPECT_EQ(loss_shares(options).ce, 0.25);
+  options.ce_weight = 1.5;
+  EXPECT_THROW(loss_shares(options), Error);
+}
+
+}  // namespace
+}  // namespace nibble

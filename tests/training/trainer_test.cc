@@ -1,0 +1,279 @@
+// The whole loop on stories260K (a llama of 260 thousand parameters): the loss goes down, two runs
+// of one seed leave the same bytes, a resumed run is the run that never stopped, and what cannot
+// work is said in one line.
+#include "training/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "training/checkpoint.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::string kShared = std::string(NIBBLE_SOURCE_DIR) + "/../shared/data";
+const std::string kModel = kShared + "/models/stories260K/stories260K-f32.v3.gguf";
+
+class TrainerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!fs::exists(kModel)) GTEST_SKIP() << "no " << kModel;
+    Progress::set_quiet(true);
+    folder_ = fs::path(testing::TempDir()) /
+              ("nibble_trainer_" +
+               std::string(testing::UnitTest::GetInstance()->current_test_info()->name()));
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    source_ = std::make_unique<GgufFile>(GgufFile::open(kModel));
+    PlanOptions plan;
+    plan.type_name = "Q4_0";
+    plan_ = make_plan(*source_, plan);
+    write_text();
+    options_.data.files = {(folder_ / "text.txt").string()};
+    options_.data.sequence_length = 64;
+    options_.data.held_out = 0.1;
+    options_.batch_tokens = 256;
+    options_.micro_batch_tokens = 128;
+    options_.max_tokens = 256 * 20;
+    options_.evaluate_every = 10;
+    options_.checkpoint_every = 10;
+    options_.optimizer.learning_rate = 1e-3;
+    options_.optimizer.scale_learning_rate = 3e-3;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  /// Children's sentences, all different enough to be worth learning from.
+  void write_text() const {
+    const char* names[] = {"Lily", "Tom", "Mia", "Ben", "Sue", "Max"};
+    const char* things[] = {"ball", "dog", "tree", "boat", "cake", "bird", "hat"};
+    const char* places[] = {"park", "house", "garden", "river", "school"};
+    std::ofstream out(folder_ / "text.txt");
+    for (int i = 0; i < 400; ++i)
+      out << "Once upon a time, " << names[i % 6] << " saw a big " << things[i % 7] << " in the "
+          << places[i % 5] << ". " << names[(i * 5 + 1) % 6] << " wanted to play with the "
+          << things[(i * 3) % 7] << " too, so they were happy.\n";
+  }
+  TrainResult train(const std::string& run, bool resume = false) const {
+    return nibble::train(*source_, plan_, options_, (folder_ / run).string(), resume);
+  }
+  static std::string error_of(const std::function<void()>& body, int exit_code) {
+    try {
+      body();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.exit_code(), exit_code) << error.what();
+      return error.what();
+    }
+    ADD_FAILURE() << "no error";
+    return "";
+  }
+
+  fs::path folder_;
+  std::unique_ptr<GgufFile> source_;
+  Plan plan_;
+  TrainOptions options_;
+};
+
+TEST_F(TrainerTest, LossGoesDownAndMetricsSaySo) {
+  const TrainResult result = train("run");
+  EXPECT_EQ(result.steps, 20);
+  EXPECT_EQ(result.tokens, 20 * 256);
+  std::ifstream lines(folder_ / "run" / "metrics.jsonl");
+  std::vector<nlohmann::json> rows;
+  for (std::string line; std::getline(lines, line);) rows.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(rows.size(), 21u);  // the start and each step
+  EXPECT_EQ(rows.front()["step"], 0);
+  EXPECT_EQ(rows.back()["step"], 20);
+  EXPECT_EQ(rows.back()["tokens"], 20 * 256);
+  // Distillation from the start of search-quantized weights: halved in 20 steps when learning works
+  // at all.
+  const double first = rows.front()["held_out_loss"], last = rows.back()["held_out_loss"];
+  EXPECT_LT(last, 0.7 * first);
+  EXPECT_GT(first, 0);
+  EXPECT_TRUE(fs::exists(result.best_checkpoint));
+  EXPECT_TRUE(fs::exists(result.checkpoint));
+}
+
+TEST_F(TrainerTest, CheckpointMaterializesToTheHashItNames) {
+  const TrainResult result = train("run");
+  for (const std::string& path : {result.checkpoint, result.best_checkpoint}) {
+    const Checkpoint checkpoint = load_checkpoint(path);
+    EXPECT_TRUE(checkpoint.moments.empty());
+    EXPECT_EQ(checkpoint.plan.to_json(), plan_.to_json());
+    int quantized = 0;
+    for (const TrainedTensor& tensor : checkpoint.tensors) {
+      EXPECT_EQ(tensor.type, plan_.find(tensor.name)->target) << tensor.name;
+      torch::Tensor values = tensor.weights.clone();
+      if (tensor.type != GgmlType::kF32) {
+        ++quantized;
+        restore_quantizer(tensor).materialize(values);
+      }
+      EXPECT_EQ(content_hash(values), tensor.materialized_hash) << tensor.name;
+    }
+    EXPECT_GT(quantized, 0);
+  }
+}
+
+TEST_F(TrainerTest, SameSeedSameBytes) {
+  const TrainResult a = train("a"), b = train("b");
+  options_.seed = 2;
+  const TrainResult c = train("c");
+  const Checkpoint first = load_checkpoint(a.checkpoint), again = load_checkpoint(b.checkpoint),
+                   other = load_checkpoint(c.checkpoint);
+  bool differs = false;
+  for (size_t i = 0; i < first.tensors.size(); ++i) {
+    EXPECT_EQ(first.tensors[i].materialized_hash, again.tensors[i].materialized_hash);
+    EXPECT_TRUE(at::equal(first.tensors[i].weights, again.tensors[i].weights));
+    differs |= first.tensors[i].materialized_hash != other.tensors[i].materialized_hash;
+  }
+  EXPECT_TRUE(differs);
+}
+
+/// Keeps the first checkpoint that a run makes, which a later one replaces: what a killed run would
+/// leave.
+class CheckpointKeeper {
+ public:
+  CheckpointKeeper(fs::path from, fs::path to)
+      : thread_([this, from = std::move(from), to = std::move(to)] {
+          std::error_code failed;
+          while (!done_) {
+            fs::create_hard_link(from, to, failed);
+            if (!failed) return;
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
+        }) {}
+  ~CheckpointKeeper() {
+    done_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> done_ = false;
+  std::thread thread_;
+};
+
+std::vector<std::string> lines_of(const fs::path& path) {
+  std::ifstream in(path);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
+TEST_F(TrainerTest, ResumedRunIsTheRunThatNeverStopped) {
+  options_.max_tokens = 256 * 30;
+  options_.checkpoint_every = 16;
+  const fs::path whole = folder_ / "whole", stopped = folder_ / "stopped";
+  fs::create_directories(stopped / "checkpoints");
+  {
+    const CheckpointKeeper keeper(whole / "checkpoints" / "last.safetensors",
+                                  stopped / "checkpoints" / "last.safetensors");
+    train("whole");
+  }
+  // The killed run had gone on to step 19 when it died.
+  std::ofstream metrics(stopped / "metrics.jsonl");
+  const std::vector<std::string> written = lines_of(whole / "metrics.jsonl");
+  for (size_t i = 0; i < 20; ++i) metrics << written[i] << "\n";
+  metrics.close();
+
+  const TrainResult resumed = train("stopped", /*resume=*/true);
+  EXPECT_EQ(resumed.metrics.front().step, 17);
+  EXPECT_EQ(resumed.steps, 30);
+  const Checkpoint a = load_checkpoint((whole / "checkpoints" / "last.safetensors").string()),
+                   b = load_checkpoint(resumed.checkpoint);
+  ASSERT_EQ(a.tensors.size(), b.tensors.size());
+  for (size_t i = 0; i < a.tensors.size(); ++i) {
+    EXPECT_EQ(a.tensors[i].materialized_hash, b.tensors[i].materialized_hash) << a.tensors[i].name;
+    EXPECT_TRUE(at::equal(a.tensors[i].weights, b.tensors[i].weights)) << a.tensors[i].name;
+  }
+  const std::vector<std::string> again = lines_of(stopped / "metrics.jsonl");
+  ASSERT_EQ(again.size(), written.size());
+  for (size_t i = 0; i < again.size(); ++i) {
+    const auto one = nlohmann::json::parse(written[i]), two = nlohmann::json::parse(again[i]);
+    EXPECT_EQ(one["step"], two["step"]);
+    EXPECT_EQ(one.value("loss", 0.0), two.value("loss", 0.0)) << "step " << one["step"];
+  }
+}
+
+TEST_F(TrainerTest, FinishedOrOtherRunIsNotResumed) {
+  train("run");
+  EXPECT_NE(error_of([&] { train("run", true); }, 1).find("finished"), std::string::npos);
+  options_.optimizer.learning_rate *= 2;
+  EXPECT_NE(error_of([&] { train("run", true); }, 1).find("other options"), std::string::npos);
+}
+
+TEST_F(TrainerTest, EveryLossAndScaleModeTrains) {
+  options_.max_tokens = 256 * 12;
+  for (const char* kind : {"kl", "ce", "mix"})
+    for (const char* scales : {"learned", "dynamic", "frozen"}) {
+      options_.loss.kind = kind;
+      options_.loss.ce_weight = 0.5;
+      options_.quant.scales = scales;
+      const TrainResult result = train("run");
+      EXPECT_LT(result.metrics.back().held_out_loss, result.metrics.front().held_out_loss)
+          << kind << ", " << scales;
+    }
+}
+
+TEST_F(TrainerTest, UnquantizedFineTuning) {
+  options_.quant.type = "none";
+  options_.loss.kind = "ce";
+  const TrainResult result = train("run");
+  EXPECT_LT(result.metrics.back().held_out_loss, result.metrics.front().held_out_loss);
+  for (const TrainedTensor& tensor : load_checkpoint(result.checkpoint).tensors)
+    EXPECT_EQ(tensor.type, GgmlType::kF32);
+}
+
+TEST_F(TrainerTest, TimeLimitStops) {
+  options_.max_tokens = 256 * 1'000'000;
+  options_.max_minutes = 1.0 / 60;
+  const TrainResult result = train("run");
+  EXPECT_GT(result.steps, 0);
+  EXPECT_LT(result.steps, 1'000'000);
+  // The schedule has come to its end with the clock: a tenth of the peak leaves room for one slow
+  // step.
+  EXPECT_LT(result.metrics.back().learning_rate, 0.1 * options_.optimizer.learning_rate);
+}
+
+TEST_F(TrainerTest, DivergedRunNamesStepBatchAndTensor) {
+  options_.optimizer.learning_rate = 1e30;
+  options_.optimizer.warmup = 0;
+  const std::string error = error_of([&] { train("run"); }, 1);
+  EXPECT_NE(error.find("step 2, batch of sequences "), std::string::npos) << error;
+  EXPECT_NE(error.find("first bad tensor: "), std::string::npos) << error;
+}
+
+TEST_F(TrainerTest, ImpossibleOptionsAreUsageErrors) {
+  options_.batch_tokens = 100;
+  EXPECT_NE(error_of([&] { train("run"); }, 2).find("batch_tokens is 100"), std::string::npos);
+  options_.batch_tokens = 256;
+  options_.micro_batch_tokens = 65;
+  EXPECT_NE(error_of([&] { train("run"); }, 2).find("micro_batch_tokens"), std::string::npos);
+  options_.micro_batch_tokens = 128;
+  options_.max_tokens = 10;
+  EXPECT_NE(error_of([&] { train("run"); }, 2).find("max_tokens"), std::string::npos);
+  options_.max_tokens = 512;
+  options_.loss.kind = "k1";
+  EXPECT_NE(error_of([&] { train("run"); }, 2).find("did you mean 'kl'"), std::string::npos);
+  options_.loss.kind = "kl";
+  options_.data.sequence_length = 4096;
+  options_.batch_tokens = options_.micro_batch_tokens = options_.max_tokens = 4096;
+  EXPECT_NE(error_of([&] { train("run"); }, 2).find("context"), std::string::npos);
+  EXPECT_FALSE(fs::exists(folder_ / "run" / "checkpoints" / "last.safetensors"));
+}
+
+}  // namespace
+}  // namespace nibble
