@@ -27,7 +27,8 @@ torch::Tensor& gradient_of(torch::Tensor& weight, torch::Tensor& returned) {
 class Project : public torch::autograd::Function<Project> {
  public:
   static variable_list forward(AutogradContext* ctx, const torch::Tensor& x,
-                               const std::vector<torch::Tensor>& weights, torch::Dtype dtype) {
+                               at::TensorList weights, torch::Dtype dtype) {
+    ctx->set_materialize_grads(false);
     const torch::Tensor input = x.to(dtype);
     variable_list saved = {input}, outputs;
     for (const torch::Tensor& weight : weights) {
@@ -129,7 +130,8 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
 
 std::vector<torch::Tensor> project(const torch::Tensor& x, const std::vector<torch::Tensor>& weights,
                                    torch::Dtype dtype) {
-  return Project::apply(x, weights, dtype);
+  // As a TensorList: apply() does not look for variables inside a std::vector.
+  return Project::apply(x, at::TensorList(weights), dtype);
 }
 
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias,

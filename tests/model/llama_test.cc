@@ -1,0 +1,288 @@
+#include "model/llama.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <map>
+
+#include "base/error.h"
+#include "tests/io/temporary_folder.h"
+#include "tests/model/tiny_llama.h"
+
+namespace nibble {
+namespace {
+
+// Two layers of float32 sums, each of at most 50 terms of unit size, against double or another order.
+constexpr double kTolerance = 2e-5;
+
+class LlamaTest : public testing::Test {
+ protected:
+  std::unique_ptr<Model> load(const TinyLlama& tiny) {
+    tiny.write(path_);
+    return load_model(GgufFile::open(path_));
+  }
+  /// What loading says, or "" when it succeeds.
+  std::string complaint(const TinyLlama& tiny) {
+    try {
+      load(tiny);
+      return "";
+    } catch (const Error& error) {
+      return error.what();
+    }
+  }
+  void expect_complaint(const TinyLlama& tiny, const std::vector<std::string>& parts) {
+    const std::string text = complaint(tiny);
+    EXPECT_EQ(text.find(path_), 0u) << text;
+    for (const std::string& part : parts) EXPECT_NE(text.find(part), std::string::npos) << text;
+  }
+
+  TemporaryFolder folder_;
+  std::string path_ = folder_.file("tiny.gguf");
+};
+
+torch::Tensor some_tokens(int64_t rows, int64_t length) {
+  torch::manual_seed(11);
+  return torch::randint(50, {rows, length}, torch::kInt64);
+}
+
+double largest_difference(const torch::Tensor& a, const torch::Tensor& b) {
+  return (a.to(torch::kFloat64) - b.to(torch::kFloat64)).abs().max().item<double>();
+}
+
+/// The architecture once more, as its formulas say, in float64 and plain operators.
+class PlainLlama {
+ public:
+  PlainLlama(Model& model, const TinyLlama& tiny) : tiny_(tiny) {
+    for (const Weight* weight : model.weights())
+      weights_[weight->name] = weight->value.detach().to(torch::kFloat64).requires_grad_(true);
+  }
+  torch::Tensor& weight(const std::string& name) { return weights_.at(name); }
+
+  /// One document, tokens [T]: logits [T, V].
+  torch::Tensor logits(const torch::Tensor& tokens) {
+    torch::Tensor x = weight("token_embd.weight").index_select(0, tokens);
+    for (int64_t layer = 0; layer < tiny_.layers; ++layer) {
+      const std::string prefix = "blk." + std::to_string(layer) + ".";
+      x = x + linear(attention(norm(x, prefix + "attn_norm"), prefix), prefix + "attn_output");
+      const torch::Tensor normed = norm(x, prefix + "ffn_norm");
+      const torch::Tensor gate = linear(normed, prefix + "ffn_gate");
+      x = x + linear(gate * at::sigmoid(gate) * linear(normed, prefix + "ffn_up"), prefix + "ffn_down");
+    }
+    return norm(x, "output_norm").mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t());
+  }
+
+ private:
+  torch::Tensor norm(const torch::Tensor& x, const std::string& name) {
+    return x / (x.square().mean(-1, true) + 1e-5).sqrt() * weight(name + ".weight");
+  }
+  torch::Tensor linear(const torch::Tensor& x, const std::string& name) {
+    const torch::Tensor y = x.mm(weight(name + ".weight").t());
+    return tiny_.biases ? y + weight(name + ".bias") : y;
+  }
+  torch::Tensor attention(const torch::Tensor& x, const std::string& prefix) {
+    const int64_t length = x.size(0), size = tiny_.head_size();
+    const torch::Tensor q = linear(x, prefix + "attn_q"), k = linear(x, prefix + "attn_k"),
+                        v = linear(x, prefix + "attn_v");
+    const torch::Tensor future = at::ones({length, length}, torch::kBool).triu(1);
+    std::vector<torch::Tensor> heads;
+    for (int64_t head = 0; head < tiny_.heads; ++head) {
+      const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
+      const torch::Tensor scores = turn(q.narrow(1, head * size, size)).mm(turn(k.narrow(1, group * size, size)).t());
+      heads.push_back(at::softmax((scores / std::sqrt(size)).masked_fill(future, -INFINITY), -1)
+                          .mm(v.narrow(1, group * size, size)));
+    }
+    return at::cat(heads, 1);
+  }
+  torch::Tensor turn(const torch::Tensor& x) {
+    const int64_t length = x.size(0), size = x.size(1);
+    const torch::Tensor position = at::arange(length, torch::kFloat64).unsqueeze(1);
+    const torch::Tensor angle =
+        position * at::pow(10000.0, at::arange(0, size, 2, torch::kFloat64) * (-1.0 / size));
+    const torch::Tensor pairs = x.view({length, size / 2, 2});
+    const torch::Tensor a = pairs.select(2, 0), b = pairs.select(2, 1);
+    return at::stack({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 2).flatten(1);
+  }
+
+  TinyLlama tiny_;
+  std::map<std::string, torch::Tensor> weights_;
+};
+
+class Variants : public LlamaTest, public testing::WithParamInterface<std::tuple<bool, bool, int>> {};
+
+TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
+  TinyLlama tiny;
+  tiny.tied = std::get<0>(GetParam());
+  tiny.biases = std::get<1>(GetParam());
+  tiny.kv_heads = std::get<2>(GetParam());
+  const auto model = load(tiny);
+  PlainLlama plain(*model, tiny);
+  for (Weight* weight : model->weights()) weight->value.requires_grad_(true);
+  const torch::Tensor tokens = some_tokens(1, 20);
+  const torch::Tensor logits = model->logits({tokens, {}})[0], wanted = plain.logits(tokens[0]);
+  EXPECT_LT(largest_difference(logits.detach(), wanted.detach()), kTolerance);
+  const torch::Tensor grad = torch::randn_like(logits);
+  logits.backward(grad);
+  wanted.backward(grad.to(torch::kFloat64));
+  for (const Weight* weight : model->weights()) {
+    const torch::Tensor expected = plain.weight(weight->name).grad();
+    EXPECT_LT(largest_difference(weight->value.grad(), expected) / expected.abs().max().item<double>(), kTolerance)
+        << weight->name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Llama, Variants,
+                         testing::Values(std::make_tuple(false, false, 2), std::make_tuple(true, false, 2),
+                                         std::make_tuple(false, true, 1), std::make_tuple(true, true, 4)));
+
+TEST_F(LlamaTest, WeightsComeInFileOrder) {
+  TinyLlama tiny;
+  const auto model = load(tiny);
+  const auto tensors = tiny.tensors();
+  const auto weights = model->weights();
+  ASSERT_EQ(weights.size(), tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) EXPECT_EQ(weights[i]->name, tensors[i].name);
+  EXPECT_EQ(model->find_weight("output.weight")->value.size(0), tiny.vocab);
+  EXPECT_EQ(model->find_weight("nothing"), nullptr);
+  EXPECT_EQ(model->shape().vocab_size, tiny.vocab);
+}
+
+TEST_F(LlamaTest, DocumentsOfARowAreSeparateRuns) {
+  const auto model = load({});
+  const torch::Tensor tokens = some_tokens(2, 24);
+  torch::Tensor document = torch::zeros({2, 24}, torch::kInt64);
+  document[0].slice(0, 7, 20).fill_(1);
+  document[0].slice(0, 20).fill_(2);
+  document[1].slice(0, 1).fill_(5);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor packed = model->logits({tokens, document});
+  const std::vector<std::array<int64_t, 3>> parts = {{0, 0, 7}, {0, 7, 20}, {0, 20, 24}, {1, 0, 1}, {1, 1, 24}};
+  for (const auto& [row, begin, end] : parts) {
+    const torch::Tensor alone = model->logits({tokens[row].slice(0, begin, end).unsqueeze(0), {}})[0];
+    EXPECT_LT(largest_difference(packed[row].slice(0, begin, end), alone), kTolerance);
+  }
+  EXPECT_GT(largest_difference(packed, model->logits({tokens, {}})), 1000 * kTolerance);
+}
+
+TEST_F(LlamaTest, RowsOfABatchAreSeparateRuns) {
+  const auto model = load({});
+  const torch::Tensor tokens = some_tokens(3, 16);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor together = model->logits({tokens, {}});
+  for (int64_t row = 0; row < 3; ++row)
+    EXPECT_LT(largest_difference(together[row], model->logits({tokens.slice(0, row, row + 1), {}})[0]), kTolerance);
+}
+
+TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
+  const auto model = load({});
+  EXPECT_THROW(model->hidden({some_tokens(1, 8), torch::zeros({1, 7}, torch::kInt64)}), Error);
+}
+
+TEST_F(LlamaTest, CacheContinuesWhereItStopped) {
+  const auto model = load({});
+  const torch::Tensor tokens = some_tokens(1, 150)[0];  // beyond the cache's first 64 rows, twice
+  const torch::Tensor whole = model->hidden({tokens.unsqueeze(0), {}})[0];
+  const auto cache = model->new_cache();
+  int64_t begin = 0;
+  for (const int64_t step : {40, 1, 1, 30, 77, 1}) {
+    EXPECT_EQ(cache->length(), begin);
+    const torch::Tensor states = model->hidden_next(tokens.narrow(0, begin, step), *cache);
+    EXPECT_LT(largest_difference(states, whole.narrow(0, begin, step)), kTolerance) << begin;
+    begin += step;
+  }
+}
+
+TEST_F(LlamaTest, RopeSettingsChangeTheOutput) {
+  const torch::Tensor tokens = some_tokens(1, 20);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor plain = load({})->logits({tokens, {}});
+  TinyLlama other;
+  other.extra.set("llama.rope.freq_base", 500.0f);
+  EXPECT_GT(largest_difference(load(other)->logits({tokens, {}}), plain), 1000 * kTolerance);
+  TinyLlama scaled;
+  scaled.extra.set("llama.rope.scaling.factor", 4.0f);
+  EXPECT_GT(largest_difference(load(scaled)->logits({tokens, {}}), plain), 1000 * kTolerance);
+}
+
+TEST_F(LlamaTest, RopeDivisorsAreReadAndAreNoWeight) {
+  TinyLlama tiny;
+  tiny.more_tensors = {{"rope_freqs.weight", {tiny.head_size() / 2}, GgmlType::kF32}};
+  const auto model = load(tiny);
+  EXPECT_EQ(model->find_weight("rope_freqs.weight"), nullptr);
+  EXPECT_EQ(read_llama_options(GgufFile::open(path_)).rope.divisors.size(), 0u);
+  const torch::Tensor tokens = some_tokens(1, 20);
+  const torch::NoGradGuard no_grad;
+  EXPECT_GT(largest_difference(model->logits({tokens, {}}), load({})->logits({tokens, {}})), 1000 * kTolerance);
+}
+
+TEST_F(LlamaTest, CopyHasItsOwnWeights) {
+  const auto model = load({});
+  const auto copy = copy_model(*model);
+  const torch::Tensor tokens = some_tokens(1, 8);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor before = model->logits({tokens, {}});
+  EXPECT_TRUE(torch::equal(copy->logits({tokens, {}}), before));
+  EXPECT_EQ(copy->num_parameters(), model->num_parameters());
+  for (Weight* weight : copy->weights()) weight->value.zero_();
+  EXPECT_TRUE(torch::equal(model->logits({tokens, {}}), before));
+}
+
+TEST_F(LlamaTest, Bfloat16IsCloseAndDifferent) {
+  const auto model = load({});
+  const torch::Tensor tokens = some_tokens(1, 16);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor exact = model->logits({tokens, {}});
+  model->set_compute_dtype(torch::kBFloat16);
+  const torch::Tensor rounded = model->logits({tokens, {}});
+  EXPECT_EQ(rounded.scalar_type(), torch::kFloat32);
+  // bfloat16 keeps 8 bits: 0.4 % a rounding, and about ten of them add up on logits of size 4.
+  EXPECT_LT(largest_difference(rounded, exact), 0.3);
+  EXPECT_GT(largest_difference(rounded, exact), 1e-3);
+}
+
+TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
+  TinyLlama tiny;
+  tiny.missing = {"blk.1.ffn_up.weight"};
+  expect_complaint(tiny, {"blk.1.ffn_up.weight", "[32 x 40]", "missing"});
+
+  tiny = {};
+  tiny.missing = {"blk.0.attn_k.weight"};
+  tiny.more_tensors = {{"blk.0.attn_k.weight", {32, 15}, GgmlType::kF32}};
+  expect_complaint(tiny, {"blk.0.attn_k.weight", "[32 x 15]", "[32 x 16]"});
+
+  tiny = {};
+  tiny.more_tensors = {{"blk.0.ffn_gate_inp.weight", {32, 4}, GgmlType::kF32}};
+  expect_complaint(tiny, {"blk.0.ffn_gate_inp.weight", "no such tensor"});
+
+  tiny = {};
+  tiny.extra.set("general.architecture", std::string("mamba"));
+  expect_complaint(tiny, {"unknown architecture 'mamba'", "llama"});
+
+  tiny = {};
+  tiny.extra.set("llama.expert_count", uint32_t{8});
+  expect_complaint(tiny, {"llama.expert_count"});
+}
+
+TEST_F(LlamaTest, MissingAndImpossibleKeysAreNamed) {
+  for (const std::string key : {"general.architecture", "llama.block_count", "llama.embedding_length",
+                                "llama.feed_forward_length", "llama.attention.head_count",
+                                "llama.attention.layer_norm_rms_epsilon", "llama.context_length"}) {
+    TinyLlama tiny;
+    tiny.erased = {key};
+    expect_complaint(tiny, {key});
+  }
+  for (const std::string key : {"llama.block_count", "llama.attention.head_count"}) {
+    TinyLlama tiny;
+    tiny.extra.set(key, uint32_t{0});
+    expect_complaint(tiny, {key, "positive"});
+  }
+  TinyLlama tiny;
+  tiny.extra.set("llama.attention.head_count_kv", uint32_t{3});
+  expect_complaint(tiny, {"llama.attention.head_count_kv", "divide"});
+  tiny = {};
+  tiny.extra.set("llama.rope.dimension_count", uint32_t{4});
+  expect_complaint(tiny, {"llama.rope.dimension_count"});
+}
+
+}  // namespace
+}  // namespace nibble

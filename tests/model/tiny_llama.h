@@ -1,0 +1,95 @@
+// A llama in miniature, with random weights, written as a GGUF file.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "io/gguf.h"
+
+namespace nibble {
+
+struct TinyLlama {
+  int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
+  bool tied = false, biases = false;
+  uint32_t seed = 1;
+  GgufMetadata extra;                 // added to the metadata, or replacing it
+  std::vector<std::string> erased;    // metadata keys left out
+  std::vector<std::string> missing;   // tensors left out
+  std::vector<GgufWriter::Tensor> more_tensors;
+
+  int64_t head_size() const { return width / heads; }
+
+  GgufMetadata metadata() const {
+    GgufMetadata result;
+    const auto set = [&](const std::string& key, int64_t value) {
+      result.set("llama." + key, static_cast<uint32_t>(value));
+    };
+    result.set("general.architecture", std::string("llama"));
+    set("block_count", layers);
+    set("embedding_length", width);
+    set("context_length", 64);
+    set("vocab_size", vocab);
+    set("feed_forward_length", feed_forward);
+    set("attention.head_count", heads);
+    set("attention.head_count_kv", kv_heads);
+    result.set("llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    for (const auto& [key, value] : extra.pairs()) result.set(key, value);
+    for (const std::string& key : erased) result.erase(key);
+    return result;
+  }
+
+  std::vector<GgufWriter::Tensor> tensors() const {
+    std::vector<GgufWriter::Tensor> all;
+    const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+      if (std::find(missing.begin(), missing.end(), name) == missing.end())
+        all.push_back({name, std::move(shape), GgmlType::kF32});
+    };
+    const int64_t keys = kv_heads * head_size();
+    add("token_embd.weight", {width, vocab});
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      const std::string prefix = "blk." + std::to_string(layer) + ".";
+      const auto linear = [&](const std::string& name, int64_t in, int64_t out) {
+        add(prefix + name + ".weight", {in, out});
+        if (biases) add(prefix + name + ".bias", {out});
+      };
+      add(prefix + "attn_norm.weight", {width});
+      linear("attn_q", width, width);
+      linear("attn_k", width, keys);
+      linear("attn_v", width, keys);
+      linear("attn_output", width, width);
+      add(prefix + "ffn_norm.weight", {width});
+      linear("ffn_gate", width, feed_forward);
+      linear("ffn_up", width, feed_forward);
+      linear("ffn_down", feed_forward, width);
+    }
+    add("output_norm.weight", {width});
+    if (!tied) add("output.weight", {width, vocab});
+    all.insert(all.end(), more_tensors.begin(), more_tensors.end());
+    return all;
+  }
+
+  /// Matrices ~ N(0, 2 / row length), norms around 1: activations keep their size, attention is not flat.
+  void write(const std::string& path) const {
+    const std::vector<GgufWriter::Tensor> table = tensors();
+    GgufWriter writer(path, metadata(), table);
+    std::mt19937 random(seed);
+    for (const GgufWriter::Tensor& tensor : table) {
+      int64_t count = 1;
+      for (const int64_t size : tensor.shape) count *= size;
+      const bool norm = tensor.name.find("norm") != std::string::npos;
+      std::normal_distribution<float> distribution(norm ? 1.0f : 0.0f,
+                                                   norm ? 0.2f : std::sqrt(2.0f / tensor.shape[0]));
+      std::vector<float> values(count);
+      for (float& value : values) value = distribution(random);
+      writer.write(std::as_bytes(std::span(values)));
+    }
+    writer.finish();
+  }
+};
+
+}  // namespace nibble
