@@ -74,8 +74,8 @@ std::string lead(const ReportData& data) {
       fixed(trained->ppl, 2), "</b> (original ", fixed(c.base_ppl, 2), ")");
   if (baseline->ppl > c.base_ppl && ppl_recovered > 0)
     text += concat(", ", percent(std::min(1.0, ppl_recovered)), " of the way back");
-  text += baseline->bytes == trained->bytes
-              ? ". The file is as large as the one that was only rounded, and llama.cpp runs it as it is. "
+  text += trained->bpw == baseline->bpw
+              ? ". The weights take as many bytes as when they were only rounded, and llama.cpp runs the file as it is. "
               : ". llama.cpp runs the file as it is. ";
   return "<p class=\"lead\">" + text + where + "</p>\n";
 }
@@ -108,8 +108,8 @@ std::string tiles(const ReportData& data) {
                      concat("was ", fixed(b->ppl, 2), ", original ", fixed(base_ppl, 2)),
                      std::max(0.0, ppl)),
                 tile("File", format_bytes(t->bytes),
-                     t->bytes == b->bytes ? concat("same as before, ", fixed(t->bpw, 2), " bits per weight")
-                                          : concat("was ", format_bytes(b->bytes)), -1),
+                     concat(fixed(t->bpw, 2), " bits per weight",
+                            t->bpw == b->bpw ? ", as before" : ", was " + fixed(b->bpw, 2)), -1),
                 "</dl>\n<p class=\"caption\">Bars: how much of what rounding lost is back.</p>\n");
 }
 

@@ -59,7 +59,8 @@ margin-top:4px}
 .figures tbody tr.trained>*{background:var(--trained-soft)}
 .figures tbody tr.trained>:first-child{box-shadow:-14px 0 0 var(--trained-soft)}
 .figures tbody tr.trained>:last-child{box-shadow:14px 0 0 var(--trained-soft)}
-.warning{border-left:3px solid var(--baseline);padding-left:14px;font-size:15px}
+.warning{border-left:2px solid var(--axis);padding-left:14px;margin-top:16px;font-size:14px;
+color:var(--muted);max-width:none}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg.narrow{display:none}
 .rule{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--axis);stroke-width:1}

@@ -13,6 +13,8 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/threads.h"
+#include "base/version.h"
+#include "base/version.h"
 #include "configs/config.h"
 #include "eval/compare.h"
 #include "eval/report.h"
@@ -68,7 +70,7 @@ struct Run {
 
   std::string path(const std::string& file) const { return config.output + '/' + file; }
   bool has_source_row() const { return original_path != config.model; }
-  std::string original_name() const { return name + " F32"; }
+  std::string original_name() const { return has_source_row() ? name + " F32" : name; }
 
   void add(const std::string& row, const std::string& file, Role role, const std::string& note) {
     entries.push_back({row, file});
@@ -195,7 +197,7 @@ void add_facts(Run& run, const std::string& trained_path, double seconds) {
   report.facts.emplace_back("Compared on", run.config.compare.text);
   report.facts.emplace_back("Whole run", format_duration(seconds));
   report.facts.emplace_back("Machine", concat(processor_name(), ", ", num_threads(), " threads"));
-  report.facts.emplace_back("nibble", kVersion);
+  report.facts.emplace_back("nibble", kProgramVersion);
   report.facts.emplace_back("LibTorch", TORCH_VERSION);
   report.files.push_back({"source", run.config.model, sha256_file(run.config.model),
                           static_cast<int64_t>(fs::file_size(run.config.model))});
