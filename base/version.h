@@ -1,4 +1,5 @@
-// The version of the program, which the files it writes carry. CMakeLists.txt names the same (a test compares).
+// The version of the program, which the files it writes carry. CMakeLists.txt names the same (a
+// test compares).
 #pragma once
 
 namespace nibble {

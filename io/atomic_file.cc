@@ -24,11 +24,12 @@ std::string folder_of(const std::string& path) {
 }
 
 bool all_digits(std::string_view text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(),
-                                      [](char c) { return c >= '0' && c <= '9'; });
+  return !text.empty() &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
-/// Removes what killed writers of `path` left: a living writer holds the lock of its file, a dead one cannot.
+/// Removes what killed writers of `path` left: a living writer holds the lock of its file, a dead
+/// one cannot.
 void remove_leftovers(const std::string& path) {
   const std::string prefix = std::filesystem::path(path).filename().string() + ".tmp.";
   std::error_code ignored;
@@ -36,14 +37,16 @@ void remove_leftovers(const std::string& path) {
     const std::string name = entry.path().filename().string();
     if (name.compare(0, prefix.size(), prefix) != 0 || !all_digits(name.substr(prefix.size())))
       continue;
-    const int descriptor = ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    const int descriptor =
+        ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (descriptor < 0) continue;
     if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlink(entry.path().c_str());
     ::close(descriptor);
   }
 }
 
-/// A rename is on disk only when its folder is. Some file systems cannot sync a folder; that is no failure.
+/// A rename is on disk only when its folder is. Some file systems cannot sync a folder; that is no
+/// failure.
 void sync_folder(const std::string& folder) {
   const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) return;
@@ -92,8 +95,8 @@ void AtomicFile::flush() {
   while (!rest.empty()) {
     const ssize_t written = ::write(descriptor_, rest.data(), rest.size());
     if (written < 0 && errno == EINTR) continue;
-    check(written > 0, path_, ": cannot write at byte ", start + (buffer_.size() - rest.size()), ": ",
-          written < 0 ? std::strerror(errno) : "nothing was taken");
+    check(written > 0, path_, ": cannot write at byte ", start + (buffer_.size() - rest.size()),
+          ": ", written < 0 ? std::strerror(errno) : "nothing was taken");
     rest.remove_prefix(static_cast<size_t>(written));
   }
   buffer_.clear();

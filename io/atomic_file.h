@@ -1,6 +1,6 @@
-// A file that appears whole or not at all: written beside its final name, synced, renamed. A kill or a full disk
-// leaves the old file as it was; the unfinished one is removed (on a kill it stays as NAME.tmp.<pid> and the
-// next writer of that name removes it).
+// A file that appears whole or not at all: written beside its final name, synced, renamed. A kill
+// or a full disk leaves the old file as it was; the unfinished one is removed (on a kill it stays
+// as NAME.tmp.<pid> and the next writer of that name removes it).
 #pragma once
 
 #include <cstddef>

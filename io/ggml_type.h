@@ -1,6 +1,6 @@
-// The tensor types a GGUF file can name: number, name, weights per block and bytes per block (facts of the
-// format; source: ggml/include/ggml.h, ggml/src/ggml-common.h). Knowing a type's size does not mean that
-// nibble can decode it: quant/format/registry.h says which it can.
+// The tensor types a GGUF file can name: number, name, weights per block and bytes per block (facts
+// of the format; source: ggml/include/ggml.h, ggml/src/ggml-common.h). Knowing a type's size does
+// not mean that nibble can decode it: quant/format/registry.h says which it can.
 #pragma once
 
 #include <cstdint>

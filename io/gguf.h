@@ -1,9 +1,10 @@
-// GGUF v3 files (v2 is read too): metadata and tensors. Layout (source: ggml/include/gguf.h): magic "GGUF", u32
-// version, i64 tensor count, i64 key count; per key: string, u32 type, value; per tensor: string, u32 number of
-// dimensions, i64 sizes (fastest first), u32 ggml type, u64 offset from the data section; the data
-// section starts at the next multiple of general.alignment (32 unless set), as does each tensor.
-// Little-endian only. A file is memory-mapped and treated as hostile: every count, length and offset is
-// checked against the file before anything is allocated or touched.
+// GGUF v3 files (v2 is read too): metadata and tensors. Layout (source: ggml/include/gguf.h): magic
+// "GGUF", u32 version, i64 tensor count, i64 key count; per key: string, u32 type, value; per
+// tensor: string, u32 number of dimensions, i64 sizes (fastest first), u32 ggml type, u64 offset
+// from the data section; the data section starts at the next multiple of general.alignment (32
+// unless set), as does each tensor. Little-endian only. A file is memory-mapped and treated as
+// hostile: every count, length and offset is checked against the file before anything is allocated
+// or touched.
 #pragma once
 
 #include <cstddef>
@@ -22,17 +23,29 @@
 namespace nibble {
 
 enum class GgufValueType : uint32_t {
-  kUint8 = 0, kInt8, kUint16, kInt16, kUint32, kInt32, kFloat32, kBool, kString, kArray,
-  kUint64, kInt64, kFloat64,
+  kUint8 = 0,
+  kInt8,
+  kUint16,
+  kInt16,
+  kUint32,
+  kInt32,
+  kFloat32,
+  kBool,
+  kString,
+  kArray,
+  kUint64,
+  kInt64,
+  kFloat64,
 };
 
-/// An array's elements as one vector. Bools are bytes 0 or 1 with `type` kBool. Arrays of arrays are refused.
+/// An array's elements as one vector. Bools are bytes 0 or 1 with `type` kBool. Arrays of arrays
+/// are refused.
 struct GgufArray {
   GgufValueType type = GgufValueType::kUint8;
-  std::variant<std::vector<uint8_t>, std::vector<int8_t>, std::vector<uint16_t>, std::vector<int16_t>,
-               std::vector<uint32_t>, std::vector<int32_t>, std::vector<float>,
-               std::vector<std::string>, std::vector<uint64_t>, std::vector<int64_t>,
-               std::vector<double>>
+  std::variant<std::vector<uint8_t>, std::vector<int8_t>, std::vector<uint16_t>,
+               std::vector<int16_t>, std::vector<uint32_t>, std::vector<int32_t>,
+               std::vector<float>, std::vector<std::string>, std::vector<uint64_t>,
+               std::vector<int64_t>, std::vector<double>>
       values;
   int64_t size() const;
   bool operator==(const GgufArray&) const = default;
@@ -63,8 +76,8 @@ class GgufMetadata {
   void set(std::string key, GgufValue value);
   void erase(std::string_view key);
 
-  /// Typed look-ups. An integer of any width is taken where it fits. The get_ forms throw when the key is
-  /// missing, all throw on another type, naming key, wanted and found type.
+  /// Typed look-ups. An integer of any width is taken where it fits. The get_ forms throw when the
+  /// key is missing, all throw on another type, naming key, wanted and found type.
   int64_t get_int(std::string_view key) const;
   int64_t get_int_or(std::string_view key, int64_t otherwise) const;
   double get_float(std::string_view key) const;  // also from an integer
@@ -95,8 +108,8 @@ struct GgufTensor {
   int64_t num_rows() const { return num_weights() / row_length(); }
 };
 
-/// An open GGUF model: one file, or all parts of a split one (split.no/split.count; given the first part, the
-/// others are found beside it by llama.cpp's name pattern -00001-of-0000N.gguf).
+/// An open GGUF model: one file, or all parts of a split one (split.no/split.count; given the first
+/// part, the others are found beside it by llama.cpp's name pattern -00001-of-0000N.gguf).
 class GgufFile {
  public:
   /// Throws Error with path and byte offset.
@@ -107,7 +120,7 @@ class GgufFile {
 
   const std::string& path() const { return path_; }
   uint32_t version() const { return version_; }
-  int64_t file_bytes() const;  // of all parts
+  int64_t file_bytes() const;                                 // of all parts
   const GgufMetadata& metadata() const { return metadata_; }  // of the first part
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* find_tensor(std::string_view name) const;
@@ -127,8 +140,8 @@ class GgufFile {
   std::unique_ptr<Parts> parts_;
 };
 
-/// Writes a GGUF v3 file aside and renames it in finish(); until then, or if the writer is destroyed without
-/// finish(), an old file of that name stays whole and nothing is left behind.
+/// Writes a GGUF v3 file aside and renames it in finish(); until then, or if the writer is
+/// destroyed without finish(), an old file of that name stays whole and nothing is left behind.
 class GgufWriter {
  public:
   struct Tensor {
@@ -142,8 +155,8 @@ class GgufWriter {
   GgufWriter(const GgufWriter&) = delete;
   GgufWriter& operator=(const GgufWriter&) = delete;
 
-  /// Appends to the data of the current tensor; tensors come in table order. Throws when more bytes come
-  /// than its type and shape want, or when the disk is full.
+  /// Appends to the data of the current tensor; tensors come in table order. Throws when more bytes
+  /// come than its type and shape want, or when the disk is full.
   void write(std::span<const std::byte> bytes);
   /// Checks that every tensor is complete, syncs, renames.
   void finish();

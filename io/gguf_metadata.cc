@@ -23,7 +23,8 @@ int64_t to_int(std::string_view key, const GgufValue& value) {
       [&](const auto& x) -> int64_t {
         using T = std::decay_t<decltype(x)>;
         if constexpr (kIsInteger<T>) {
-          check(std::in_range<int64_t>(x), "metadata key '", key, "': ", x, " does not fit 63 bits");
+          check(std::in_range<int64_t>(x), "metadata key '", key, "': ", x,
+                " does not fit 63 bits");
           return static_cast<int64_t>(x);
         } else {
           fail_type(key, "an integer", value);
@@ -64,8 +65,9 @@ const GgufValue& require(const GgufMetadata& metadata, std::string_view key) {
 }  // namespace
 
 std::string_view value_type_name(GgufValueType type) {
-  constexpr std::string_view kNames[] = {"uint8",   "int8", "uint16", "int16", "uint32", "int32", "float32",
-                                         "bool", "string", "array", "uint64", "int64", "float64"};
+  constexpr std::string_view kNames[] = {"uint8",  "int8",    "uint16", "int16",  "uint32",
+                                         "int32",  "float32", "bool",   "string", "array",
+                                         "uint64", "int64",   "float64"};
   return kNames[static_cast<size_t>(type)];
 }
 
@@ -92,7 +94,9 @@ void GgufMetadata::erase(std::string_view key) {
   std::erase_if(pairs_, [&](const auto& pair) { return pair.first == key; });
 }
 
-int64_t GgufMetadata::get_int(std::string_view key) const { return to_int(key, require(*this, key)); }
+int64_t GgufMetadata::get_int(std::string_view key) const {
+  return to_int(key, require(*this, key));
+}
 
 int64_t GgufMetadata::get_int_or(std::string_view key, int64_t otherwise) const {
   const GgufValue* value = find(key);

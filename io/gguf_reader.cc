@@ -15,7 +15,8 @@ namespace {
 
 constexpr uint32_t kMaxDimensions = 4;
 constexpr uint32_t kDefaultAlignment = 32;
-// The least that one key or one tensor takes in a file: with these a count is checked before it is believed.
+// The least that one key or one tensor takes in a file: with these a count is checked before it is
+// believed.
 constexpr int64_t kMinKeyBytes = 8 + 4 + 1;
 constexpr int64_t kMinTensorBytes = 8 + 4 + 4 + 8;
 
@@ -23,7 +24,8 @@ constexpr int64_t kMinTensorBytes = 8 + 4 + 4 + 8;
 std::string shown(std::string_view name) {
   constexpr size_t kLongest = 80;
   std::string text(name.substr(0, kLongest));
-  std::replace_if(text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
   return "'" + text + (name.size() > kLongest ? "...'" : "'");
 }
 
@@ -51,9 +53,9 @@ class Cursor {
   int64_t read_count(int64_t least_bytes, std::string_view what) {
     const int64_t at = offset_;
     const uint64_t count = read<uint64_t>(what);
-    check(count <= static_cast<uint64_t>(remaining() / least_bytes), "byte ", at, ": ", what, " is ", count,
-          ", but the rest of the file, ", remaining(), " bytes, has room for at most ",
-          remaining() / least_bytes);
+    check(count <= static_cast<uint64_t>(remaining() / least_bytes), "byte ", at, ": ", what,
+          " is ", count, ", but the rest of the file, ", remaining(),
+          " bytes, has room for at most ", remaining() / least_bytes);
     return static_cast<int64_t>(count);
   }
 
@@ -110,19 +112,32 @@ GgufArray read_array(Cursor& cursor) {
   const uint32_t number = cursor.read<uint32_t>("the element type");
   const auto type = static_cast<GgufValueType>(number);
   switch (type) {
-    case GgufValueType::kUint8: return read_numbers<uint8_t>(cursor, type);
-    case GgufValueType::kInt8: return read_numbers<int8_t>(cursor, type);
-    case GgufValueType::kUint16: return read_numbers<uint16_t>(cursor, type);
-    case GgufValueType::kInt16: return read_numbers<int16_t>(cursor, type);
-    case GgufValueType::kUint32: return read_numbers<uint32_t>(cursor, type);
-    case GgufValueType::kInt32: return read_numbers<int32_t>(cursor, type);
-    case GgufValueType::kFloat32: return read_numbers<float>(cursor, type);
-    case GgufValueType::kBool: return read_bools(cursor);
-    case GgufValueType::kString: return read_strings(cursor);
-    case GgufValueType::kArray: fail("byte ", at, ": an array of arrays, which llama.cpp does not read either");
-    case GgufValueType::kUint64: return read_numbers<uint64_t>(cursor, type);
-    case GgufValueType::kInt64: return read_numbers<int64_t>(cursor, type);
-    case GgufValueType::kFloat64: return read_numbers<double>(cursor, type);
+    case GgufValueType::kUint8:
+      return read_numbers<uint8_t>(cursor, type);
+    case GgufValueType::kInt8:
+      return read_numbers<int8_t>(cursor, type);
+    case GgufValueType::kUint16:
+      return read_numbers<uint16_t>(cursor, type);
+    case GgufValueType::kInt16:
+      return read_numbers<int16_t>(cursor, type);
+    case GgufValueType::kUint32:
+      return read_numbers<uint32_t>(cursor, type);
+    case GgufValueType::kInt32:
+      return read_numbers<int32_t>(cursor, type);
+    case GgufValueType::kFloat32:
+      return read_numbers<float>(cursor, type);
+    case GgufValueType::kBool:
+      return read_bools(cursor);
+    case GgufValueType::kString:
+      return read_strings(cursor);
+    case GgufValueType::kArray:
+      fail("byte ", at, ": an array of arrays, which llama.cpp does not read either");
+    case GgufValueType::kUint64:
+      return read_numbers<uint64_t>(cursor, type);
+    case GgufValueType::kInt64:
+      return read_numbers<int64_t>(cursor, type);
+    case GgufValueType::kFloat64:
+      return read_numbers<double>(cursor, type);
   }
   fail("byte ", at, ": unknown element type ", number, "; 0 to 12 are known");
 }
@@ -132,19 +147,32 @@ GgufValue read_value(Cursor& cursor) {
   const uint32_t number = cursor.read<uint32_t>("the value type");
   constexpr std::string_view kWhat = "the value";
   switch (static_cast<GgufValueType>(number)) {
-    case GgufValueType::kUint8: return cursor.read<uint8_t>(kWhat);
-    case GgufValueType::kInt8: return cursor.read<int8_t>(kWhat);
-    case GgufValueType::kUint16: return cursor.read<uint16_t>(kWhat);
-    case GgufValueType::kInt16: return cursor.read<int16_t>(kWhat);
-    case GgufValueType::kUint32: return cursor.read<uint32_t>(kWhat);
-    case GgufValueType::kInt32: return cursor.read<int32_t>(kWhat);
-    case GgufValueType::kFloat32: return cursor.read<float>(kWhat);
-    case GgufValueType::kBool: return cursor.read<uint8_t>(kWhat) != 0;
-    case GgufValueType::kString: return cursor.read_string(kWhat);
-    case GgufValueType::kArray: return read_array(cursor);
-    case GgufValueType::kUint64: return cursor.read<uint64_t>(kWhat);
-    case GgufValueType::kInt64: return cursor.read<int64_t>(kWhat);
-    case GgufValueType::kFloat64: return cursor.read<double>(kWhat);
+    case GgufValueType::kUint8:
+      return cursor.read<uint8_t>(kWhat);
+    case GgufValueType::kInt8:
+      return cursor.read<int8_t>(kWhat);
+    case GgufValueType::kUint16:
+      return cursor.read<uint16_t>(kWhat);
+    case GgufValueType::kInt16:
+      return cursor.read<int16_t>(kWhat);
+    case GgufValueType::kUint32:
+      return cursor.read<uint32_t>(kWhat);
+    case GgufValueType::kInt32:
+      return cursor.read<int32_t>(kWhat);
+    case GgufValueType::kFloat32:
+      return cursor.read<float>(kWhat);
+    case GgufValueType::kBool:
+      return cursor.read<uint8_t>(kWhat) != 0;
+    case GgufValueType::kString:
+      return cursor.read_string(kWhat);
+    case GgufValueType::kArray:
+      return read_array(cursor);
+    case GgufValueType::kUint64:
+      return cursor.read<uint64_t>(kWhat);
+    case GgufValueType::kInt64:
+      return cursor.read<int64_t>(kWhat);
+    case GgufValueType::kFloat64:
+      return cursor.read<double>(kWhat);
   }
   fail("byte ", at, ": unknown value type ", number, "; 0 to 12 are known");
 }
@@ -167,12 +195,15 @@ int64_t read_alignment(const GgufMetadata& metadata) {
   const GgufValue* value = metadata.find("general.alignment");
   if (!value) return kDefaultAlignment;
   const uint32_t* alignment = std::get_if<uint32_t>(value);
-  check(alignment, "key 'general.alignment': wants uint32, found ", value_type_name(value_type(*value)));
-  check(std::has_single_bit(*alignment), "key 'general.alignment': wants a power of two, found ", *alignment);
+  check(alignment, "key 'general.alignment': wants uint32, found ",
+        value_type_name(value_type(*value)));
+  check(std::has_single_bit(*alignment), "key 'general.alignment': wants a power of two, found ",
+        *alignment);
   return *alignment;
 }
 
-/// One row of the tensor table. The offset is still the file's own, from the data section, in `file_offset`.
+/// One row of the tensor table. The offset is still the file's own, from the data section, in
+/// `file_offset`.
 GgufTensor read_tensor_row(Cursor& cursor) {
   GgufTensor tensor;
   tensor.name = cursor.read_string("the name");
@@ -186,20 +217,22 @@ GgufTensor read_tensor_row(Cursor& cursor) {
       at = cursor.offset();
       const int64_t size = cursor.read<int64_t>("a dimension");
       check(size > 0, "byte ", at, ": dimension ", i, " is ", size, "; it must be positive");
-      check(!__builtin_mul_overflow(weights, size, &weights), "byte ", at, ": dimension ", i, " is ", size,
-            ", with which the number of weights does not fit 63 bits");
+      check(!__builtin_mul_overflow(weights, size, &weights), "byte ", at, ": dimension ", i,
+            " is ", size, ", with which the number of weights does not fit 63 bits");
       tensor.shape.push_back(size);
     }
     at = cursor.offset();
     const uint32_t number = cursor.read<uint32_t>("the type");
     const GgmlTypeInfo* info = find_ggml_type(number);
     check(info, "byte ", at, ": unknown tensor type ", number);
-    check(tensor.row_length() % info->block_size == 0, "byte ", at, ": rows of ", tensor.row_length(),
-          " weights cannot be ", info->name, ", whose blocks hold ", info->block_size);
+    check(tensor.row_length() % info->block_size == 0, "byte ", at, ": rows of ",
+          tensor.row_length(), " weights cannot be ", info->name, ", whose blocks hold ",
+          info->block_size);
     tensor.type = info->type;
     at = cursor.offset();
     const uint64_t offset = cursor.read<uint64_t>("the offset");
-    check(std::in_range<int64_t>(offset), "byte ", at, ": offset ", offset, " lies past the end of the file");
+    check(std::in_range<int64_t>(offset), "byte ", at, ": offset ", offset,
+          " lies past the end of the file");
     tensor.file_offset = static_cast<int64_t>(offset);
     return std::move(tensor);
   });
@@ -250,10 +283,12 @@ ParsedFile parse_file(std::span<const std::byte> bytes) {
   parsed.metadata = read_metadata(cursor, num_keys);
   const int64_t alignment = read_alignment(parsed.metadata);
   for (int64_t i = 0; i < num_tensors; ++i)
-    parsed.tensors.push_back(with_frame(concat("tensor ", i), [&] { return read_tensor_row(cursor); }));
+    parsed.tensors.push_back(
+        with_frame(concat("tensor ", i), [&] { return read_tensor_row(cursor); }));
   const int64_t data_start = (cursor.offset() + alignment - 1) / alignment * alignment;
   for (GgufTensor& tensor : parsed.tensors)
-    with_frame("tensor " + shown(tensor.name), [&] { place_tensor(tensor, bytes, data_start, alignment); });
+    with_frame("tensor " + shown(tensor.name),
+               [&] { place_tensor(tensor, bytes, data_start, alignment); });
   check_no_overlap(parsed.tensors);
   return parsed;
 }
@@ -261,10 +296,12 @@ ParsedFile parse_file(std::span<const std::byte> bytes) {
 /// "name-00002-of-00005.gguf" for the first part's path "name-00001-of-00005.gguf".
 std::string part_path(const std::string& first, int64_t part, int64_t count) {
   const auto suffix = [count](int64_t index) {
-    return concat("-", std::setw(5), std::setfill('0'), index + 1, "-of-", std::setw(5), count, ".gguf");
+    return concat("-", std::setw(5), std::setfill('0'), index + 1, "-of-", std::setw(5), count,
+                  ".gguf");
   };
   const std::string wanted = suffix(0);
-  check(first.ends_with(wanted), "the first of ", count, " parts: its name must end in '", wanted, "'");
+  check(first.ends_with(wanted), "the first of ", count, " parts: its name must end in '", wanted,
+        "'");
   return first.substr(0, first.size() - wanted.size()) + suffix(part);
 }
 
@@ -297,10 +334,12 @@ GgufFile GgufFile::open(const std::string& path) {
     const int64_t count = file.metadata_.get_int_or("split.count", 0);
     const int64_t number = file.metadata_.get_int_or("split.no", 0);
     check(count <= 1 || number == 0, "part ", number + 1, " of ", count, "; give the first part");
-    for (int64_t part = 1; part < count; ++part) file.open_part(part_path(path, part, count), part, count);
+    for (int64_t part = 1; part < count; ++part)
+      file.open_part(part_path(path, part, count), part, count);
     const auto found = static_cast<int64_t>(file.tensors_.size());
     const int64_t wanted = file.metadata_.get_int_or("split.tensors.count", found);
-    check(count <= 1 || wanted == found, "its parts should hold ", wanted, " tensors, found ", found);
+    check(count <= 1 || wanted == found, "its parts should hold ", wanted, " tensors, found ",
+          found);
     check_names_differ(file.tensors_);
   });
   return file;
@@ -311,8 +350,9 @@ void GgufFile::open_part(const std::string& path, int64_t part, int64_t count) {
   with_frame(path, [&] {
     ParsedFile parsed = parse_file(parts_->files.back().bytes());
     const int64_t number = parsed.metadata.get_int("split.no");
-    check(number == part && parsed.metadata.get_int("split.count") == count, "wants part ", part + 1, " of ",
-          count, ", found part ", number + 1, " of ", parsed.metadata.get_int("split.count"));
+    check(number == part && parsed.metadata.get_int("split.count") == count, "wants part ",
+          part + 1, " of ", count, ", found part ", number + 1, " of ",
+          parsed.metadata.get_int("split.count"));
     for (GgufTensor& tensor : parsed.tensors) {
       tensor.part = static_cast<int>(part);
       tensors_.push_back(std::move(tensor));

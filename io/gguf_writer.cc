@@ -28,7 +28,11 @@ void append(std::string& out, const std::string& text) {
 void append(std::string& out, const GgufArray& array) {
   append(out, static_cast<uint32_t>(array.type));
   append(out, static_cast<uint64_t>(array.size()));
-  std::visit([&](const auto& values) { for (const auto& x : values) append(out, x); }, array.values);
+  std::visit(
+      [&](const auto& values) {
+        for (const auto& x : values) append(out, x);
+      },
+      array.values);
 }
 
 std::string serialize(const GgufMetadata& metadata) {
@@ -75,15 +79,17 @@ struct GgufWriter::State {
   AtomicFile file;
   std::vector<Tensor> tensors;
   int64_t alignment;
-  size_t current = 0;      // the tensor that is being written
-  int64_t written = 0;     // its bytes so far
+  size_t current = 0;   // the tensor that is being written
+  int64_t written = 0;  // its bytes so far
 
   void pad() {
-    file.write(std::string(static_cast<size_t>(aligned(file.size(), alignment) - file.size()), '\0'));
+    file.write(
+        std::string(static_cast<size_t>(aligned(file.size(), alignment) - file.size()), '\0'));
   }
 };
 
-GgufWriter::GgufWriter(std::string path, const GgufMetadata& metadata, std::vector<Tensor> tensors) {
+GgufWriter::GgufWriter(std::string path, const GgufMetadata& metadata,
+                       std::vector<Tensor> tensors) {
   with_frame(path, [&] {
     check_tensors(tensors);
     alignment_of(metadata);
@@ -117,8 +123,8 @@ void GgufWriter::write(std::span<const std::byte> bytes) {
   const Tensor& tensor = state_->tensors[state_->current];
   const int64_t size = bytes_of(tensor);
   const auto more = static_cast<int64_t>(bytes.size());
-  check(more <= size - state_->written, "tensor '", tensor.name, "': wants ", size, " bytes, found ",
-        state_->written + more);
+  check(more <= size - state_->written, "tensor '", tensor.name, "': wants ", size,
+        " bytes, found ", state_->written + more);
   state_->file.write(bytes);
   state_->written += more;
   if (state_->written < size) return;

@@ -27,7 +27,8 @@ MappedFile::MappedFile(const std::string& path) {
     error = start == MAP_FAILED ? errno : 0;
   }
   ::close(descriptor);
-  check(regular, path, ": ", S_ISDIR(status.st_mode) ? "is a folder, not a file" : "is not a regular file");
+  check(regular, path, ": ",
+        S_ISDIR(status.st_mode) ? "is a folder, not a file" : "is not a regular file");
   check(error == 0, path, ": cannot map ", size, " bytes: ", std::strerror(error));
   bytes_ = {static_cast<const std::byte*>(start), size};
 }
@@ -48,7 +49,8 @@ void MappedFile::release(int64_t offset, int64_t size) const {
   const int64_t begin = (offset + page - 1) / page * page, end = (offset + size) / page * page;
   // No failure matters: the memory is then kept, as if nothing had been asked.
   if (begin < end)
-    ::madvise(const_cast<std::byte*>(bytes_.data()) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+    ::madvise(const_cast<std::byte*>(bytes_.data()) + begin, static_cast<size_t>(end - begin),
+              MADV_DONTNEED);
 }
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
-// A file's bytes, mapped read-only for as long as the object lives. The pages are read when first touched. If
-// another process shortens the file meanwhile, touching the lost part is a SIGBUS, as with every map.
+// A file's bytes, mapped read-only for as long as the object lives. The pages are read when first
+// touched. If another process shortens the file meanwhile, touching the lost part is a SIGBUS, as
+// with every map.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,8 @@ class MappedFile {
   MappedFile& operator=(MappedFile&& other) noexcept;
 
   std::span<const std::byte> bytes() const { return bytes_; }
-  /// Gives back the memory of the pages that lie wholly in this range; touched again, they are read again.
+  /// Gives back the memory of the pages that lie wholly in this range; touched again, they are read
+  /// again.
   void release(int64_t offset, int64_t size) const;
 
  private:

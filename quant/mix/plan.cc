@@ -17,9 +17,9 @@ struct TypeRow {
 };
 
 constexpr TypeRow kTypes[] = {
-    {"Q4_0", GgmlType::kQ4_0, 2},   {"Q4_1", GgmlType::kQ4_1, 3}, {"Q5_0", GgmlType::kQ5_0, 8},
-    {"Q5_1", GgmlType::kQ5_1, 9},   {"Q8_0", GgmlType::kQ8_0, 7}, {"Q2_0", GgmlType::kQ2_0, 41},
-    {"BF16", GgmlType::kBF16, 32},  {"F16", GgmlType::kF16, 1},   {"F32", GgmlType::kF32, 0},
+    {"Q4_0", GgmlType::kQ4_0, 2},  {"Q4_1", GgmlType::kQ4_1, 3}, {"Q5_0", GgmlType::kQ5_0, 8},
+    {"Q5_1", GgmlType::kQ5_1, 9},  {"Q8_0", GgmlType::kQ8_0, 7}, {"Q2_0", GgmlType::kQ2_0, 41},
+    {"BF16", GgmlType::kBF16, 32}, {"F16", GgmlType::kF16, 1},   {"F32", GgmlType::kF32, 0},
 };
 
 const TypeRow& find_type(const std::string& name) {
@@ -47,7 +47,8 @@ Choice choose(GgmlType type, std::string_view why = "") {
   return {type, concat(type_name(type), why.empty() ? "" : ": ", why)};
 }
 
-/// The rules of one file. Tensors are asked about in llama-quantize's own order, since some rules count.
+/// The rules of one file. Tensors are asked about in llama-quantize's own order, since some rules
+/// count.
 class Mix {
  public:
   Mix(const GgufFile& source, const PlanOptions& options, const TypeRow& row)
@@ -106,8 +107,8 @@ class Mix {
   static Choice fitted(Choice choice, int64_t row_length) {
     const GgmlType fits = type_that_fits(choice.type, row_length);
     if (fits == choice.type) return choice;
-    return {fits, concat(choice.reason, "; ", type_name(fits), ": rows of ", row_length, ", no multiple of ",
-                         ggml_type_info(choice.type).block_size)};
+    return {fits, concat(choice.reason, "; ", type_name(fits), ": rows of ", row_length,
+                         ", no multiple of ", ggml_type_info(choice.type).block_size)};
   }
 
   Choice mixed(const GgufTensor& tensor, TensorRole role) {
@@ -116,7 +117,8 @@ class Mix {
         if (tensor.name.find(part) != std::string::npos)
           return choose(GgmlType::kQ8_0, "sensitive in glm5-next");
     if (role == TensorRole::kOutput) return output(tensor, "output");
-    if (role == TensorRole::kTokenEmbedding && tied_) return output(tensor, "embedding, also the output");
+    if (role == TensorRole::kTokenEmbedding && tied_)
+      return output(tensor, "embedding, also the output");
     if (role == TensorRole::kTokenEmbedding && type_ == GgmlType::kQ2_0)
       return choose(GgmlType::kQ4_K, "embedding");
     if ((role == TensorRole::kAttentionV || role == TensorRole::kAttentionK) && num_experts_ == 8)
@@ -143,8 +145,10 @@ class Mix {
       layer = *named;
     }
     const bool early = options_.has_imatrix && layer < num_layers_ / 8;
-    if (early && type_ == GgmlType::kQ4_0) return choose(GgmlType::kQ4_1, "early ffn_down with an imatrix");
-    if (early && type_ == GgmlType::kQ5_0) return choose(GgmlType::kQ5_1, "early ffn_down with an imatrix");
+    if (early && type_ == GgmlType::kQ4_0)
+      return choose(GgmlType::kQ4_1, "early ffn_down with an imatrix");
+    if (early && type_ == GgmlType::kQ5_0)
+      return choose(GgmlType::kQ5_1, "early ffn_down with an imatrix");
     return choose(type_);
   }
 
@@ -191,7 +195,8 @@ Plan make_plan(const GgufFile& source, const PlanOptions& options) {
       fail_usage(source.path(), ": tensor '", tensor.name, "' is ", type_name(tensor.type),
                  " already; making ", type_name(choice.type),
                  " of it loses quality twice (--allow-requantize does it all the same)");
-    plan.entries[index] = {tensor.name, tensor.shape, tensor.type, choice.type, std::move(choice.reason)};
+    plan.entries[index] = {tensor.name, tensor.shape, tensor.type, choice.type,
+                           std::move(choice.reason)};
   }
   return plan;
 }

@@ -1,6 +1,6 @@
-// Which tensor gets which type: llama-quantize's rules (source: llama.cpp src/llama-quant.cpp), computed from the
-// source file, the type name and overrides before anything else, so that QAT and every PTQ baseline of
-// equal bytes share one plan.
+// Which tensor gets which type: llama-quantize's rules (source: llama.cpp src/llama-quant.cpp),
+// computed from the source file, the type name and overrides before anything else, so that QAT and
+// every PTQ baseline of equal bytes share one plan.
 #pragma once
 
 #include <cstdint>
@@ -19,16 +19,18 @@ struct PlanEntry {
   std::vector<int64_t> shape;  // ggml order
   GgmlType source = GgmlType::kF32;
   GgmlType target = GgmlType::kF32;
-  std::string reason;  // "Q4_0", "Q6_K: tied to the output; Q8_0: rows of 576, no multiple of 256", "kept: norm"
+  /// "Q4_0", "kept: norm", "Q6_K: output; Q8_0: rows of 576, no multiple of 256".
+  std::string reason;
 };
 
 struct Plan {
-  std::string type_name;  // "Q4_0", as the user gave it, upper case
-  int file_type = 0;      // general.file_type
+  std::string type_name;           // "Q4_0", as the user gave it, upper case
+  int file_type = 0;               // general.file_type
   std::vector<PlanEntry> entries;  // in the source's tensor order
 
   const PlanEntry* find(std::string_view tensor) const;
-  /// plan.json: {"type": ..., "file_type": n, "tensors": [{"name", "shape", "source", "target", "reason"}]}
+  /// plan.json: {"type": ..., "file_type": n, "tensors": [{"name", "shape", "source", "target",
+  /// "reason"}]}
   std::string to_json() const;
   /// Throws Error, naming the tensor and the field, for text that is no plan.
   static Plan from_json(const std::string& text);
@@ -38,12 +40,14 @@ struct Plan {
 struct PlanOptions {
   std::string type_name = "Q4_0";
   bool has_imatrix = false;
-  bool pure = false;                 // every tensor that is quantized gets the type itself
-  bool allow_requantize = false;     // without it, a tensor that is quantized already may not change its type
-  bool leave_output_tensor = false;  // output.weight keeps its type
+  bool pure = false;  // every tensor that is quantized gets the type itself
+  bool allow_requantize =
+      false;  // without it, a tensor that is quantized already may not change its type
+  bool leave_output_tensor = false;              // output.weight keeps its type
   std::optional<GgmlType> output_type;           // of output.weight, or of the embedding tied to it
   std::optional<GgmlType> token_embedding_type;  // of token_embd.weight
-  /// Regular expression (lower case, found anywhere in the name) -> type; the first that matches holds.
+  /// Regular expression (lower case, found anywhere in the name) -> type; the first that matches
+  /// holds.
   std::vector<std::pair<std::string, GgmlType>> tensor_types;
 };
 

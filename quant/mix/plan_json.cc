@@ -36,8 +36,8 @@ std::vector<int64_t> get_shape(const Json& object) {
   int64_t bytes = 8;
   for (const Json& element : sizes) {
     const int64_t size = element.is_number_integer() ? element.get<int64_t>() : 0;
-    check(size > 0 && !__builtin_mul_overflow(bytes, size, &bytes), "'shape': impossible dimension ",
-          element.dump());
+    check(size > 0 && !__builtin_mul_overflow(bytes, size, &bytes),
+          "'shape': impossible dimension ", element.dump());
     shape.push_back(size);
   }
   return shape;
@@ -77,7 +77,8 @@ std::string Plan::to_json() const {
                        {"source", nibble::type_name(entry.source)},
                        {"target", nibble::type_name(entry.target)},
                        {"reason", entry.reason}});
-  const Json plan = {{"type", type_name}, {"file_type", file_type}, {"tensors", std::move(tensors)}};
+  const Json plan = {
+      {"type", type_name}, {"file_type", file_type}, {"tensors", std::move(tensors)}};
   return plan.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

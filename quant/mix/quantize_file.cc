@@ -14,7 +14,8 @@ namespace nibble {
 namespace {
 
 constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/include/ggml.h
-// Rows are handled in pieces of about this many weights: 16 MB as float32, enough work for many threads.
+// Rows are handled in pieces of about this many weights: 16 MB as float32, enough work for many
+// threads.
 constexpr int64_t kPieceWeights = int64_t{1} << 22;
 
 struct MethodName {
@@ -28,15 +29,15 @@ constexpr MethodName kMethodNames[] = {
 /// Throws unless the plan is one for this file and every conversion it asks for can be had.
 void check_plan(const GgufFile& source, const Plan& plan) {
   const auto& tensors = source.tensors();
-  check(plan.entries.size() == tensors.size(), "the plan has ", plan.entries.size(), " tensors, the file ",
-        tensors.size());
+  check(plan.entries.size() == tensors.size(), "the plan has ", plan.entries.size(),
+        " tensors, the file ", tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const PlanEntry& entry = plan.entries[i];
     with_frame(concat("tensor '", tensors[i].name, "'"), [&] {
       check(entry.tensor == tensors[i].name, "the plan has '", entry.tensor, "' in its place");
       check(entry.shape == tensors[i].shape && entry.source == tensors[i].type,
-            "the plan wants another shape or type (", type_name(entry.source), ") than the file has (",
-            type_name(tensors[i].type), ")");
+            "the plan wants another shape or type (", type_name(entry.source),
+            ") than the file has (", type_name(tensors[i].type), ")");
       if (entry.target == entry.source) return;
       require_format(entry.source);
       with_frame("the plan's type for it, " + entry.reason, [&] { require_format(entry.target); });
@@ -44,11 +45,13 @@ void check_plan(const GgufFile& source, const Plan& plan) {
   }
 }
 
-/// The weights of rows [first, first + rows): straight from the map where they are float32, else decoded to `buffer`.
+/// The weights of rows [first, first + rows): straight from the map where they are float32, else
+/// decoded to `buffer`.
 std::span<const float> rows_of(const GgufTensor& tensor, int64_t first, int64_t rows,
                                std::vector<float>& buffer) {
   const int64_t stride = row_bytes(tensor.type, tensor.row_length());
-  const auto bytes = tensor.data.subspan(static_cast<size_t>(first * stride), static_cast<size_t>(rows * stride));
+  const auto bytes =
+      tensor.data.subspan(static_cast<size_t>(first * stride), static_cast<size_t>(rows * stride));
   const auto count = static_cast<size_t>(rows * tensor.row_length());
   // A file may set general.alignment to 1, and a float must not be read from an odd address.
   const bool in_place = reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0;
@@ -64,12 +67,14 @@ void check_finite(std::span<const float> weights, int64_t first_row, int64_t row
   int64_t bad = 0;
   for (const float w : weights) bad += !(std::abs(w) <= std::numeric_limits<float>::max());
   if (bad == 0) return;
-  const auto found = std::find_if_not(weights.begin(), weights.end(), [](float w) { return std::isfinite(w); });
+  const auto found =
+      std::find_if_not(weights.begin(), weights.end(), [](float w) { return std::isfinite(w); });
   const int64_t index = found - weights.begin();
   fail("row ", first_row + index / row_length, ", column ", index % row_length, " is ", *found);
 }
 
-/// The bytes of rows [first, first + rows) in the target type. `buffer` keeps its memory from piece to piece.
+/// The bytes of rows [first, first + rows) in the target type. `buffer` keeps its memory from piece
+/// to piece.
 std::vector<std::byte> convert_rows(const GgufTensor& tensor, GgmlType target, EncodeMethod method,
                                     int64_t first, int64_t rows, std::vector<float>& buffer) {
   const auto weights = rows_of(tensor, first, rows, buffer);
@@ -93,7 +98,8 @@ void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType tar
         check_finite(rows_of(tensor, first, rows, buffer), first, tensor.row_length());
       });
     const int64_t stride = row_bytes(target, tensor.row_length());
-    writer.write(tensor.data.subspan(static_cast<size_t>(first * stride), static_cast<size_t>(rows * stride)));
+    writer.write(tensor.data.subspan(static_cast<size_t>(first * stride),
+                                     static_cast<size_t>(rows * stride)));
   }
 }
 
@@ -111,14 +117,16 @@ EncodeMethod method_named(std::string_view name) {
     if (row.name == name) return row.method;
     names.emplace_back(row.name);
   }
-  fail_usage("unknown method '", name, "'", did_you_mean(name, names), "; ggml, rtn and search are there");
+  fail_usage("unknown method '", name, "'", did_you_mean(name, names),
+             "; ggml, rtn and search are there");
 }
 
 GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method) {
   GgufMetadata metadata;
   for (const auto& [key, value] : source.pairs())
     if (!key.starts_with("split.") && !key.starts_with("nibble.")) metadata.set(key, value);
-  // llama-quantize takes the two keys out and appends them, and so do we: the headers can be compared.
+  // llama-quantize takes the two keys out and appends them, and so do we: the headers can be
+  // compared.
   metadata.erase("general.quantization_version");
   metadata.set("general.quantization_version", kQuantizationVersion);
   metadata.erase("general.file_type");
@@ -133,7 +141,8 @@ QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMeth
   const auto start = std::chrono::steady_clock::now();
   with_frame(source.path(), [&] { check_plan(source, plan); });
   std::vector<GgufWriter::Tensor> table;
-  for (const PlanEntry& entry : plan.entries) table.push_back({entry.tensor, entry.shape, entry.target});
+  for (const PlanEntry& entry : plan.entries)
+    table.push_back({entry.tensor, entry.shape, entry.target});
   GgufWriter writer(out_path, quantized_metadata(source.metadata(), plan.file_type, method), table);
   QuantizeStats stats;
   stats.bytes = plan.total_bytes();

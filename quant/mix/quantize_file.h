@@ -1,4 +1,5 @@
-// Post-training quantization of a whole file: source, plan and method in, GGUF file out, tensor by tensor.
+// Post-training quantization of a whole file: source, plan and method in, GGUF file out, tensor by
+// tensor.
 #pragma once
 
 #include <cstdint>
@@ -26,14 +27,15 @@ std::string_view method_name(EncodeMethod method);
 /// Throws Error (usage) for another name.
 EncodeMethod method_named(std::string_view name);
 
-/// The source's metadata with what llama-quantize changes in it (general.quantization_version and general.file_type
-/// set, split.* dropped), and nibble.version and nibble.method after it. Other nibble.* keys told of the source
-/// file and are dropped.
+/// The source's metadata with what llama-quantize changes in it (general.quantization_version and
+/// general.file_type set, split.* dropped), and nibble.version and nibble.method after it. Other
+/// nibble.* keys told of the source file and are dropped.
 GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method);
 
-/// Writes `out_path` whole or not at all, tensors in the source's order, a bounded number of rows in memory. Shows a
-/// progress bar. Throws Error: a tensor that the plan and the source do not agree on, a type without a codec
-/// (both before anything is written), a NaN or infinity (tensor, row, column), a full disk.
+/// Writes `out_path` whole or not at all, tensors in the source's order, a bounded number of rows
+/// in memory. Shows a progress bar. Throws Error: a tensor that the plan and the source do not
+/// agree on, a type without a codec (both before anything is written), a NaN or infinity (tensor,
+/// row, column), a full disk.
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
                             const std::string& out_path);
 

@@ -112,18 +112,28 @@ GgmlType type_that_fits(GgmlType type, int64_t row_length) {
     case GgmlType::kIQ2_S:
     case GgmlType::kIQ3_XXS:
     case GgmlType::kIQ3_S:
-    case GgmlType::kIQ4_XS: second = GgmlType::kIQ4_NL; break;
+    case GgmlType::kIQ4_XS:
+      second = GgmlType::kIQ4_NL;
+      break;
     case GgmlType::kQ2_0:
     case GgmlType::kQ2_K:
     case GgmlType::kQ3_K:
     case GgmlType::kTQ1_0:
-    case GgmlType::kTQ2_0: second = GgmlType::kQ4_0; break;
-    case GgmlType::kQ4_K: second = GgmlType::kQ5_0; break;
-    case GgmlType::kQ5_K: second = GgmlType::kQ5_1; break;
-    case GgmlType::kQ6_K: second = GgmlType::kQ8_0; break;
+    case GgmlType::kTQ2_0:
+      second = GgmlType::kQ4_0;
+      break;
+    case GgmlType::kQ4_K:
+      second = GgmlType::kQ5_0;
+      break;
+    case GgmlType::kQ5_K:
+      second = GgmlType::kQ5_1;
+      break;
+    case GgmlType::kQ6_K:
+      second = GgmlType::kQ8_0;
+      break;
     default:
-      check(ggml_type_info(type).block_size <= 32, "no type is defined to take the place of ", type_name(type),
-            " for rows of ", row_length, " weights");
+      check(ggml_type_info(type).block_size <= 32, "no type is defined to take the place of ",
+            type_name(type), " for rows of ", row_length, " weights");
   }
   return fits(second) ? second : GgmlType::kF16;
 }
@@ -144,8 +154,6 @@ int num_dimensions(const std::vector<int64_t>& shape) {
   return static_cast<int>(std::max<size_t>(count, 1));
 }
 
-bool is_quantized(GgmlType type) {
-  return ggml_type_info(type).block_size > 1;
-}
+bool is_quantized(GgmlType type) { return ggml_type_info(type).block_size > 1; }
 
 }  // namespace nibble

@@ -1,6 +1,6 @@
-// llama-quantize's rules about single tensors, from their names and shapes (facts read from llama.cpp
-// src/llama-quant.cpp at the commit that llama-cpp-python 0.3.36 ships). The rules that look at a whole
-// file (the n-th ffn_down, tied embeddings) are in plan.cc.
+// llama-quantize's rules about single tensors, from their names and shapes (facts read from
+// llama.cpp src/llama-quant.cpp at the commit that llama-cpp-python 0.3.36 ships). The rules that
+// look at a whole file (the n-th ffn_down, tied embeddings) are in plan.cc.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +18,13 @@ enum class TensorRole { kTokenEmbedding, kOutput, kAttentionV, kAttentionK, kFfn
 /// kAttentionV stands for everything that holds a V projection: attn_v, attn_qkv, attn_kv_b.
 TensorRole role_of(std::string_view name);
 
-/// Why llama-quantize leaves a tensor as it is ("norm", "fewer than 2 dimensions"); empty when it may be quantized.
+/// Why llama-quantize leaves a tensor as it is ("norm", "fewer than 2 dimensions"); empty when it
+/// may be quantized.
 std::string_view kept_because(std::string_view name, const std::vector<int64_t>& shape,
                               std::string_view architecture);
 
-/// `type` where its blocks divide rows of `row_length`; otherwise the type that takes its place, in the end F16.
+/// `type` where its blocks divide rows of `row_length`; otherwise the type that takes its place, in
+/// the end F16.
 GgmlType type_that_fits(GgmlType type, int64_t row_length);
 
 /// "blk.7.ffn_down.weight" -> 7; nothing for a name outside the blocks.

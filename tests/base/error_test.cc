@@ -7,9 +7,8 @@ namespace {
 
 TEST(Error, FramesReadFromTheOutsideIn) {
   try {
-    with_frame("model.gguf", [] {
-      with_frame("tensor 'x'", [] { fail("row ", 3, " holds a NaN"); });
-    });
+    with_frame("model.gguf",
+               [] { with_frame("tensor 'x'", [] { fail("row ", 3, " holds a NaN"); }); });
     FAIL() << "nothing was thrown";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "model.gguf: tensor 'x': row 3 holds a NaN");

@@ -19,7 +19,8 @@ double value_of_float16(uint16_t half) {
   const int exponent = (half >> 10) & 31, fraction = half & 1023;
   const double sign = half & 0x8000 ? -1.0 : 1.0;
   if (exponent == 31) return fraction ? std::nan("") : sign * kInfinity;
-  return sign * (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25));
+  return sign *
+         (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25));
 }
 
 TEST(Float16, EveryPatternDecodesToItsValue) {
@@ -39,9 +40,11 @@ TEST(Float16, EveryPatternDecodesToItsValue) {
 TEST(Float16, RoundsToNearestTiesToEvenBetweenAllNeighbours) {
   for (uint16_t bits = 0; bits < 0x7c00; ++bits) {
     const uint16_t next = bits + 1;
-    // Beyond the largest number rounding goes to infinity from where the next power's half step would lie.
+    // Beyond the largest number rounding goes to infinity from where the next power's half step
+    // would lie.
     const double above = next == 0x7c00 ? 65536.0 : value_of_float16(next);
-    const auto middle = static_cast<float>((value_of_float16(bits) + above) / 2);  // exact in float32
+    const auto middle =
+        static_cast<float>((value_of_float16(bits) + above) / 2);  // exact in float32
     ASSERT_EQ(float_to_float16(middle), bits % 2 == 0 ? bits : next) << bits;
     ASSERT_EQ(float_to_float16(std::nextafter(middle, 0.0f)), bits) << bits;
     ASSERT_EQ(float_to_float16(std::nextafter(middle, kInfinity)), next) << bits;

@@ -1,5 +1,6 @@
-// The layers of the program, checked where they could be broken: on the #include lines. A file includes only from
-// its own folder and from those above it; each heavy dependency stays behind its fence.
+// The layers of the program, checked where they could be broken: on the #include lines. A file
+// includes only from its own folder and from those above it; each heavy dependency stays behind its
+// fence.
 
 #include <gtest/gtest.h>
 
@@ -15,8 +16,9 @@
 namespace nibble {
 namespace {
 
-const std::vector<std::string> kFolders = {"base",  "io",       "quant/format", "quant/mix", "quant/fake", "model",
-                                           "eval", "training", "export",       "configs",   "recipes"};
+const std::vector<std::string> kFolders = {"base",       "io",      "quant/format", "quant/mix",
+                                           "quant/fake", "model",   "eval",         "training",
+                                           "export",     "configs", "recipes"};
 const std::set<std::string> kWithoutTorch = {"base", "io", "quant/format", "quant/mix"};
 
 using Tree = std::map<std::string, std::string>;  // path -> text
@@ -26,7 +28,9 @@ struct Include {
   bool quoted;
 };
 
-bool starts(const std::string& text, const std::string& prefix) { return text.rfind(prefix, 0) == 0; }
+bool starts(const std::string& text, const std::string& prefix) {
+  return text.rfind(prefix, 0) == 0;
+}
 
 std::vector<Include> includes_of(const std::string& text) {
   std::vector<Include> includes;
@@ -73,14 +77,17 @@ bool reaches_torch(const Tree& tree, const std::string& path, std::set<std::stri
 
 void check_layer(const std::string& path, const Include& include, std::vector<std::string>& found) {
   const int own = layer_of(path), other = layer_of(include.target);
-  if (include.quoted && other < 0) found.push_back(path + ": \"" + include.target + "\" is in no known folder");
+  if (include.quoted && other < 0)
+    found.push_back(path + ": \"" + include.target + "\" is in no known folder");
   if (other > own) found.push_back(path + ": " + include.target + " is below it");
 }
 
-void check_fences(const std::string& path, const Include& include, std::vector<std::string>& found) {
+void check_fences(const std::string& path, const Include& include,
+                  std::vector<std::string>& found) {
   const std::string& target = include.target;
   const std::string& folder = kFolders[static_cast<size_t>(layer_of(path))];
-  if (is_torch(target) && kWithoutTorch.count(folder)) found.push_back(path + ": LibTorch: " + target);
+  if (is_torch(target) && kWithoutTorch.count(folder))
+    found.push_back(path + ": LibTorch: " + target);
   if (starts(target, "cxxopts") && folder != "recipes") found.push_back(path + ": cxxopts");
   if (is_cuda(target) && !path.ends_with(".cu") && path != "base/host_device.h")
     found.push_back(path + ": CUDA: " + target);
@@ -97,7 +104,8 @@ std::vector<std::string> violations(const Tree& tree) {
     }
     if (yaml) with_yaml.push_back(path);
     std::set<std::string> seen;
-    if (path.ends_with(".cu") && reaches_torch(tree, path, seen)) found.push_back(path + ": LibTorch in a .cu");
+    if (path.ends_with(".cu") && reaches_torch(tree, path, seen))
+      found.push_back(path + ": LibTorch in a .cu");
   }
   for (size_t i = 1; i < with_yaml.size(); ++i)
     found.push_back(with_yaml[i] + ": yaml-cpp, which " + with_yaml[0] + " has already");
@@ -111,7 +119,8 @@ Tree read_tree() {
   Tree tree;
   for (const std::string& folder : kFolders)
     for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
-      if (!entry.is_regular_file() || !kExtensions.count(entry.path().extension().string())) continue;
+      if (!entry.is_regular_file() || !kExtensions.count(entry.path().extension().string()))
+        continue;
       std::ifstream file(entry.path());
       std::stringstream text;
       text << file.rdbuf();
@@ -123,9 +132,9 @@ Tree read_tree() {
 TEST(IncludeOrder, TheTreeKeepsIt) {
   const Tree tree = read_tree();
   for (const std::string& folder : kFolders)
-    EXPECT_TRUE(std::any_of(tree.begin(), tree.end(), [&](const auto& file) {
-      return starts(file.first, folder + "/");
-    })) << folder << " has no sources: is the list of folders right?";
+    EXPECT_TRUE(std::any_of(tree.begin(), tree.end(),
+                            [&](const auto& file) { return starts(file.first, folder + "/"); }))
+        << folder << " has no sources: is the list of folders right?";
   for (const std::string& violation : violations(tree)) ADD_FAILURE() << violation;
 }
 
@@ -137,15 +146,18 @@ struct Planted {
 TEST(IncludeOrder, PlantedViolationsAreFound) {
   const std::vector<Planted> planted = {
       {{{"io/a.h", "#include \"model/b.h\"\n"}}, "io/a.h: model/b.h is below it"},
-      {{{"quant/format/a.h", "  #  include \"quant/mix/b.h\"\n"}}, "quant/format/a.h: quant/mix/b.h is below it"},
+      {{{"quant/format/a.h", "  #  include \"quant/mix/b.h\"\n"}},
+       "quant/format/a.h: quant/mix/b.h is below it"},
       {{{"model/a.cc", "#include \"b.h\"\n"}}, "model/a.cc: \"b.h\" is in no known folder"},
       {{{"quant/mix/a.cc", "#include <torch/all.h>\n"}}, "quant/mix/a.cc: LibTorch: torch/all.h"},
       {{{"base/a.h", "#include <c10/util/Half.h>\n"}}, "base/a.h: LibTorch: c10/util/Half.h"},
       {{{"model/a.cc", "#include <cxxopts.hpp>\n"}}, "model/a.cc: cxxopts"},
       {{{"model/a.cc", "#include <cuda_runtime.h>\n"}}, "model/a.cc: CUDA: cuda_runtime.h"},
-      {{{"configs/a.cc", "#include <yaml-cpp/yaml.h>\n"}, {"recipes/b.cc", "#include <yaml-cpp/yaml.h>\n"}},
+      {{{"configs/a.cc", "#include <yaml-cpp/yaml.h>\n"},
+        {"recipes/b.cc", "#include <yaml-cpp/yaml.h>\n"}},
        "recipes/b.cc: yaml-cpp, which configs/a.cc has already"},
-      {{{"quant/fake/a.cu", "#include \"quant/fake/b.h\"\n"}, {"quant/fake/b.h", "#include <ATen/ATen.h>\n"}},
+      {{{"quant/fake/a.cu", "#include \"quant/fake/b.h\"\n"},
+        {"quant/fake/b.h", "#include <ATen/ATen.h>\n"}},
        "quant/fake/a.cu: LibTorch in a .cu"},
   };
   for (const Planted& plant : planted)
@@ -153,13 +165,15 @@ TEST(IncludeOrder, PlantedViolationsAreFound) {
 }
 
 TEST(IncludeOrder, WhatIsAllowedPasses) {
-  EXPECT_EQ(violations({{"io/a.h", "#include \"base/error.h\"\n#include <vector>\n#include \"io/b.h\"\n"},
-                        {"quant/fake/a.cc", "#include \"quant/fake/torch.h\"\n"},
-                        {"quant/fake/torch.h", "#include <ATen/ATen.h>\n"},
-                        {"quant/fake/a.cu", "#include <cuda_runtime.h>\n#include \"quant/format/q4_0.h\"\n"},
-                        {"recipes/a.cc", "#include <cxxopts.hpp>\n// #include \"nowhere.h\"\n"},
-                        {"base/host_device.h", "#include <cuda_runtime.h>\n"}}),
-            std::vector<std::string>{});
+  EXPECT_EQ(
+      violations(
+          {{"io/a.h", "#include \"base/error.h\"\n#include <vector>\n#include \"io/b.h\"\n"},
+           {"quant/fake/a.cc", "#include \"quant/fake/torch.h\"\n"},
+           {"quant/fake/torch.h", "#include <ATen/ATen.h>\n"},
+           {"quant/fake/a.cu", "#include <cuda_runtime.h>\n#include \"quant/format/q4_0.h\"\n"},
+           {"recipes/a.cc", "#include <cxxopts.hpp>\n// #include \"nowhere.h\"\n"},
+           {"base/host_device.h", "#include <cuda_runtime.h>\n"}}),
+      std::vector<std::string>{});
 }
 
 }  // namespace

@@ -28,15 +28,17 @@ TEST_F(Threads, EveryIndexIsVisitedOnceInPiecesOfTheGrain) {
         });
         EXPECT_TRUE(aligned);
         for (int64_t i = 0; i < 1000; ++i)
-          ASSERT_EQ(visits[static_cast<size_t>(i)], i < count) << threads << ' ' << count << ' ' << grain;
+          ASSERT_EQ(visits[static_cast<size_t>(i)], i < count)
+              << threads << ' ' << count << ' ' << grain;
       }
 }
 
 TEST_F(Threads, AnExceptionOfAPieceComesOutAndThePoolLivesOn) {
   set_num_threads(3);
-  EXPECT_THROW(parallel_for(100, 1, [](int64_t begin, int64_t) {
-                 if (begin > 50) throw std::runtime_error("piece");
-               }),
+  EXPECT_THROW(parallel_for(100, 1,
+                            [](int64_t begin, int64_t) {
+                              if (begin > 50) throw std::runtime_error("piece");
+                            }),
                std::runtime_error);
   std::atomic<int64_t> sum{0};
   parallel_for(100, 1, [&](int64_t begin, int64_t end) { sum += end - begin; });

@@ -67,14 +67,16 @@ TEST(AtomicFile, LeftoversOfKilledWritersAreRemovedAndLivingWritersAreNot) {
 
   AtomicFile first(folder.file("out"));
   first.write("first");
-  EXPECT_NE(message_of([&] { AtomicFile second(folder.file("out")); }).find("File exists"), std::string::npos);
+  EXPECT_NE(message_of([&] { AtomicFile second(folder.file("out")); }).find("File exists"),
+            std::string::npos);
   first.commit();
   EXPECT_EQ(read_file(folder.file("out")), "first");
 }
 
 TEST(AtomicFile, RefusesFoldersAndDevices) {
   TemporaryFolder folder;
-  EXPECT_EQ(message_of([&] { AtomicFile file(folder.path()); }), folder.path() + ": cannot write: it is a folder");
+  EXPECT_EQ(message_of([&] { AtomicFile file(folder.path()); }),
+            folder.path() + ": cannot write: it is a folder");
   EXPECT_EQ(message_of([] { AtomicFile file("/dev/null"); }),
             "/dev/null: cannot write: it is not a regular file");
   EXPECT_NE(message_of([&] { AtomicFile file(folder.file("missing/out")); }).find("No such file"),

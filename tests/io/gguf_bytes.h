@@ -1,5 +1,5 @@
-// GGUF files written by hand, byte by byte, so that the reader is tested against the description of the
-// format and not against our own writer, and so that every field can be wrong.
+// GGUF files written by hand, byte by byte, so that the reader is tested against the description of
+// the format and not against our own writer, and so that every field can be wrong.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ inline std::string raw_key(const std::string& key, GgufValueType type, const std
 inline std::string raw_array(GgufValueType element, uint64_t count, const std::string& values) {
   return raw(static_cast<uint32_t>(element)) + raw(count) + values;
 }
-inline std::string raw_tensor(const std::string& name, const std::vector<int64_t>& shape, uint32_t type,
-                              uint64_t offset) {
+inline std::string raw_tensor(const std::string& name, const std::vector<int64_t>& shape,
+                              uint32_t type, uint64_t offset) {
   std::string row = raw_string(name) + raw(static_cast<uint32_t>(shape.size()));
   for (const int64_t size : shape) row += raw(size);
   return row + raw(type) + raw(offset);
@@ -41,7 +41,8 @@ inline std::string padded(std::string bytes, size_t alignment = 32) {
 
 inline void write_bytes(const std::string& path, const std::string& bytes) {
   std::filesystem::remove(path);  // some file systems sync a file that is cut and written again
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(path, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 inline std::string read_bytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

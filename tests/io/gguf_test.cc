@@ -71,10 +71,11 @@ TEST(Gguf, TensorsSurviveWithTheirBytesAndPlaces) {
   for (const uint32_t alignment : {1u, 32u, 4096u}) {
     GgufMetadata metadata;
     metadata.set("general.alignment", alignment);
-    const std::vector<GgufWriter::Tensor> table = {{"scalar", {}, GgmlType::kF32},
-                                                   {"odd", {3}, GgmlType::kF16},
-                                                   {"blocks", {64, 3, 2}, GgmlType::kQ4_1},
-                                                   {std::string(200, 'n'), {256, 1, 1, 2}, GgmlType::kQ6_K}};
+    const std::vector<GgufWriter::Tensor> table = {
+        {"scalar", {}, GgmlType::kF32},
+        {"odd", {3}, GgmlType::kF16},
+        {"blocks", {64, 3, 2}, GgmlType::kQ4_1},
+        {std::string(200, 'n'), {256, 1, 1, 2}, GgmlType::kQ6_K}};
     const std::vector<size_t> sizes = {4, 6, 240, 420};
     GgufWriter writer(folder.file("m.gguf"), metadata, table);
     for (const size_t size : sizes) {
@@ -106,7 +107,8 @@ TEST(Gguf, AFileWrittenByHandIsReadInBothVersions) {
   for (const uint32_t version : {2u, 3u}) {
     const std::string data = raw(1.5f) + raw(-2.0f);
     const std::string bytes =
-        padded(raw_header(version, 1, 2) + raw_key("general.name", GgufValueType::kString, raw_string("hand")) +
+        padded(raw_header(version, 1, 2) +
+               raw_key("general.name", GgufValueType::kString, raw_string("hand")) +
                raw_key("ids", GgufValueType::kArray,
                        raw_array(GgufValueType::kInt32, 2, raw<int32_t>(5) + raw<int32_t>(-6))) +
                raw_tensor("w", {2}, 0, 0)) +
@@ -127,7 +129,8 @@ TEST(Gguf, RewritingARealFileGivesItsBytes) {
   TemporaryFolder folder;
   const GgufFile source = GgufFile::open(path);
   std::vector<GgufWriter::Tensor> table;
-  for (const GgufTensor& tensor : source.tensors()) table.push_back({tensor.name, tensor.shape, tensor.type});
+  for (const GgufTensor& tensor : source.tensors())
+    table.push_back({tensor.name, tensor.shape, tensor.type});
   GgufWriter writer(folder.file("copy.gguf"), source.metadata(), table);
   for (const GgufTensor& tensor : source.tensors()) writer.write(tensor.data);
   writer.finish();
@@ -184,8 +187,9 @@ TEST(Gguf, SplitFilesAreReadAsOne) {
   EXPECT_EQ(file.tensor("t2").part, 2);
   EXPECT_EQ(file.tensor("t2").data.size(), 8u);
   EXPECT_EQ(file.metadata().get_string("general.name"), "split");
-  EXPECT_EQ(file.file_bytes(), static_cast<int64_t>(read_bytes(folder.file(part_name(0, 3))).size() +
-                                                    2 * read_bytes(folder.file(part_name(1, 3))).size()));
+  EXPECT_EQ(file.file_bytes(),
+            static_cast<int64_t>(read_bytes(folder.file(part_name(0, 3))).size() +
+                                 2 * read_bytes(folder.file(part_name(1, 3))).size()));
 }
 
 TEST(Gguf, SplitFilesThatDoNotBelongTogetherAreRefused) {
@@ -199,10 +203,12 @@ TEST(Gguf, SplitFilesThatDoNotBelongTogetherAreRefused) {
   write_part(folder, 0, 2, "b", 5);
   EXPECT_EQ(opening_fails_with(first), first + ": its parts should hold 5 tensors, found 2");
   std::filesystem::copy_file(folder.file(part_name(0, 2)), folder.file("renamed.gguf"));
-  EXPECT_NE(opening_fails_with(folder.file("renamed.gguf")).find("-00001-of-00002.gguf"), std::string::npos);
+  EXPECT_NE(opening_fails_with(folder.file("renamed.gguf")).find("-00001-of-00002.gguf"),
+            std::string::npos);
   write_part(folder, 0, 2, "b", 2);
   std::filesystem::copy_file(first, second, std::filesystem::copy_options::overwrite_existing);
-  EXPECT_NE(opening_fails_with(first).find("wants part 2 of 2, found part 1 of 2"), std::string::npos);
+  EXPECT_NE(opening_fails_with(first).find("wants part 2 of 2, found part 1 of 2"),
+            std::string::npos);
 }
 
 TEST(GgufMetadata, TakesIntegersOfAnyWidthThatFit) {
@@ -234,7 +240,8 @@ TEST(GgufMetadata, ErrorsNameKeyWantedAndFound) {
     }
     return "";
   };
-  EXPECT_EQ(message([&] { metadata.get_string("u8"); }), "metadata key 'u8': wants a string, found uint8");
+  EXPECT_EQ(message([&] { metadata.get_string("u8"); }),
+            "metadata key 'u8': wants a string, found uint8");
   EXPECT_EQ(message([&] { metadata.get_strings("a.f32"); }),
             "metadata key 'a.f32': wants an array of strings, found array of float32");
   EXPECT_EQ(message([&] { metadata.get_int("none"); }), "the metadata has no key 'none'");
@@ -258,7 +265,8 @@ TEST(GgufWriter, RefusesWhatNoFileMayHold) {
   GgufMetadata bad;
   bad.set("general.alignment", uint32_t{24});
   EXPECT_THROW(GgufWriter(path, bad, {}), Error);
-  EXPECT_THROW(GgufWriter(path, {}, {{"a", {4}, GgmlType::kF32}, {"a", {4}, GgmlType::kF32}}), Error);
+  EXPECT_THROW(GgufWriter(path, {}, {{"a", {4}, GgmlType::kF32}, {"a", {4}, GgmlType::kF32}}),
+               Error);
   EXPECT_THROW(GgufWriter(path, {}, {{"a", {33}, GgmlType::kQ4_0}}), Error);
   EXPECT_EQ(folder.num_files(), 0u);
 }

@@ -26,7 +26,8 @@ inline void write_model(const std::string& path, const GgufMetadata& metadata,
   writer.finish();
 }
 
-inline GgufMetadata metadata_of(const std::string& architecture, uint32_t layers, uint32_t experts = 0) {
+inline GgufMetadata metadata_of(const std::string& architecture, uint32_t layers,
+                                uint32_t experts = 0) {
   GgufMetadata metadata;
   metadata.set("general.architecture", architecture);
   metadata.set(architecture + ".block_count", layers);

@@ -39,22 +39,29 @@ TEST_F(PlanOfFile, TheOutputGetsMoreBits) {
   EXPECT_EQ(target(separate, "output.weight", type("Q8_0")), GgmlType::kQ8_0);
   EXPECT_EQ(target(separate, "output.weight", type("F16")), GgmlType::kF16);
   EXPECT_EQ(target(separate, "token_embd.weight", type("Q2_0")), GgmlType::kQ4_K);
-  EXPECT_EQ(target(separate, "output.weight", type("Q4_0"), metadata_of("falcon", 8)), GgmlType::kQ8_0);
+  EXPECT_EQ(target(separate, "output.weight", type("Q4_0"), metadata_of("falcon", 8)),
+            GgmlType::kQ8_0);
 }
 
 TEST_F(PlanOfFile, ATiedEmbeddingIsTheOutput) {
-  EXPECT_EQ(target({{"token_embd.weight", {256, 4}}}, "token_embd.weight", type("Q4_0")), GgmlType::kQ6_K);
-  EXPECT_EQ(target({{"token_embd.weight", {576, 4}}}, "token_embd.weight", type("Q2_0")), GgmlType::kQ8_0);
-  EXPECT_EQ(target({{"token_embd.weight", {172, 4}}}, "token_embd.weight", type("Q4_0")), GgmlType::kF16);
+  EXPECT_EQ(target({{"token_embd.weight", {256, 4}}}, "token_embd.weight", type("Q4_0")),
+            GgmlType::kQ6_K);
+  EXPECT_EQ(target({{"token_embd.weight", {576, 4}}}, "token_embd.weight", type("Q2_0")),
+            GgmlType::kQ8_0);
+  EXPECT_EQ(target({{"token_embd.weight", {172, 4}}}, "token_embd.weight", type("Q4_0")),
+            GgmlType::kF16);
 }
 
 TEST_F(PlanOfFile, ReasonsAreToldInOrder) {
   const Plan found = plan(metadata_of("llama", 8),
-                          {{"token_embd.weight", {576, 4}}, {"blk.0.attn_norm.weight", {576}}, {"blk.0.attn_q.weight", {64, 4}}},
+                          {{"token_embd.weight", {576, 4}},
+                           {"blk.0.attn_norm.weight", {576}},
+                           {"blk.0.attn_q.weight", {64, 4}}},
                           type("q4_0"));
   EXPECT_EQ(found.type_name, "Q4_0");
   EXPECT_EQ(found.file_type, 2);
-  EXPECT_EQ(found.entries[0].reason, "Q6_K: embedding, also the output; Q8_0: rows of 576, no multiple of 256");
+  EXPECT_EQ(found.entries[0].reason,
+            "Q6_K: embedding, also the output; Q8_0: rows of 576, no multiple of 256");
   EXPECT_EQ(found.entries[1].reason, "kept: fewer than 2 dimensions");
   EXPECT_EQ(found.entries[2].reason, "Q4_0");
   EXPECT_EQ(found.total_bytes(), 4 * 18 * 34 + 576 * 4 + 4 * 2 * 18);
@@ -111,7 +118,8 @@ TEST_F(PlanOfFile, Overrides) {
   options = type("Q4_0");
   options.tensor_types = {{"ATTN_[VN]", GgmlType::kQ8_0}, {"attn_v", GgmlType::kQ5_0}};
   EXPECT_EQ(target(tensors, "blk.0.attn_v.weight", options), GgmlType::kQ8_0);
-  EXPECT_EQ(target(tensors, "blk.0.attn_norm.weight", options), GgmlType::kF32) << "norms are never quantized";
+  EXPECT_EQ(target(tensors, "blk.0.attn_norm.weight", options), GgmlType::kF32)
+      << "norms are never quantized";
 }
 
 std::string usage_error_of(const std::function<void()>& body) {
@@ -131,21 +139,26 @@ TEST_F(PlanOfFile, WhatCannotBe) {
   PlanOptions options = type("Q4_0");
   options.token_embedding_type = GgmlType::kQ8_0;
   EXPECT_EQ(usage_error_of([&] { plan({}, tensors, options); }),
-            "tensor 'token_embd.weight': Q8_0 was asked for, but rows of 36 weights are no multiple of its block "
+            "tensor 'token_embd.weight': Q8_0 was asked for, but rows of 36 weights are no "
+            "multiple of its block "
             "of 32");
   options = type("Q4_0");
   options.tensor_types = {{"attn_(", GgmlType::kQ8_0}};
-  EXPECT_NE(usage_error_of([&] { plan({}, tensors, options); }).find("'attn_(': no regular expression"),
-            std::string::npos);
+  EXPECT_NE(
+      usage_error_of([&] { plan({}, tensors, options); }).find("'attn_(': no regular expression"),
+      std::string::npos);
 }
 
 TEST_F(PlanOfFile, QuantizedSourcesChangeTypeOnlyWhenAllowed) {
   const std::string path = folder_.file("quantized.gguf");
-  GgufWriter writer(path, metadata_of("llama", 1), {{"blk.0.attn_q.weight", {32, 1, 2}, GgmlType::kQ8_0}});
+  GgufWriter writer(path, metadata_of("llama", 1),
+                    {{"blk.0.attn_q.weight", {32, 1, 2}, GgmlType::kQ8_0}});
   writer.write(std::vector<std::byte>(68));
   writer.finish();
   const GgufFile source = GgufFile::open(path);
-  EXPECT_NE(usage_error_of([&] { make_plan(source, type("Q4_0")); }).find("'blk.0.attn_q.weight' is Q8_0 already"),
+  EXPECT_NE(usage_error_of([&] {
+              make_plan(source, type("Q4_0"));
+            }).find("'blk.0.attn_q.weight' is Q8_0 already"),
             std::string::npos);
   EXPECT_EQ(make_plan(source, type("Q8_0")).entries[0].target, GgmlType::kQ8_0);
   PlanOptions options = type("Q4_0");
@@ -154,8 +167,10 @@ TEST_F(PlanOfFile, QuantizedSourcesChangeTypeOnlyWhenAllowed) {
 }
 
 TEST_F(PlanOfFile, JsonHoldsTheWholePlan) {
-  const Plan written = plan(metadata_of("llama", 8),
-                            {{"token_embd.weight", {64, 4}}, {"a \"quoted\" n\u00e4me.weight", {32, 1, 2}}}, type("Q5_1"));
+  const Plan written =
+      plan(metadata_of("llama", 8),
+           {{"token_embd.weight", {64, 4}}, {"a \"quoted\" n\u00e4me.weight", {32, 1, 2}}},
+           type("Q5_1"));
   const Plan read = Plan::from_json(written.to_json());
   EXPECT_EQ(read.to_json(), written.to_json());
   ASSERT_EQ(read.entries.size(), 2u);
@@ -179,13 +194,15 @@ std::string json_of_tensor(const std::string& tensor) {
 }
 
 TEST(PlanJson, HostileTextIsRefusedWithItsPlace) {
-  const std::string good = R"({"name": "w", "shape": [32, 2], "source": "F32", "target": "Q4_0", "reason": ""})";
+  const std::string good =
+      R"({"name": "w", "shape": [32, 2], "source": "F32", "target": "Q4_0", "reason": ""})";
   EXPECT_EQ(json_refusal(json_of_tensor(good)), "");
   EXPECT_EQ(json_refusal(json_of_tensor(good + "," + good)), "plan: tensor 'w' comes twice");
   EXPECT_EQ(json_refusal(""), "plan: no JSON: error at byte 1");
   EXPECT_EQ(json_refusal("[1, 2]"), "plan: wants an object, found array");
   EXPECT_EQ(json_refusal(R"({"type": "Q4_0"})"), "plan: has no 'file_type'");
-  EXPECT_EQ(json_refusal(R"({"type": 4, "file_type": 2})"), "plan: 'type' is of the wrong type, number");
+  EXPECT_EQ(json_refusal(R"({"type": 4, "file_type": 2})"),
+            "plan: 'type' is of the wrong type, number");
   EXPECT_EQ(json_refusal(json_of_tensor("3")), "plan: tensor 0: wants an object, found number");
   EXPECT_NE(json_refusal(std::string(100000, '[')), "");
   const auto with = [&](const std::string& from, const std::string& to) {
@@ -200,7 +217,8 @@ TEST(PlanJson, HostileTextIsRefusedWithItsPlace) {
             "plan: tensor 0: 'w': 'shape': impossible dimension 9223372036854775807");
   EXPECT_EQ(with("[32, 2]", "[32, 18446744073709551615]"),
             "plan: tensor 0: 'w': 'shape': impossible dimension 18446744073709551615");
-  EXPECT_EQ(with("[32, 2]", "[32, 1, 1, 1, 1]"), "plan: tensor 0: 'w': 'shape': wants an array of at most 4 dimensions");
+  EXPECT_EQ(with("[32, 2]", "[32, 1, 1, 1, 1]"),
+            "plan: tensor 0: 'w': 'shape': wants an array of at most 4 dimensions");
 }
 
 }  // namespace

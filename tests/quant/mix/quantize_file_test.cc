@@ -55,7 +55,9 @@ class QuantizeFile : public testing::Test {
 };
 
 TEST_F(QuantizeFile, EveryTensorIsTheEncodingOfItsSource) {
-  const GgufFile source = write({{"token_embd.weight", {64, 5}}, {"blk.0.attn_q.weight", {96, 7}}, {"output_norm.weight", {64}}});
+  const GgufFile source = write({{"token_embd.weight", {64, 5}},
+                                 {"blk.0.attn_q.weight", {96, 7}},
+                                 {"output_norm.weight", {64}}});
   const QuantizeStats stats = quantize(source, "Q4_0");
   const GgufFile out = GgufFile::open(out_);
   for (size_t i = 0; i < 3; ++i) {
@@ -64,7 +66,8 @@ TEST_F(QuantizeFile, EveryTensorIsTheEncodingOfItsSource) {
     std::vector<float> weights(static_cast<size_t>(from.num_weights()));
     std::memcpy(weights.data(), from.data.data(), from.data.size());
     const auto wanted = encode_tensor(to.type, weights, from.row_length(), {}, EncodeMethod::kGgml);
-    EXPECT_TRUE(std::equal(to.data.begin(), to.data.end(), wanted.begin(), wanted.end())) << from.name;
+    EXPECT_TRUE(std::equal(to.data.begin(), to.data.end(), wanted.begin(), wanted.end()))
+        << from.name;
   }
   EXPECT_EQ(out.tensor("token_embd.weight").type, GgmlType::kQ8_0);
   EXPECT_EQ(stats.num_tensors, 3);
@@ -75,7 +78,8 @@ TEST_F(QuantizeFile, EveryTensorIsTheEncodingOfItsSource) {
 
 TEST_F(QuantizeFile, PiecesOfALargeTensorJoinSeamlesslyAndErrorsNameTheTrueRow) {
   constexpr int64_t kRows = 140000;  // 4.5 million weights: two pieces
-  const auto tensors = std::vector<std::pair<std::string, std::vector<int64_t>>>{{"blk.0.attn_q.weight", {32, kRows}}};
+  const auto tensors = std::vector<std::pair<std::string, std::vector<int64_t>>>{
+      {"blk.0.attn_q.weight", {32, kRows}}};
   const GgufFile source = write(tensors);
   quantize(source, "Q8_0");
   std::vector<float> weights(32 * kRows);
@@ -85,7 +89,8 @@ TEST_F(QuantizeFile, PiecesOfALargeTensorJoinSeamlesslyAndErrorsNameTheTrueRow) 
   const auto found = out.tensors()[0].data;
   EXPECT_TRUE(std::equal(found.begin(), found.end(), wanted.begin(), wanted.end()));
 
-  const GgufFile spoiled = write(tensors, [](size_t, int64_t i) { return i == 32 * 135000 + 17 ? kNan : 1.0f; });
+  const GgufFile spoiled =
+      write(tensors, [](size_t, int64_t i) { return i == 32 * 135000 + 17 ? kNan : 1.0f; });
   EXPECT_EQ(refusal(spoiled, "Q8_0"),
             in_ + ": tensor 'blk.0.attn_q.weight': row 135000, column 17 holds a NaN");
 }
@@ -93,10 +98,13 @@ TEST_F(QuantizeFile, PiecesOfALargeTensorJoinSeamlesslyAndErrorsNameTheTrueRow) 
 TEST_F(QuantizeFile, RefusesNumbersThatAreNone) {
   const auto infinite = write({{"blk.0.attn_q.weight", {32, 3}}},
                               [](size_t, int64_t i) { return i == 40 ? -INFINITY : 1.0f; });
-  EXPECT_EQ(refusal(infinite, "Q4_0"), in_ + ": tensor 'blk.0.attn_q.weight': row 1, column 8 holds an infinity");
-  const auto kept = write({{"output_norm.weight", {32}}}, [](size_t, int64_t i) { return i == 3 ? kNan : 1.0f; });
+  EXPECT_EQ(refusal(infinite, "Q4_0"),
+            in_ + ": tensor 'blk.0.attn_q.weight': row 1, column 8 holds an infinity");
+  const auto kept =
+      write({{"output_norm.weight", {32}}}, [](size_t, int64_t i) { return i == 3 ? kNan : 1.0f; });
   EXPECT_EQ(refusal(kept, "Q4_0"), in_ + ": tensor 'output_norm.weight': row 0, column 3 is nan");
-  const auto large = write({{"blk.0.attn_q.weight", {32, 3}}}, [](size_t, int64_t) { return 1e30f; });
+  const auto large =
+      write({{"blk.0.attn_q.weight", {32, 3}}}, [](size_t, int64_t) { return 1e30f; });
   EXPECT_NE(refusal(large, "Q4_0").find("tensor 'blk.0.attn_q.weight': row 0"), std::string::npos);
 }
 
@@ -108,8 +116,12 @@ TEST_F(QuantizeFile, ATypeWithoutACodecIsNamedBeforeAnythingIsWritten) {
     quantize_file(source, make_plan(source, options), EncodeMethod::kGgml, out_);
     FAIL() << "nothing was thrown";
   } catch (const Error& error) {
-    EXPECT_EQ(std::string(error.what()).rfind(in_ + ": tensor 'blk.0.attn_q.weight': the plan's type for it, "
-                                              "IQ4_NL: asked for by name: no codec", 0), 0u) << error.what();
+    EXPECT_EQ(std::string(error.what())
+                  .rfind(in_ + ": tensor 'blk.0.attn_q.weight': the plan's type for it, "
+                               "IQ4_NL: asked for by name: no codec",
+                         0),
+              0u)
+        << error.what();
   }
   EXPECT_EQ(folder_.num_files(), 1u);
 }
@@ -165,9 +177,10 @@ TEST_F(QuantizeFile, MetadataIsTheSourcesAndWhatLlamaQuantizeSets) {
   const GgufMetadata found = quantized_metadata(source, 2, EncodeMethod::kSearch);
   std::vector<std::string> keys;
   for (const auto& [key, value] : found.pairs()) keys.push_back(key);
-  EXPECT_EQ(keys, (std::vector<std::string>{"general.architecture", "llama.block_count", "general.name",
-                                            "general.quantization_version", "general.file_type",
-                                            "nibble.version", "nibble.method"}));
+  EXPECT_EQ(keys,
+            (std::vector<std::string>{"general.architecture", "llama.block_count", "general.name",
+                                      "general.quantization_version", "general.file_type",
+                                      "nibble.version", "nibble.method"}));
   EXPECT_EQ(*found.find("general.file_type"), GgufValue(uint32_t{2}));
   EXPECT_EQ(*found.find("general.quantization_version"), GgufValue(uint32_t{2}));
   EXPECT_EQ(found.get_string("nibble.method"), "search");
