@@ -3,6 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -22,6 +23,10 @@ const std::string kGpt2 =
 const std::string kLlama3 =
     kContractions + "|" + kWord + R"(|\p{N}{1,3}|)" + kSymbols + "|" + kSpaces;
 const std::string kQwen2 = kContractions + "|" + kWord + R"(|\p{N}|)" + kSymbols + "|" + kSpaces;
+// U+0800 to U+9FA5 and U+AC00 to U+D7FF, less the spaces in between.
+const std::string kCjk =
+    R"([\x{800}-\x{167f}\x{1681}-\x{1fff}\x{200b}-\x{2027}\x{202a}-\x{202e}\x{2030}-\x{205e})"
+    R"(\x{2060}-\x{2fff}\x{3001}-\x{9fa5}\x{ac00}-\x{d7ff}]+)";
 const std::string kBloom = R"( ?[^(\s|.,!?…。，、।۔،)]+)";
 
 /// A word in llama.cpp's reading of the o200k and Tekken expressions: letters that are not a-z,
@@ -79,8 +84,7 @@ const std::vector<Group>& groups() {
                      kSpaces}}},
       {{"falcon"}, {.patterns = {R"([\p{P}$+<=>^~|`]+)", kGpt2, "[0-9]{3}"}}},
       {{"deepseek-coder"},
-       {.patterns = {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", "[一-龥ࠀ-一가-퟿]+",
-                     R"(\p{N})"}}},
+       {.patterns = {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", kCjk, R"(\p{N})"}}},
       {{"deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"},
        {.patterns = {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+",
                      R"([!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
@@ -102,17 +106,17 @@ bool is_continuation(std::string_view text, size_t i) {
   return i < text.size() && (static_cast<unsigned char>(text[i]) & 0xc0) == 0x80;
 }
 
-/// PCRE2 reads surrogates as malformed and U+180E as a space, where llama.cpp takes both for
-/// symbols: to the expressions they look like U+E000, which has the same length and is neither
+/// PCRE2 reads surrogates as malformed and U+180E as a space, where llama.cpp takes both for what
+/// they are: to the expressions they look like U+E000 and U+200B, of the same length and neither
 /// letter, number nor space.
 std::string mask_for_pcre2(std::string_view text) {
   std::string masked(text);
   for (size_t i = 0; i + 2 < masked.size(); ++i) {
     const auto first = static_cast<unsigned char>(masked[i]);
     const auto second = static_cast<unsigned char>(masked[i + 1]);
-    const bool surrogate = first == 0xed && second >= 0xa0;
-    const bool vowel_separator = masked.compare(i, 3, "\xe1\xa0\x8e") == 0;
-    if (surrogate || vowel_separator) masked.replace(i, 3, "\xee\x80\x80");
+    if (first == 0xed && second >= 0xa0) std::copy_n("\xee\x80\x80", 3, masked.begin() + i);
+    if (first == 0xe1 && masked.compare(i, 3, "\xe1\xa0\x8e") == 0)
+      std::copy_n("\xe2\x80\x8b", 3, masked.begin() + i);
   }
   return masked;
 }
