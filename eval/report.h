@@ -1,6 +1,9 @@
 // report/index.html: one self-contained page (no script, no font and no picture from elsewhere) that shows what a run or
-// a comparison found. `nibble run` fills everything; `nibble compare --report DIR` fills only `comparison` (and
-// `models`, where it knows what the files are): sections without data are left out.
+// a comparison found. `nibble run` fills everything. `nibble compare --report DIR` needs no more than
+//   ReportData data;
+//   data.comparison = comparison;
+//   write_report(dir, data);
+// since sections without data are left out.
 #pragma once
 
 #include <cstdint>
