@@ -1,4 +1,5 @@
-// nibble quantize: post-training quantization of a GGUF file, with llama-quantize's rules and flags.
+// nibble quantize: post-training quantization of a GGUF file, with llama-quantize's rules and
+// flags.
 #include <cstdio>
 #include <cxxopts.hpp>
 #include <filesystem>
@@ -19,39 +20,41 @@ namespace nibble {
 namespace {
 
 constexpr const char* kIntroduction =
-    "Quantizes a GGUF file. Which tensor gets which type follows llama-quantize's rules; how the numbers\n"
-    "are chosen is the method:\n"
-    "  search  the scales with the lowest squared error that it finds; at least as good as ggml's (default)\n"
+    "Quantizes a GGUF file. Which tensor gets which type follows llama-quantize's rules; how the\n"
+    "numbers are chosen is the method:\n"
+    "  search  the scales with the lowest squared error that it finds, at most ggml's (default)\n"
     "  ggml    llama-quantize's own choice, byte for byte\n"
     "  rtn     scales from each block's range, codes by rounding to nearest\n";
 
 constexpr const char* kExamples =
     "\nExamples:\n"
-    "  nibble quantize model-f32.gguf model-q4_0.gguf Q4_0\n"
-    "  nibble quantize model-f32.gguf model-q4_0.gguf Q4_0 --method ggml    llama-quantize's bytes\n"
-    "  nibble quantize model-f32.gguf model.gguf Q4_0 --tensor-type attn_v=q8_0\n"
-    "  nibble quantize model-f32.gguf model.gguf Q4_0 --dry-run             the plan, nothing written\n";
+    "  nibble quantize f32.gguf q4_0.gguf Q4_0\n"
+    "  nibble quantize f32.gguf q4_0.gguf Q4_0 --method ggml             llama-quantize's bytes\n"
+    "  nibble quantize f32.gguf q4_0.gguf Q4_0 --tensor-type attn_v=q8_0\n"
+    "  nibble quantize f32.gguf q4_0.gguf Q4_0 --dry-run                 the plan only\n";
 
 cxxopts::Options make_options() {
+  const auto text = [] { return cxxopts::value<std::string>(); };
   cxxopts::Options options("nibble quantize", kIntroduction);
   options.custom_help("[OPTIONS]").positional_help("IN.gguf OUT.gguf TYPE [THREADS]");
-  options.add_options()
-      ("method", "ggml, rtn or search", cxxopts::value<std::string>()->default_value("search"), "M")
-      ("pure", "give every tensor that is quantized TYPE itself, the output too")
-      ("leave-output-tensor", "keep output.weight as it is")
-      ("output-tensor-type", "type of output.weight", cxxopts::value<std::string>(), "T")
-      ("token-embedding-type", "type of token_embd.weight", cxxopts::value<std::string>(), "T")
-      ("tensor-type", "type of the tensors whose name has NAME (a regular expression) in it; may be repeated",
-       cxxopts::value<std::vector<std::string>>(), "NAME=T")
-      ("allow-requantize", "also convert tensors that are quantized already (loses quality twice)")
-      ("dry-run", "print the plan and the size, write nothing")
-      ("json", "print one JSON object on stdout")
-      ("q,quiet", "no progress bar and no notes");
-  options.add_options("Positional")
-      ("input", "", cxxopts::value<std::string>())
-      ("output", "", cxxopts::value<std::string>())
-      ("type", "", cxxopts::value<std::string>())
-      ("threads", "", cxxopts::value<int>());
+  cxxopts::OptionAdder add = options.add_options();
+  add("method", "ggml, rtn or search", text()->default_value("search"), "M");
+  add("pure", "give every tensor that is quantized TYPE itself, the output too");
+  add("leave-output-tensor", "keep output.weight as it is");
+  add("output-tensor-type", "type of output.weight", text(), "T");
+  add("token-embedding-type", "type of token_embd.weight", text(), "T");
+  add("tensor-type",
+      "type of the tensors whose name has NAME (a regular expression) in it; may be repeated",
+      cxxopts::value<std::vector<std::string>>(), "NAME=T");
+  add("allow-requantize", "also convert tensors that are quantized already: they lose twice");
+  add("dry-run", "print the plan and the size, write nothing");
+  add("json", "print one JSON object on stdout");
+  add("q,quiet", "no progress bar and no notes");
+  cxxopts::OptionAdder add_positional = options.add_options("Positional");
+  add_positional("input", "", text());
+  add_positional("output", "", text());
+  add_positional("type", "", text());
+  add_positional("threads", "", cxxopts::value<int>());
   options.parse_positional({"input", "output", "type", "threads"});
   return options;
 }
@@ -78,8 +81,8 @@ PlanOptions plan_options(const cxxopts::ParseResult& arguments) {
     options.output_type =
         tensor_type_named(arguments["output-tensor-type"].as<std::string>(), "output-tensor-type");
   if (arguments.count("token-embedding-type"))
-    options.token_embedding_type =
-        tensor_type_named(arguments["token-embedding-type"].as<std::string>(), "token-embedding-type");
+    options.token_embedding_type = tensor_type_named(
+        arguments["token-embedding-type"].as<std::string>(), "token-embedding-type");
   if (!arguments.count("tensor-type")) return options;
   for (const std::string& pair : arguments["tensor-type"].as<std::vector<std::string>>()) {
     const size_t equals = pair.rfind('=');
@@ -99,31 +102,39 @@ std::string count_types(const Plan& plan) {
   std::stable_sort(sorted.begin(), sorted.end(),
                    [](const auto& a, const auto& b) { return a.second > b.second; });
   std::string text;
-  for (const auto& [name, count] : sorted) text += concat(text.empty() ? "" : ", ", count, " ", name);
+  for (const auto& [name, count] : sorted)
+    text += concat(text.empty() ? "" : ", ", count, " ", name);
   return text;
 }
 
 void print_plan(const Plan& plan) {
   for (const PlanEntry& entry : plan.entries)
-    std::cout << concat(entry.tensor, "  ", type_name(entry.source), " -> ", type_name(entry.target), "  (",
-                        entry.reason, ")\n");
-  std::cout << concat(count_types(plan), "; ", format_bytes(plan.total_bytes()), " of tensor data\n");
+    std::cout << concat(entry.tensor, "  ", type_name(entry.source), " -> ",
+                        type_name(entry.target), "  (", entry.reason, ")\n");
+  std::cout << concat(count_types(plan), "; ", format_bytes(plan.total_bytes()),
+                      " of tensor data\n");
 }
 
 void print_stats(const std::string& path, const Plan& plan, const QuantizeStats& stats) {
   char numbers[96];
-  std::snprintf(numbers, sizeof numbers, "%.2f bits per weight, %.1f s", stats.bits_per_weight(), stats.seconds);
-  std::cout << concat(path, ": ", plan.type_name, ", ", format_bytes(stats.bytes), " of tensor data, ", numbers,
-                      " (", count_types(plan), ")\n");
+  std::snprintf(numbers, sizeof numbers, "%.2f bits per weight, %.1f s", stats.bits_per_weight(),
+                stats.seconds);
+  std::cout << concat(path, ": ", plan.type_name, ", ", format_bytes(stats.bytes),
+                      " of tensor data, ", numbers, " (", count_types(plan), ")\n");
 }
 
 std::string stats_json(const std::string& path, const Plan& plan, EncodeMethod method,
                        const QuantizeStats& stats) {
-  const nlohmann::ordered_json json = {
-      {"name", path},           {"type", plan.type_name},           {"method", method_name(method)},
-      {"bytes", stats.bytes},   {"source_bytes", stats.source_bytes}, {"bpw", stats.bits_per_weight()},
-      {"weights", stats.num_weights}, {"tensors", stats.num_tensors}, {"converted", stats.num_converted},
-      {"seconds", stats.seconds}};
+  const nlohmann::ordered_json json = {{"name", path},
+                                       {"type", plan.type_name},
+                                       {"method", method_name(method)},
+                                       {"bytes", stats.bytes},
+                                       {"source_bytes", stats.source_bytes},
+                                       {"bpw", stats.bits_per_weight()},
+                                       {"weights", stats.num_weights},
+                                       {"tensors", stats.num_tensors},
+                                       {"converted", stats.num_converted},
+                                       {"seconds", stats.seconds}};
   return json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -149,7 +160,8 @@ int run_quantize(int argc, char** argv) {
   Progress::set_quiet(quiet);
   set_threads(*arguments);
   std::error_code missing;
-  if (std::filesystem::equivalent(in, out, missing)) fail_usage(in, ": IN and OUT are the same file");
+  if (std::filesystem::equivalent(in, out, missing))
+    fail_usage(in, ": IN and OUT are the same file");
 
   const GgufFile source = GgufFile::open(in);
   const Plan plan = make_plan(source, choices);
@@ -158,7 +170,9 @@ int run_quantize(int argc, char** argv) {
     return 0;
   }
   if (method == EncodeMethod::kSearch)
-    note("method search: at most llama-quantize's error, so not its bytes; --method ggml writes those");
+    note(
+        "method search: at most llama-quantize's error, so not its bytes; --method ggml writes "
+        "those");
   const QuantizeStats stats = quantize_file(source, plan, method, out);
   json ? void(std::cout << stats_json(out, plan, method, stats)) : print_stats(out, plan, stats);
   return 0;
