@@ -59,7 +59,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"max_minutes", &t.max_minutes, 0, kMaxMinutes},
       {"evaluate_every", &t.evaluate_every, 0, kMaxTokens},
       {"checkpoint_every", &t.checkpoint_every, 0, kMaxTokens},
-      {"dtype", &t.dtype, 0, 0, {"float32", "bfloat16"}},
+      {"dtype", &t.dtype, 0, 0, {"auto", "float32", "bfloat16"}},
       {"seed", &t.seed},
       {"baselines", &c.baselines, 0, 0, {"ggml", "search", "rtn"}},
       {"compare.text", &c.compare.text},
@@ -86,10 +86,11 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   };
   const bool none = t.quant.type == "none";
   ignore(none, "quant.type is none", {"quant.scales", "quant.initial", "baselines"});
-  ignore(none || t.quant.scales != "learned", "scales are not trained (quant.scales is not learned)",
-         {"optimizer.scale_learning_rate"});
+  ignore(none || t.quant.scales != "learned",
+         "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
   ignore(!none && t.quant.scales == "dynamic",
-         "quant.scales is dynamic: scales follow from the weights at every step", {"quant.initial"});
+         "quant.scales is dynamic: scales follow from the weights at every step",
+         {"quant.initial"});
   ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
   ignore(std::none_of(t.data.files.begin(), t.data.files.end(),
                       [](const std::string& file) { return file.ends_with(".jsonl"); }),
@@ -138,8 +139,7 @@ class Checker {
     for (const char* key : {"baselines", "compare.types"}) check_no_repeat(key);
   }
   void check_no_repeat(const std::string& key) const {
-    std::vector<std::string> list =
-        key == "baselines" ? config_.baselines : config_.compare.types;
+    std::vector<std::string> list = key == "baselines" ? config_.baselines : config_.compare.types;
     std::sort(list.begin(), list.end());
     const auto twice = std::adjacent_find(list.begin(), list.end());
     if (twice != list.end()) refuse(key, '\'', *twice, "' is given twice");
@@ -157,8 +157,8 @@ class Checker {
       refuse("micro_batch_tokens", "must divide batch_tokens ", t.batch_tokens, ", found ",
              t.micro_batch_tokens);
     if (t.micro_batch_tokens % t.data.sequence_length != 0)
-      refuse("micro_batch_tokens", t.micro_batch_tokens,
-             " is no multiple of data.sequence_length ", t.data.sequence_length);
+      refuse("micro_batch_tokens", t.micro_batch_tokens, " is no multiple of data.sequence_length ",
+             t.data.sequence_length);
     if (t.max_tokens < t.batch_tokens)
       refuse("max_tokens", t.max_tokens, " is less than one step (batch_tokens ", t.batch_tokens,
              ')');
@@ -201,7 +201,8 @@ class Checker {
   std::vector<GivenKey> given_;
 };
 
-/// A micro batch that nobody asked for is no reason to refuse a batch that its default does not divide.
+/// A micro batch that nobody asked for is no reason to refuse a batch that its default does not
+/// divide.
 void fit_micro_batch(TrainOptions& options) {
   const int64_t micro = options.micro_batch_tokens, sequence = options.data.sequence_length;
   if (options.batch_tokens % micro != 0 || micro % sequence != 0)

@@ -1,10 +1,11 @@
 // The configuration of a whole run: a YAML file, typed. Each part declares its own options struct
-// (training/trainer.h); this folder only fills them. Every mistake is an Error (usage) with line, column and key: an
-// unknown key (with the nearest known one), a wrong type, a number out of range, a file that is not there, and a setting
-// that the rest of the configuration would ignore.
+// (training/trainer.h); this folder only fills them. Every mistake is an Error (usage) with line,
+// column and key: an unknown key (with the nearest known one), a wrong type, a number out of range,
+// a file that is not there, and a setting that the rest of the configuration would ignore.
 //
-// Paths are taken from the current folder, as on a command line; a file that is not there is looked for beside the YAML
-// file. `output` is always taken from the current folder. Nothing is expanded but data.files' globs.
+// Paths are taken from the current folder, as on a command line; a file that is not there is looked
+// for beside the YAML file. `output` is always taken from the current folder. Nothing is expanded
+// but data.files' globs.
 #pragma once
 
 #include <cstdint>
@@ -17,18 +18,20 @@
 namespace nibble {
 
 struct CompareOptions {
-  std::string text;              // held-out text on which all models are measured
-  int64_t ctx = 512;             // tokens per chunk
-  int64_t chunks = -1;           // of the text; -1: all
-  std::vector<std::string> types;  // llama-quantize's files of other types, for quality against size
-  std::vector<std::string> also;   // paths of more GGUF files to put in the table
+  std::string text;     // held-out text on which all models are measured
+  int64_t ctx = 512;    // tokens per chunk
+  int64_t chunks = -1;  // of the text; -1: all
+  std::vector<std::string>
+      types;                      // llama-quantize's files of other types, for quality against size
+  std::vector<std::string> also;  // paths of more GGUF files to put in the table
 };
 
 struct RunConfig {
   std::string name;    // default: the YAML file's name without its ending
   std::string model;   // a GGUF file
   std::string output;  // folder of the run; default: runs/<name>
-  TrainOptions train;  // its keys stand at the top level: quant, data, loss, optimizer, batch_tokens, ...
+  TrainOptions
+      train;  // its keys stand at the top level: quant, data, loss, optimizer, batch_tokens, ...
   std::vector<std::string> baselines = {"ggml", "search"};  // PTQ methods under the same plan
   CompareOptions compare;
   std::vector<std::string> prompts;  // answered by each model in the report
@@ -43,7 +46,8 @@ RunConfig load_config(const std::string& path, const std::vector<ConfigOverride>
 RunConfig parse_config(const std::string& text, const std::string& origin,
                        const std::vector<ConfigOverride>& overrides = {});
 
-/// The resolved configuration as YAML, every setting that has an effect: load_config() gives the same config again.
+/// The resolved configuration as YAML, every setting that has an effect: load_config() gives the
+/// same config again.
 std::string config_yaml(const RunConfig& config);
 
 /// Every key with its default, for --help and the tests.

@@ -33,9 +33,9 @@ std::string number_text(double value) {
 
 void check_range(const Field& field, const YamlNode& node, double value) {
   if (value >= field.least && value <= field.most) return;  // a NaN fails too
-  const std::string wanted = std::isinf(field.most)
-                                 ? concat("at least ", number_text(field.least))
-                                 : concat(number_text(field.least), " to ", number_text(field.most));
+  const std::string wanted =
+      std::isinf(field.most) ? concat("at least ", number_text(field.least))
+                             : concat(number_text(field.least), " to ", number_text(field.most));
   refuse(node, field.key, "wants ", wanted, ", found ", node.description());
 }
 
@@ -103,7 +103,8 @@ bool is_group(const std::vector<Field>& fields, const std::string& key) {
                      [&](const Field& field) { return field.key.starts_with(key + '.'); });
 }
 
-/// " (did you mean 'x'?)": first among the keys of the same group, then a key of that name in any group.
+/// " (did you mean 'x'?)": first among the keys of the same group, then a key of that name in any
+/// group.
 std::string nearest_key(const std::vector<Field>& fields, const std::string& key) {
   const size_t dot = key.rfind('.');
   const std::string group = dot == std::string::npos ? "" : key.substr(0, dot + 1);

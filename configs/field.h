@@ -1,5 +1,5 @@
-// One key of a configuration, bound to the member it fills: reading, range check and writing back follow from the
-// member's type.
+// One key of a configuration, bound to the member it fills: reading, range check and writing back
+// follow from the member's type.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@
 namespace nibble {
 
 struct Field {
-  using Member = std::variant<std::string*, int64_t*, uint64_t*, double*, std::vector<std::string>*>;
+  using Member =
+      std::variant<std::string*, int64_t*, uint64_t*, double*, std::vector<std::string>*>;
 
   std::string key;  // "optimizer.learning_rate"
   Member member;
@@ -34,8 +35,8 @@ struct GivenKey {
   std::string key, place;
 };
 
-/// Fills the members of all keys that `root` holds and returns these keys. Throws for a key that no field has, naming the
-/// nearest one.
+/// Fills the members of all keys that `root` holds and returns these keys. Throws for a key that no
+/// field has, naming the nearest one.
 std::vector<GivenKey> read_fields(const std::vector<Field>& fields, const YamlNode& root);
 /// Fills one member from "key=value" of the option --set.
 GivenKey read_override(const std::vector<Field>& fields, const std::string& assignment);

@@ -14,7 +14,8 @@
 namespace nibble {
 namespace {
 
-// A run's configuration is a page of text; these bounds only keep hostile input from costing anything.
+// A run's configuration is a page of text; these bounds only keep hostile input from costing
+// anything.
 constexpr size_t kMaxBytes = 256 * 1024;
 constexpr size_t kMaxDepth = 16;
 constexpr size_t kMaxKeys = 1000;  // in one group
@@ -82,8 +83,8 @@ class TreeBuilder : public YAML::EventHandler {
     parent.has_key = true;
   }
 
-  /// A node in the container that is open, or the root. Containers never grow while a child of theirs is open, so
-  /// the pointers in open_ stay good.
+  /// A node in the container that is open, or the root. Containers never grow while a child of
+  /// theirs is open, so the pointers in open_ stay good.
   YamlNode& add(const YAML::Mark& mark, YAML::anchor_t anchor, YamlNode::Kind kind) {
     refuse_anchor(mark, anchor);
     if (expects_key()) fail_usage(place(mark), ": a key must be text");
@@ -126,10 +127,14 @@ const YamlNode* YamlNode::find(std::string_view key) const {
 
 std::string YamlNode::description() const {
   switch (kind) {
-    case Kind::kNull: return "nothing";
-    case Kind::kScalar: return concat('\'', scalar, '\'');
-    case Kind::kList: return "a list";
-    case Kind::kMap: return "a group of keys";
+    case Kind::kNull:
+      return "nothing";
+    case Kind::kScalar:
+      return concat('\'', scalar, '\'');
+    case Kind::kList:
+      return "a list";
+    case Kind::kMap:
+      return "a group of keys";
   }
   return "";
 }

@@ -29,7 +29,8 @@ std::string note_of(const ReportData& data, const std::string& name) {
   return "";
 }
 
-/// KLD(trained) - KLD(baseline) with its standard error: paired over tokens where the comparison has it.
+/// KLD(trained) - KLD(baseline) with its standard error: paired over tokens where the comparison
+/// has it.
 std::pair<double, double> kld_change(const ReportData& data, const ModelFigures& baseline,
                                      const ModelFigures& trained) {
   for (const PairedDifference& d : data.comparison.differences) {
@@ -62,21 +63,22 @@ std::string lead(const ReportData& data) {
   const Comparison& c = data.comparison;
   const ModelFigures* baseline = find_model(data, data.baseline);
   const ModelFigures* trained = find_model(data, data.trained);
-  std::string where = concat("Measured on ", c.tokens, " tokens of ",
-                             escape_html(std::filesystem::path(c.text).filename().string()),
-                             ", against ", escape_html(c.base), ". ", escape_html(data.origin_note));
+  std::string where =
+      concat("Measured on ", c.tokens, " tokens of ",
+             escape_html(std::filesystem::path(c.text).filename().string()), ", against ",
+             escape_html(c.base), ". ", escape_html(data.origin_note));
   if (!baseline || !trained) return "<p class=\"lead\">" + where + "</p>\n";
   const double ppl_recovered = recovered(baseline->ppl - c.base_ppl, trained->ppl - c.base_ppl);
-  std::string text = concat(
-      "The average distance from the original’s predictions goes from <b>",
-      three_digits(baseline->mean_kld), "</b> to <b>", three_digits(trained->mean_kld),
-      "</b> nats per token, perplexity from <b>", fixed(baseline->ppl, 2), "</b> to <b>",
-      fixed(trained->ppl, 2), "</b> (original ", fixed(c.base_ppl, 2), ")");
+  std::string text =
+      concat("The average distance from the original’s predictions goes from <b>",
+             three_digits(baseline->mean_kld), "</b> to <b>", three_digits(trained->mean_kld),
+             "</b> nats per token, perplexity from <b>", fixed(baseline->ppl, 2), "</b> to <b>",
+             fixed(trained->ppl, 2), "</b> (original ", fixed(c.base_ppl, 2), ")");
   if (baseline->ppl > c.base_ppl && ppl_recovered > 0)
     text += concat(", ", percent(std::min(1.0, ppl_recovered)), " of the way back");
-  text += trained->bpw == baseline->bpw
-              ? ". The weights take as many bytes as when they were only rounded, and llama.cpp runs the file as it is. "
-              : ". llama.cpp runs the file as it is. ";
+  text += trained->bpw == baseline->bpw ? ". The weights take as many bytes as when they were only "
+                                          "rounded, and llama.cpp runs the file as it is. "
+                                        : ". llama.cpp runs the file as it is. ";
   return "<p class=\"lead\">" + text + where + "</p>\n";
 }
 
@@ -90,7 +92,8 @@ std::string tile(const std::string& name, const std::string& figure, const std::
   return out + "<span class=\"before\">" + before + "</span></dd></div>\n";
 }
 
-/// The four figures that matter, each with what it was for the baseline. The bars show how much of the damage is gone.
+/// The four figures that matter, each with what it was for the baseline. The bars show how much of
+/// the damage is gone.
 std::string tiles(const ReportData& data) {
   const ModelFigures* b = find_model(data, data.baseline);
   const ModelFigures* t = find_model(data, data.trained);
@@ -99,18 +102,19 @@ std::string tiles(const ReportData& data) {
   const double kld = recovered(b->mean_kld, t->mean_kld);
   const double top = recovered(1 - b->same_top, 1 - t->same_top);
   const double ppl = recovered(b->ppl - base_ppl, t->ppl - base_ppl);
-  return concat("<dl class=\"tiles\">\n",
-                tile("Mean KL divergence", three_digits(t->mean_kld),
-                     concat("was ", three_digits(b->mean_kld)), std::max(0.0, kld)),
-                tile("Same top token", percent(t->same_top, 1),
-                     concat("was ", percent(b->same_top, 1)), std::max(0.0, top)),
-                tile("Perplexity", fixed(t->ppl, 2),
-                     concat("was ", fixed(b->ppl, 2), ", original ", fixed(base_ppl, 2)),
-                     std::max(0.0, ppl)),
-                tile("File", format_bytes(t->bytes),
-                     concat(fixed(t->bpw, 2), " bits per weight",
-                            t->bpw == b->bpw ? ", as before" : ", was " + fixed(b->bpw, 2)), -1),
-                "</dl>\n<p class=\"caption\">Bars: how much of what rounding lost is back.</p>\n");
+  return concat(
+      "<dl class=\"tiles\">\n",
+      tile("Mean KL divergence", three_digits(t->mean_kld),
+           concat("was ", three_digits(b->mean_kld)), std::max(0.0, kld)),
+      tile("Same top token", percent(t->same_top, 1), concat("was ", percent(b->same_top, 1)),
+           std::max(0.0, top)),
+      tile("Perplexity", fixed(t->ppl, 2),
+           concat("was ", fixed(b->ppl, 2), ", original ", fixed(base_ppl, 2)), std::max(0.0, ppl)),
+      tile("File", format_bytes(t->bytes),
+           concat(fixed(t->bpw, 2), " bits per weight",
+                  t->bpw == b->bpw ? ", as before" : ", was " + fixed(b->bpw, 2)),
+           -1),
+      "</dl>\n<p class=\"caption\">Bars: how much of what rounding lost is back.</p>\n");
 }
 
 std::string page_header(const ReportData& data) {
@@ -121,8 +125,7 @@ std::string page_header(const ReportData& data) {
   if (const size_t space = verdict.find(" %"); space != std::string::npos)
     verdict.replace(space, 1, "&nbsp;");
   return concat("<header>\n<p class=\"eyebrow\">nibble · ", eyebrow, "</p>\n<h1>", verdict,
-                "</h1>\n", lead(data), tiles(data),
-                "</header>\n");
+                "</h1>\n", lead(data), tiles(data), "</header>\n");
 }
 
 // Table ------------------------------------------------------------------------------------------
@@ -143,15 +146,16 @@ constexpr Column kColumns[] = {
 
 std::string cell(int column, const std::string& value, const std::string& error = "") {
   return concat("<td role=\"cell\" data-column=\"", kColumns[column].name, "\">", value,
-                error.empty() ? "" : "<span class=\"err\">", error,
-                error.empty() ? "" : "</span>", "</td>");
+                error.empty() ? "" : "<span class=\"err\">", error, error.empty() ? "" : "</span>",
+                "</td>");
 }
 
 std::string table_row(const ReportData& data, const ModelFigures& m) {
   const char* role = role_class(role_of(data, m.name));
   const std::string note = note_of(data, m.name);
-  std::string out = concat("<tr role=\"row\" class=\"", role, "\"><th role=\"rowheader\" scope=\"row\">",
-                           "<span class=\"name ", role, "\">", escape_html(m.name), "</span>");
+  std::string out =
+      concat("<tr role=\"row\" class=\"", role, "\"><th role=\"rowheader\" scope=\"row\">",
+             "<span class=\"name ", role, "\">", escape_html(m.name), "</span>");
   if (!note.empty()) out += "<span class=\"note\">" + escape_html(note) + "</span>";
   out += "</th>";
   const auto plus_minus = [](const std::string& error) { return "± " + error; };
@@ -161,13 +165,15 @@ std::string table_row(const ReportData& data, const ModelFigures& m) {
   out += cell(2, number(m.mean_kld, fixed(m.mean_kld, 4)), plus_minus(fixed(m.mean_kld_err, 4)));
   out += cell(3, number(m.p999_kld, fixed(m.p999_kld, 3)));
   out += cell(4, number(m.rms_dp, percent(m.rms_dp, 1)), plus_minus(percent(m.rms_dp_err, 1)));
-  out += cell(5, number(m.same_top, percent(m.same_top, 1)), plus_minus(percent(m.same_top_err, 1)));
+  out +=
+      cell(5, number(m.same_top, percent(m.same_top, 1)), plus_minus(percent(m.same_top_err, 1)));
   return out + "</tr>\n";
 }
 
 std::string base_row(const Comparison& c) {
-  std::string out = concat("<tr role=\"row\"><th role=\"rowheader\" scope=\"row\"><span class=\"name\">",
-                           escape_html(c.base), "</span><span class=\"note\">the original</span></th>");
+  std::string out =
+      concat("<tr role=\"row\"><th role=\"rowheader\" scope=\"row\"><span class=\"name\">",
+             escape_html(c.base), "</span><span class=\"note\">the original</span></th>");
   out += cell(0, "–");
   out += cell(1, number(c.base_ppl, fixed(c.base_ppl, 2)), "± " + fixed(c.base_ppl_err, 2));
   for (const int column : {2, 3, 4, 5}) out += cell(column, "–");
@@ -177,8 +183,9 @@ std::string base_row(const Comparison& c) {
 std::string table(const ReportData& data) {
   const Comparison& c = data.comparison;
   if (c.models.empty()) return "";
-  std::string out = "<table class=\"figures\" role=\"table\"><thead role=\"rowgroup\"><tr role=\"row\">"
-                    "<th role=\"columnheader\" scope=\"col\">Model</th>";
+  std::string out =
+      "<table class=\"figures\" role=\"table\"><thead role=\"rowgroup\"><tr role=\"row\">"
+      "<th role=\"columnheader\" scope=\"col\">Model</th>";
   for (const Column& column : kColumns)
     out += concat("<th role=\"columnheader\" scope=\"col\">", column.name, "<small>",
                   column.meaning, "</small></th>");
@@ -188,7 +195,8 @@ std::string table(const ReportData& data) {
   out += concat("<p class=\"caption\">", c.chunks, " chunks of ", c.ctx,
                 " tokens, the second half of each scored, as llama-perplexity does it. ± is one "
                 "standard error. KL divergence is taken through llama.cpp’s 16-bit form of the "
-                "original’s predictions (perplexity in that form: ", fixed(c.base_ppl_16bit, 2), ").</p>\n");
+                "original’s predictions (perplexity in that form: ",
+                fixed(c.base_ppl_16bit, 2), ").</p>\n");
   for (const std::string& warning : c.warnings)
     out += "<p class=\"warning\">" + escape_html(warning) + "</p>\n";
   return out;
@@ -206,13 +214,15 @@ std::string tensor_section(const ReportData& data) {
   }
   const char* finding =
       trained > baseline
-          ? "Measured weight by weight, the trained file is <em>further</em> from the original than the "
+          ? "Measured weight by weight, the trained file is <em>further</em> from the original "
+            "than the "
             "rounded one. Training does not bring back each weight; it moves the weights so that "
             "their errors cancel in what the model says."
           : "Measured weight by weight, the trained file is also nearer to the original than the "
             "rounded one.";
   return section("Error of the weights",
-                 concat("Each small chart is one kind of matrix, from the first layer to the last: the size of the "
+                 concat("Each small chart is one kind of matrix, from the first layer to the last: "
+                        "the size of the "
                         "error relative to the weights, for <b class=\"baseline\">",
                         escape_html(data.baseline), "</b> and <b class=\"trained\">",
                         escape_html(data.trained), "</b>. ", finding),
@@ -220,10 +230,11 @@ std::string tensor_section(const ReportData& data) {
 }
 
 std::string block_table(const BlockSample& block) {
-  std::string out = "<details><summary>The numbers</summary>\n<table class=\"numbers\"><thead><tr>"
-                    "<th scope=\"col\">#</th><th scope=\"col\">original</th>"
-                    "<th scope=\"col\">rounded: code</th><th scope=\"col\">decoded</th>"
-                    "<th scope=\"col\">trained: code</th><th scope=\"col\">decoded</th></tr></thead><tbody>\n";
+  std::string out =
+      "<details><summary>The numbers</summary>\n<table class=\"numbers\"><thead><tr>"
+      "<th scope=\"col\">#</th><th scope=\"col\">original</th>"
+      "<th scope=\"col\">rounded: code</th><th scope=\"col\">decoded</th>"
+      "<th scope=\"col\">trained: code</th><th scope=\"col\">decoded</th></tr></thead><tbody>\n";
   for (size_t i = 0; i < block.original.size(); ++i) {
     const bool moved = block.baseline_codes[i] != block.trained_codes[i];
     out += concat(moved ? "<tr class=\"moved\">" : "<tr>", "<td>", i, "</td><td>",
@@ -237,12 +248,16 @@ std::string block_table(const BlockSample& block) {
 std::string block_sections(const ReportData& data) {
   std::string out;
   for (const BlockSample& block : data.blocks) {
-    const std::string lede = concat(
-        block.original.size(), " neighbouring weights of <code>", escape_html(block.tensor),
-        "</code> (row ", block.row, ", from column ", block.column, "). In ", escape_html(block.type),
-        " they share one step, and each may only sit on a line of the grid. Rings are the original weights, "
-        "dots what the file stores. ", percent(block.codes_changed, 1),
-        " of this tensor’s codes differ between the two files; this is the block in which most do.");
+    const std::string lede =
+        concat(block.original.size(), " neighbouring weights of <code>", escape_html(block.tensor),
+               "</code> (row ", block.row, ", from column ", block.column, "). In ",
+               escape_html(block.type),
+               " they share one step, and each may only sit on a line of the grid. Rings are the "
+               "original weights, "
+               "dots what the file stores. ",
+               percent(block.codes_changed, 1),
+               " of this tensor’s codes differ between the two files; this is the block in which "
+               "most do.");
     out += section("One block, before and after", lede,
                    block_chart(block, data.baseline) + block_table(block));
   }
@@ -253,8 +268,9 @@ std::string block_sections(const ReportData& data) {
 
 /// Bytes that two texts share from the start, ending at a whole character.
 size_t common_prefix(const std::string& a, const std::string& b) {
-  size_t length = std::mismatch(a.begin(), a.begin() + std::min(a.size(), b.size()), b.begin()).first -
-                  a.begin();
+  size_t length =
+      std::mismatch(a.begin(), a.begin() + std::min(a.size(), b.size()), b.begin()).first -
+      a.begin();
   while (length > 0 && length < a.size() && (static_cast<unsigned char>(a[length]) & 0xc0) == 0x80)
     --length;
   return length;
@@ -264,7 +280,8 @@ std::string prompt_section(const ReportData& data) {
   std::string out;
   for (const PromptAnswers& prompt : data.prompts) {
     if (prompt.answers.empty()) continue;
-    out += "<div class=\"prompt\"><pre>" + escape_html(prompt.prompt) + "</pre>\n<dl class=\"answers\">\n";
+    out += "<div class=\"prompt\"><pre>" + escape_html(prompt.prompt) +
+           "</pre>\n<dl class=\"answers\">\n";
     const std::string& original = prompt.answers.front().text;
     for (const PromptAnswer& answer : prompt.answers) {
       const bool first = &answer == &prompt.answers.front();
@@ -283,7 +300,8 @@ std::string prompt_section(const ReportData& data) {
   }
   return section("The same prompt, each model",
                  "Greedy continuations. Grey is word for word what the original says; after the "
-                 "bar the model goes its own way.", out);
+                 "bar the model goes its own way.",
+                 out);
 }
 
 std::string provenance_section(const ReportData& data) {
@@ -330,7 +348,8 @@ std::string report_verdict(const ReportData& data) {
     return concat("Training on the grid made no clear difference to ", data.type,
                   " rounding on this text.");
   if (change > 0)
-    return concat("Training moved the ", data.type, " model further from the original, not nearer.");
+    return concat("Training moved the ", data.type,
+                  " model further from the original, not nearer.");
   return concat("Training on the grid recovered ",
                 percent(recovered(baseline->mean_kld, trained->mean_kld)), " of what ", data.type,
                 " rounding lost.");
@@ -346,7 +365,8 @@ std::string report_html(const ReportData& data) {
       page_header(data), "<main>\n");
   out += section("All figures", "", table(data));
   out += section("Quality against size",
-                 "Nearer to the bottom is nearer to the original, on a logarithmic scale. Files at the very bottom "
+                 "Nearer to the bottom is nearer to the original, on a logarithmic scale. Files at "
+                 "the very bottom "
                  "decode to the original’s own numbers.",
                  size_chart(data));
   if (!data.losses.empty())
@@ -358,8 +378,10 @@ std::string report_html(const ReportData& data) {
     out += section("Run it", "llama.cpp loads the file as it is.",
                    "<pre>" + escape_html(data.run_command) + "</pre>\n");
   out += provenance_section(data);
-  return out + "</main>\n<footer>Written by nibble. This page is one file; it asks nothing of the network.</footer>\n"
-               "</body>\n</html>\n";
+  return out +
+         "</main>\n<footer>Written by nibble. This page is one file; it asks nothing of the "
+         "network.</footer>\n"
+         "</body>\n</html>\n";
 }
 
 std::string write_report(const std::string& folder, const ReportData& data) {

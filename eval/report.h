@@ -1,5 +1,6 @@
-// report/index.html: one self-contained page (no script, no font and no picture from elsewhere) that shows what a run or
-// a comparison found. `nibble run` fills everything. `nibble compare --report DIR` needs no more than
+// report/index.html: one self-contained page (no script, no font and no picture from elsewhere)
+// that shows what a run or a comparison found. `nibble run` fills everything. `nibble compare
+// --report DIR` needs no more than
 //   ReportData data;
 //   data.comparison = comparison;
 //   write_report(dir, data);
@@ -75,13 +76,14 @@ struct ReportData {
   std::vector<TensorError> tensor_errors;
   std::vector<BlockSample> blocks;
   std::vector<PromptAnswers> prompts;
-  std::string run_command;  // how llama.cpp runs the trained file
+  std::string run_command;                                 // how llama.cpp runs the trained file
   std::vector<std::pair<std::string, std::string>> facts;  // versions, machine, times
   std::vector<ReportFile> files;
   std::string config;  // the resolved YAML
 };
 
-/// The page's headline: what training gained, lost, or left undecided against the baseline, in one sentence of plain text.
+/// The page's headline: what training gained, lost, or left undecided against the baseline, in one
+/// sentence of plain text.
 std::string report_verdict(const ReportData& data);
 /// The whole page. All text in `data` is escaped.
 std::string report_html(const ReportData& data);

@@ -167,8 +167,8 @@ void draw_gain(Svg& svg, const ReportData& data, const std::vector<SizePoint>& p
   svg.arrow_head(to->x, to->y - direction * 8, direction * 8, "gain-head");
 }
 
-/// Labels stand beside their points, right of those in the left part and left of the others, spread where points are
-/// near each other.
+/// Labels stand beside their points, right of those in the left part and left of the others, spread
+/// where points are near each other.
 void draw_point_labels(Svg& svg, const std::vector<SizePoint>& points, const Layout& layout) {
   const double middle = layout.left + (layout.width - layout.left - layout.right) * 0.55;
   for (const bool left_part : {true, false}) {
@@ -268,8 +268,10 @@ std::string draw_tensor_panel(const std::string& kind, const std::vector<LayerEr
     if (points->size() < 10)
       for (const auto& [px, py] : *points) svg.circle(px, py, 3, concat("dot ", role));
   }
-  if (with_labels) svg.text(x(0), layout.height - 5, "layer 0", "tick");
-  else svg.text(x(0), layout.height - 5, "0", "tick");
+  if (with_labels)
+    svg.text(x(0), layout.height - 5, "layer 0", "tick");
+  else
+    svg.text(x(0), layout.height - 5, "0", "tick");
   svg.text(x(last), layout.height - 5, fixed(last, 0), "tick", "end");
   return concat("<figure class=\"small\"><figcaption>", escape_html(kind), "</figcaption>",
                 svg.finish(), "</figure>\n");
@@ -290,8 +292,7 @@ void draw_block_side(Svg& svg, const BlockSample& block, const BlockSide& side, 
     const double level = code * side.step + side.offset;
     if (level < y.low || level > y.high) continue;
     svg.line(layout.left, y(level), layout.width - layout.right, y(level), "rule");
-    if (code % 4 == 0)
-      svg.text(layout.left - 6, y(level) + 4, std::to_string(code), "tick", "end");
+    if (code % 4 == 0) svg.text(layout.left - 6, y(level) + 4, std::to_string(code), "tick", "end");
   }
   const double radius = layout.narrow() ? 3.2 : 4.2;
   for (size_t i = 0; i < block.original.size(); ++i) {
@@ -331,10 +332,14 @@ Role role_of(const ReportData& data, const std::string& name) {
 
 const char* role_class(Role role) {
   switch (role) {
-    case Role::kBaseline: return "baseline";
-    case Role::kTrained: return "trained";
-    case Role::kSource: return "source";
-    case Role::kOther: break;
+    case Role::kBaseline:
+      return "baseline";
+    case Role::kTrained:
+      return "trained";
+    case Role::kSource:
+      return "source";
+    case Role::kOther:
+      break;
   }
   return "other";
 }

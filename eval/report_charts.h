@@ -1,5 +1,5 @@
-// The report's charts, each as one or more <svg>. Where the text would become too small on a phone, a chart is drawn
-// twice, for a wide and for a narrow page; the page's style shows one.
+// The report's charts, each as one or more <svg>. Where the text would become too small on a phone,
+// a chart is drawn twice, for a wide and for a narrow page; the page's style shows one.
 #pragma once
 
 #include <string>

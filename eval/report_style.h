@@ -1,5 +1,5 @@
-// The report's style sheet. Two palettes; one colour each for what was trained and for what it is measured against, kept
-// through all charts, the table and the text. Fonts are the reader's own.
+// The report's style sheet. Two palettes; one colour each for what was trained and for what it is
+// measured against, kept through all charts, the table and the text. Fonts are the reader's own.
 #pragma once
 
 #include <string_view>

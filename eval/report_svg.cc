@@ -13,8 +13,12 @@ namespace {
 /// Bytes of the well-formed UTF-8 sequence at the start of `text`, or 0.
 size_t utf8_length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const size_t length = byte(0) < 0x80 ? 1 : byte(0) < 0xc2 ? 0 : byte(0) < 0xe0 ? 2
-                        : byte(0) < 0xf0 ? 3 : byte(0) < 0xf5 ? 4 : 0;
+  const size_t length = byte(0) < 0x80   ? 1
+                        : byte(0) < 0xc2 ? 0
+                        : byte(0) < 0xe0 ? 2
+                        : byte(0) < 0xf0 ? 3
+                        : byte(0) < 0xf5 ? 4
+                                         : 0;
   if (length == 0 || text.size() < length) return 0;
   for (size_t i = 1; i < length; ++i)
     if ((byte(i) & 0xc0) != 0x80) return 0;
@@ -39,14 +43,22 @@ std::string escape_html(std::string_view text) {
       continue;
     }
     const char c = text[i];
-    if (length > 1) out += text.substr(i, length);
-    else if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '"') out += "&quot;";
-    else if (c == '\'') out += "&#39;";
-    else if (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') out += ' ';
-    else out += c;
+    if (length > 1)
+      out += text.substr(i, length);
+    else if (c == '&')
+      out += "&amp;";
+    else if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '"')
+      out += "&quot;";
+    else if (c == '\'')
+      out += "&#39;";
+    else if (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t')
+      out += ' ';
+    else
+      out += c;
     i += length;
   }
   return out;
@@ -71,8 +83,8 @@ std::string three_digits(double value) {
 }
 
 double Axis::operator()(double value) const {
-  const double share = logarithmic ? std::log(value / low) / std::log(high / low)
-                                   : (value - low) / (high - low);
+  const double share =
+      logarithmic ? std::log(value / low) / std::log(high / low) : (value - low) / (high - low);
   return start + share * (end - start);
 }
 
@@ -83,7 +95,8 @@ std::vector<double> Axis::ticks(int count) const {
     const bool wide = std::log10(high / low) > 2.5;  // then powers of ten alone, else 1, 2, 5
     for (double power = std::pow(10, std::floor(std::log10(low))); power <= high; power *= 10)
       for (const double factor : {1.0, 2.0, 5.0})
-        if ((factor == 1 || !wide) && power * factor >= low * 0.999 && power * factor <= high * 1.001)
+        if ((factor == 1 || !wide) && power * factor >= low * 0.999 &&
+            power * factor <= high * 1.001)
           out.push_back(power * factor);
     return out;
   }
@@ -91,7 +104,8 @@ std::vector<double> Axis::ticks(int count) const {
   double step = power * 10;
   for (const double factor : {5.0, 2.0, 1.0})
     if (power * factor >= rough) step = power * factor;
-  for (double value = std::ceil(low / step - 1e-9) * step; value <= high + step * 1e-9; value += step)
+  for (double value = std::ceil(low / step - 1e-9) * step; value <= high + step * 1e-9;
+       value += step)
     out.push_back(std::abs(value) < step * 1e-9 ? 0 : value);
   return out;
 }
@@ -158,8 +172,8 @@ std::vector<double> spread_labels(std::vector<double> wanted, double gap, double
       if (groups.size() < 2) break;
       Group& before = groups[groups.size() - 2];
       if (last.centre - half(last) - (before.centre + half(before)) >= gap) break;
-      before.centre = (before.centre * before.size + last.centre * last.size) /
-                      (before.size + last.size);
+      before.centre =
+          (before.centre * before.size + last.centre * last.size) / (before.size + last.size);
       before.size += last.size;
       groups.pop_back();
     }

@@ -1,5 +1,5 @@
-// What the report's charts are drawn with: escaped text, numbers, axes and marks as SVG. Colours are classes, so that the
-// page's light and dark palettes reach them.
+// What the report's charts are drawn with: escaped text, numbers, axes and marks as SVG. Colours
+// are classes, so that the page's light and dark palettes reach them.
 #pragma once
 
 #include <string>
@@ -9,7 +9,8 @@
 
 namespace nibble {
 
-/// Text for HTML and attributes: & < > " ' escaped, control characters shown as spaces, bytes that are not UTF-8 as U+FFFD.
+/// Text for HTML and attributes: & < > " ' escaped, control characters shown as spaces, bytes that
+/// are not UTF-8 as U+FFFD.
 std::string escape_html(std::string_view text);
 /// "12.30" for (12.3, 2); "n/a" for NaN and infinity.
 std::string fixed(double value, int digits);
@@ -48,8 +49,8 @@ class Svg {
   std::string out_;
 };
 
-/// Labels must not overlap: moves the wanted positions apart to at least `gap`, as little as possible, keeping their
-/// order and staying within [low, high] as far as they fit.
+/// Labels must not overlap: moves the wanted positions apart to at least `gap`, as little as
+/// possible, keeping their order and staying within [low, high] as far as they fit.
 std::vector<double> spread_labels(std::vector<double> wanted, double gap, double low, double high);
 
 }  // namespace nibble

@@ -72,7 +72,8 @@ bool can_sample(const GgufTensor& tensor, const GgufFile& baseline) {
          (format->num_scales == 1 || format->num_scales == 2);
 }
 
-/// The feed-forward output of the middle layer where it can be shown, else the tensor in the middle of those that can.
+/// The feed-forward output of the middle layer where it can be shown, else the tensor in the middle
+/// of those that can.
 const GgufTensor* sampled_tensor(const GgufFile& trained, const GgufFile& baseline) {
   std::vector<const GgufTensor*> all, preferred;
   for (const GgufTensor& tensor : trained.tensors()) {
@@ -130,7 +131,8 @@ std::optional<BlockSample> sample_block(const GgufFile& original, const GgufFile
   BestBlock best;
   int64_t changed_codes = 0;
   for_each_slab(*tensor, [&](int64_t first, int64_t count) {
-    const Codes before = decode_codes(rounded, first, count), after = decode_codes(*tensor, first, count);
+    const Codes before = decode_codes(rounded, first, count),
+                after = decode_codes(*tensor, first, count);
     for (int64_t block = 0; block < count / size; ++block) {
       int64_t changed = 0;
       for (int64_t i = block * size; i < (block + 1) * size; ++i) {
@@ -142,10 +144,12 @@ std::optional<BlockSample> sample_block(const GgufFile& original, const GgufFile
       if (changed > best.changed) best = {first + block * size, changed};
     }
   });
-  const Codes before = decode_codes(rounded, best.first, size), after = decode_codes(*tensor, best.first, size);
+  const Codes before = decode_codes(rounded, best.first, size),
+              after = decode_codes(*tensor, best.first, size);
   sample.row = best.first / tensor->row_length();
   sample.column = best.first % tensor->row_length();
-  sample.codes_changed = static_cast<double>(changed_codes) / static_cast<double>(tensor->num_weights());
+  sample.codes_changed =
+      static_cast<double>(changed_codes) / static_cast<double>(tensor->num_weights());
   sample.original = decode_slab(matching(original, *tensor), best.first, size);
   sample.baseline = before.weights;
   sample.trained = after.weights;

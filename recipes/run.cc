@@ -1,4 +1,5 @@
-// nibble run: one YAML file in; PTQ baselines, a trained and exported model, their comparison and a page to look at out.
+// nibble run: one YAML file in; PTQ baselines, a trained and exported model, their comparison and a
+// page to look at out.
 #include <torch/version.h>
 
 #include <chrono>
@@ -13,7 +14,6 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/threads.h"
-#include "base/version.h"
 #include "base/version.h"
 #include "configs/config.h"
 #include "eval/compare.h"
@@ -78,7 +78,8 @@ struct Run {
   }
 };
 
-/// The original is float32: a quantized source is decoded first, so that every later step starts from the same numbers.
+/// The original is float32: a quantized source is decoded first, so that every later step starts
+/// from the same numbers.
 void make_original(Run& run) {
   const GgufFile source = GgufFile::open(run.config.model);
   run.source_type = main_type(source);
@@ -86,9 +87,8 @@ void make_original(Run& run) {
   if (run.source_type == GgmlType::kF32) return;
   run.original_path = run.path("base-f32.gguf");
   quantize_file(source, plan_for(source, "F32"), EncodeMethod::kGgml, run.original_path);
-  run.report.origin_note =
-      concat("The source is itself a ", type_name(run.source_type),
-             " file; what it decodes to is the original here.");
+  run.report.origin_note = concat("The source is itself a ", type_name(run.source_type),
+                                  " file; what it decodes to is the original here.");
 }
 
 void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
@@ -109,12 +109,12 @@ void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
 std::string train_and_export(Run& run, const GgufFile& original, const Plan& plan) {
   const TrainResult result = train(original, plan, run.config.train, run.config.output);
   for (const StepMetrics& m : result.metrics)
-    run.report.losses.push_back(
-        {m.step, m.tokens, m.step > 0 ? m.loss : -1.0, m.held_out_loss});
+    run.report.losses.push_back({m.step, m.tokens, m.step > 0 ? m.loss : -1.0, m.held_out_loss});
   const std::string kind = run.config.train.loss.kind;
-  run.report.loss_name = kind == "kl"   ? "KL divergence from the original’s predictions, nats per token"
-                         : kind == "ce" ? "Cross-entropy, nats per token"
-                                        : "KL divergence and cross-entropy, weighted, nats per token";
+  run.report.loss_name =
+      kind == "kl"   ? "KL divergence from the original’s predictions, nats per token"
+      : kind == "ce" ? "Cross-entropy, nats per token"
+                     : "KL divergence and cross-entropy, weighted, nats per token";
   const std::string type = run.config.train.quant.type;
   const std::string file = run.path(concat(run.name, '-', type, "-trained.gguf"));
   ExportInfo info;
@@ -133,7 +133,8 @@ std::string train_and_export(Run& run, const GgufFile& original, const Plan& pla
 /// The source's own file, llama-quantize's files of other types, and what the configuration adds.
 void add_other_rows(Run& run, const GgufFile& original) {
   if (run.has_source_row())
-    run.add(concat("source file (", type_name(run.source_type), ')'), run.config.model, Role::kSource,
+    run.add(concat("source file (", type_name(run.source_type), ')'), run.config.model,
+            Role::kSource,
             "the file this began with: its numbers are the original, so its distance is 0");
   for (const std::string& type : run.config.compare.types) {
     const std::string file = run.path(concat(run.name, '-', type, "-ggml.gguf"));
@@ -146,8 +147,8 @@ void add_other_rows(Run& run, const GgufFile& original) {
 
 void compare_all(Run& run) {
   const CompareOptions& options = run.config.compare;
-  run.report.comparison = compare({run.original_name(), run.original_path}, run.entries, options.text,
-                                  {options.ctx, options.chunks});
+  run.report.comparison = compare({run.original_name(), run.original_path}, run.entries,
+                                  options.text, {options.ctx, options.chunks});
   write_file(run.path("comparison.json"), comparison_json(run.report.comparison));
 }
 
@@ -168,7 +169,8 @@ void answer_prompts(Run& run) {
     const auto tokenizer = Tokenizer::from_metadata(file.metadata());
     for (PromptAnswers& prompt : run.report.prompts) {
       const auto ids = tokenizer->encode(prompt.prompt, true, true);
-      const auto answer = generate(*model, *tokenizer, ids, {.max_tokens = run.config.prompt_tokens});
+      const auto answer =
+          generate(*model, *tokenizer, ids, {.max_tokens = run.config.prompt_tokens});
       prompt.answers.push_back({entry.name, tokenizer->decode(answer)});
     }
     bar.update(++done);
@@ -182,7 +184,8 @@ std::string processor_name() {
   return "unknown processor";
 }
 
-/// What llama.cpp's own program is called with: a chat for a model that has a template, else a continuation.
+/// What llama.cpp's own program is called with: a chat for a model that has a template, else a
+/// continuation.
 std::string run_command(const GgufMetadata& metadata, const std::string& path) {
   const bool chats = metadata.contains("tokenizer.chat_template");
   return chats ? "llama-cli -m " + path
@@ -192,7 +195,8 @@ std::string run_command(const GgufMetadata& metadata, const std::string& path) {
 void add_facts(Run& run, const std::string& trained_path, double seconds) {
   ReportData& report = run.report;
   std::string texts;
-  for (const std::string& file : run.config.train.data.files) texts += (texts.empty() ? "" : ", ") + file;
+  for (const std::string& file : run.config.train.data.files)
+    texts += (texts.empty() ? "" : ", ") + file;
   report.facts.emplace_back("Trained on", texts);
   report.facts.emplace_back("Compared on", run.config.compare.text);
   report.facts.emplace_back("Whole run", format_duration(seconds));
@@ -259,8 +263,8 @@ int run_run(int argc, char** argv) {
   options.add_options("arguments")("config", "", cxxopts::value<std::string>());
   options.add_options()("set", "a setting that wins over the file's; may be repeated",
                         cxxopts::value<std::string>(), "KEY=VALUE");
-  options.add_options()("device", "where to train", cxxopts::value<std::string>()->default_value("cpu"),
-                        "cpu");
+  options.add_options()("device", "where to train",
+                        cxxopts::value<std::string>()->default_value("cpu"), "cpu");
   options.add_options()("json", "the comparison as one JSON object on stdout");
   options.parse_positional({"config"});
   const auto arguments = parse_arguments(options, argc, argv);

@@ -14,7 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A folder with a model, two texts and a JSONL file (empty: only their being there counts) as the current one.
+/// A folder with a model, two texts and a JSONL file (empty: only their being there counts) as the
+/// current one.
 class ConfigTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -116,15 +117,14 @@ TEST_F(ConfigTest, WrongTypesAndRanges) {
             "f.yaml:4:14: max_minutes: wants a number, found '.nan'");
   EXPECT_EQ(error_of(kSmall + "max_minutes: nan\n"),
             "f.yaml:4:14: max_minutes: wants 0 to 1e+06, found 'nan'");
-  EXPECT_EQ(error_of(kSmall + "loss: kl\n"),
-            "f.yaml:4:7: loss: wants a group of keys, found 'kl'");
+  EXPECT_EQ(error_of(kSmall + "loss: kl\n"), "f.yaml:4:7: loss: wants a group of keys, found 'kl'");
   EXPECT_EQ(error_of(kSmall + "prompts: hello\n"),
             "f.yaml:4:10: prompts: wants a list ([a, b]), found 'hello'");
   EXPECT_EQ(error_of(kSmall + "dtype:\n"), "f.yaml:4:1: dtype: wants text, found nothing");
   EXPECT_EQ(error_of(kSmall + "optimizer: {learning_rate: -1}\n"),
             "f.yaml:4:28: optimizer.learning_rate: wants 0 to 1, found '-1'");
   EXPECT_EQ(error_of(kSmall + "dtype: float16\n"),
-            "f.yaml:4:8: dtype: wants one of float32, bfloat16, found 'float16' (did you mean "
+            "f.yaml:4:8: dtype: wants one of auto, float32, bfloat16, found 'float16' (did you mean "
             "'bfloat16'?)");
   EXPECT_EQ(error_of("- a\n"), "f.yaml:1:1: wants keys (name: value), found a list");
   EXPECT_EQ(error_of(""), "f.yaml:1:1: wants keys (name: value), found nothing");
@@ -198,9 +198,7 @@ TEST_F(ConfigTest, OverridesWin) {
 
 TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
   const std::vector<std::string> endings = {
-      "",
-      "quant: {scales: dynamic}\n",
-      "quant: {type: none}\n",
+      "", "quant: {scales: dynamic}\n", "quant: {type: none}\n",
       "loss: {kind: mix, ce_weight: 0.1}\noptimizer: {learning_rate: 3e-5}\n",
       "prompts: ['def f(x):\n\n  return', '<|im_start|>']\ncompare: {text: b.txt}\n"};
   for (const std::string& extra : endings) {
@@ -216,8 +214,8 @@ TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
     const std::string key = line.substr(0, line.find(':'));
     const std::string value = line.substr(line.find(':') + 2);
     if (value == "\"\"" || value == "[]" || key == "output" || depend.count(key)) continue;
-    EXPECT_NO_THROW(parse_config(kSmall, "f.yaml",
-                                 {"compare.text=b.txt", "prompts=[p]", key + "=" + value}))
+    EXPECT_NO_THROW(
+        parse_config(kSmall, "f.yaml", {"compare.text=b.txt", "prompts=[p]", key + "=" + value}))
         << line;
   }
 }

@@ -48,7 +48,8 @@ TEST(Yaml, NothingIsNull) {
 
 TEST(Yaml, RefusesWhatCouldBeMisread) {
   EXPECT_EQ(error_of("a: 1\na: 2\n"), "f.yaml:2:1: key 'a' is given twice");
-  EXPECT_EQ(error_of("a: &x 1\n"), "f.yaml:1:4: anchors (&name) are not taken: write the value out");
+  EXPECT_EQ(error_of("a: &x 1\n"),
+            "f.yaml:1:4: anchors (&name) are not taken: write the value out");
   EXPECT_NE(error_of("? [1]\n: 2\n").find("a key must be text"), std::string::npos);
   EXPECT_NE(error_of("a: 1\n---\nb: 2\n").find("a second document"), std::string::npos);
   EXPECT_NE(error_of("a: [1, 2\n").find("f.yaml:"), std::string::npos);
@@ -70,7 +71,8 @@ TEST(Yaml, HostileTextIsRefusedAtOnce) {
   std::string keys;
   for (int i = 0; i < 20'000; ++i) keys += concat("k", i, ": 1\n");
   EXPECT_NE(error_of(keys).find("keys in one group"), std::string::npos);
-  // Ten seconds is far above what refusing takes (well under one) and far below what expanding would.
+  // Ten seconds is far above what refusing takes (well under one) and far below what expanding
+  // would.
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
 }
 

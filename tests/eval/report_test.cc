@@ -48,7 +48,8 @@ ReportData sample() {
     data.losses.push_back({step, step * 1024, step == 0 ? -1.0 : 0.3 / step + 0.08,
                            step % 10 == 0 ? 0.28 / (step + 1) + 0.08 : -1.0});
   for (int layer = 0; layer < 3; ++layer)
-    data.tensor_errors.push_back({"blk." + std::to_string(layer) + ".ffn_up.weight", "Q4_0", 0.08, 0.09});
+    data.tensor_errors.push_back(
+        {"blk." + std::to_string(layer) + ".ffn_up.weight", "Q4_0", 0.08, 0.09});
   data.tensor_errors.push_back({"token_embd.weight", "Q8_0", 0.004, 0.004});
   BlockSample block;
   block.tensor = "blk.1.ffn_down.weight";
@@ -64,7 +65,8 @@ ReportData sample() {
   block.least_code = -8;
   block.most_code = 7;
   data.blocks = {block};
-  data.prompts = {{"Say", {{"Model F32", "one two"}, {"rounded", "one 2"}, {"trained", "one two"}}}};
+  data.prompts = {
+      {"Say", {{"Model F32", "one two"}, {"rounded", "one 2"}, {"trained", "one two"}}}};
   data.run_command = "llama-cli -m out.gguf";
   data.facts = {{"Machine", "a computer"}};
   data.files = {{"trained", "out.gguf", std::string(64, 'a'), 91'000'000}};
@@ -145,8 +147,9 @@ TEST(Report, AsksNothingOfTheNetworkAndRunsNoScript) {
 
 TEST(Report, TagsAreBalanced) {
   const std::string html = report_html(sample());
-  for (const char* tag : {"section", "table", "tr", "td", "th", "svg", "dl", "dt", "dd", "div", "p",
-                          "pre", "details", "span", "b", "data", "figure", "main", "header", "text"}) {
+  for (const char* tag :
+       {"section", "table", "tr",      "td",   "th", "svg",  "dl",     "dt",   "dd",     "div",
+        "p",       "pre",   "details", "span", "b",  "data", "figure", "main", "header", "text"}) {
     const std::string name = tag;
     EXPECT_EQ(count(html, "<" + name + ">") + count(html, "<" + name + " "),
               count(html, "</" + name + ">"))
@@ -157,8 +160,9 @@ TEST(Report, TagsAreBalanced) {
 TEST(Report, TextFromOutsideIsEscapedEverywhere) {
   const std::string attack = "<img src=x onerror=alert(1)>\"'&\xff";
   ReportData data = sample();
-  for (std::string* text : {&data.model, &data.type, &data.loss_name, &data.run_command, &data.config,
-                            &data.origin_note, &data.comparison.base, &data.comparison.text})
+  for (std::string* text :
+       {&data.model, &data.type, &data.loss_name, &data.run_command, &data.config,
+        &data.origin_note, &data.comparison.base, &data.comparison.text})
     *text = attack;
   data.comparison.models[0].name = data.models[0].name = data.baseline = attack;
   data.models[0].note = attack;
@@ -215,7 +219,7 @@ TEST(ReportSvg, ThreeDigits) {
 TEST(ReportSvg, TicksAreRoundAndInside) {
   EXPECT_EQ((Axis{0, 1, 0, 1}.ticks(4)), (std::vector<double>{0, 0.5, 1}));
   EXPECT_EQ((Axis{0, 72000, 0, 1}.ticks(6)), (std::vector<double>{0, 20000, 40000, 60000}));
-  EXPECT_EQ((Axis{0.02, 0.5, 0, 1, true}.ticks(4)).size(), 5u);  // 0.02 0.05 0.1 0.2 0.5
+  EXPECT_EQ((Axis{0.02, 0.5, 0, 1, true}.ticks(4)).size(), 5u);    // 0.02 0.05 0.1 0.2 0.5
   EXPECT_EQ((Axis{0.0005, 0.5, 0, 1, true}.ticks(4)).size(), 3u);  // 0.001 0.01 0.1
   EXPECT_TRUE((Axis{1, 1, 0, 1}.ticks(4)).empty());
 }
