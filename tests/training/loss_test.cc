@@ -81,7 +81,7 @@ TEST(ChunkedLoss, AddsToTheOutputGradient) {
   ChunkedLoss loss(16, torch::kFloat32);
   loss.run(inputs, &once);
   loss.run(inputs, &twice);
-  twice.hidden = {};
+  twice.hidden = torch::Tensor();
   loss.run(inputs, &twice);
   EXPECT_LT(distance(twice.output_weight, 2 * once.output_weight), kFloatRounding);
   EXPECT_LT(distance(twice.hidden, once.hidden), kFloatRounding);
@@ -91,7 +91,7 @@ TEST(ChunkedLoss, CrossEntropyNeedsNoTeacher) {
   LossInputs inputs = random_inputs();
   inputs.kl_weight = 0;
   const Plain plain = plain_loss(inputs);
-  inputs.teacher_hidden = inputs.teacher_output = {};
+  inputs.teacher_hidden = inputs.teacher_output = torch::Tensor();
   LossGradients gradients;
   const LossSums sums = ChunkedLoss(8, torch::kFloat32).run(inputs, &gradients);
   EXPECT_EQ(sums.kl_positions, 0);
