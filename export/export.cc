@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/version.h"
 #include "export/parity.h"
 #include "export/sha256.h"
 #include "quant/format/rows.h"
@@ -135,7 +136,7 @@ GgufMetadata make_metadata(const GgufFile& source, const Plan& plan, const Check
     if (!describes_the_file(key)) metadata.set(key, value);
   metadata.set("general.file_type", static_cast<uint32_t>(plan.file_type));
   metadata.set("general.quantization_version", kQuantizationVersion);
-  metadata.set("nibble.version", std::string(kVersion));
+  metadata.set("nibble.version", std::string(kProgramVersion));
   metadata.set("nibble.method", info.method);
   if (!info.config_hash.empty()) metadata.set("nibble.config_hash", info.config_hash);
   metadata.set("nibble.step", static_cast<uint64_t>(checkpoint.step));

@@ -19,8 +19,6 @@
 
 namespace nibble {
 
-/// The version that exported files carry; CMakeLists.txt has the same.
-inline constexpr const char* kVersion = "0.1.0";
 /// The version of ggml's quantized layouts that llama.cpp asks for.
 inline constexpr uint32_t kQuantizationVersion = 2;
 

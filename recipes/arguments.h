@@ -40,4 +40,9 @@ inline std::string required(const cxxopts::ParseResult& arguments, const std::st
   return arguments[name].as<std::string>();
 }
 
+/// An option's text, "" where it was not given.
+inline std::string text_or_empty(const cxxopts::ParseResult& arguments, const std::string& name) {
+  return arguments.count(name) > 0 ? arguments[name].as<std::string>() : "";
+}
+
 }  // namespace nibble

@@ -23,7 +23,7 @@ constexpr const char* kExamples =
     "was evaluated with; the file gets its name only when all of them are equal.\n"
     "\nexamples:\n"
     "  nibble export runs/demo model.gguf\n"
-    "  nibble export runs/demo model.gguf --checkpoint best\n"
+    "  nibble export runs/demo model.gguf --checkpoint last\n"
     "  nibble verify model.gguf --against runs/demo         the same comparison, afterwards\n";
 
 void print_stats(const ExportStats& stats, const std::string& path, bool as_json) {
@@ -46,6 +46,15 @@ void print_stats(const ExportStats& stats, const std::string& path, bool as_json
       static_cast<long long>(stats.weights_checked));
 }
 
+// What the run trained: its decoded original where it made one, else the model its configuration
+// names.
+std::string source_path(const std::string& run_dir) {
+  if (std::filesystem::exists(run_original_path(run_dir))) return run_original_path(run_dir);
+  if (!std::filesystem::exists(run_config_path(run_dir)))
+    fail_usage(run_dir, " has no config.yaml that would name the source model; give --source");
+  return load_config(run_config_path(run_dir)).model;
+}
+
 }  // namespace
 
 int run_export(int argc, char** argv) {
@@ -54,9 +63,9 @@ int run_export(int argc, char** argv) {
   options.positional_help("RUN_DIR OUT.gguf");
   options.add_options("arguments")("run", "", cxxopts::value<std::string>());
   options.add_options("arguments")("out", "", cxxopts::value<std::string>());
-  options.add_options()("checkpoint", "which one: last, or best (lowest held-out loss)",
-                        cxxopts::value<std::string>()->default_value("last"), "best|last");
-  options.add_options()("source", "the model that was trained; default: RUN_DIR/config.yaml's",
+  options.add_options()("checkpoint", "best (lowest held-out loss; the default) or last",
+                        cxxopts::value<std::string>(), "best|last");
+  options.add_options()("source", "the model that was trained, where the run folder does not say",
                         cxxopts::value<std::string>(), "FILE.gguf");
   options.add_options()("json", "one JSON object on stdout");
   options.parse_positional({"run", "out"});
@@ -65,18 +74,14 @@ int run_export(int argc, char** argv) {
 
   const std::string run_dir = required(*arguments, "run", "RUN_DIR");
   const std::string out_path = required(*arguments, "out", "OUT.gguf");
-  const std::string path =
-      run_checkpoint_path(run_dir, (*arguments)["checkpoint"].as<std::string>());
+  const std::string path = run_checkpoint_path(run_dir, text_or_empty(*arguments, "checkpoint"));
   const std::string config_path = run_config_path(run_dir);
-  const bool has_config = std::filesystem::exists(config_path);
-  if (arguments->count("source") == 0 && !has_config)
-    fail_usage(run_dir, " has no config.yaml that would name the source model; give --source");
+  const std::string given_source = text_or_empty(*arguments, "source");
   const GgufFile source =
-      GgufFile::open(arguments->count("source") > 0 ? (*arguments)["source"].as<std::string>()
-                                                    : load_config(config_path).model);
+      GgufFile::open(given_source.empty() ? source_path(run_dir) : given_source);
 
   ExportInfo info;
-  if (has_config) info.config_hash = sha256_file(config_path);
+  if (std::filesystem::exists(config_path)) info.config_hash = sha256_file(config_path);
   const Checkpoint checkpoint = load_checkpoint(path);
   const ExportStats stats = with_frame(
       path, [&] { return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info); });

@@ -23,7 +23,7 @@ constexpr const char* kExamples =
     "Exit status 1 when anything differs.\n"
     "\nexamples:\n"
     "  nibble verify model.gguf\n"
-    "  nibble verify model.gguf --against runs/demo --checkpoint best\n";
+    "  nibble verify model.gguf --against runs/demo\n";
 
 const char* word(VerifyOutcome outcome) {
   switch (outcome) {
@@ -103,8 +103,8 @@ int run_verify(int argc, char** argv) {
   options.add_options("arguments")("file", "", cxxopts::value<std::string>());
   options.add_options()("against", "a run folder whose checkpoint the file should equal",
                         cxxopts::value<std::string>(), "RUN_DIR");
-  options.add_options()("checkpoint", "which one: last, or best (lowest held-out loss)",
-                        cxxopts::value<std::string>()->default_value("last"), "best|last");
+  options.add_options()("checkpoint", "best (lowest held-out loss; the default) or last",
+                        cxxopts::value<std::string>(), "best|last");
   options.add_options()("all", "a line for every tensor, not only for those with a problem");
   options.add_options()("json", "one JSON object on stdout");
   options.parse_positional({"file"});
@@ -119,7 +119,7 @@ int run_verify(int argc, char** argv) {
   std::optional<Checkpoint> against;
   if (has_against)
     against = load_checkpoint(run_checkpoint_path((*arguments)["against"].as<std::string>(),
-                                                  (*arguments)["checkpoint"].as<std::string>()));
+                                                  text_or_empty(*arguments, "checkpoint")));
   const Verification result = verify(file, against ? &*against : nullptr);
   if (arguments->count("json") > 0)
     print_json(result, path);
