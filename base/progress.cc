@@ -40,6 +40,10 @@ void Progress::update(int64_t done, std::string_view note) {
   done_ = done;
   note_ = note;
   const auto now = std::chrono::steady_clock::now();
+  if (first_done_ < 0) {
+    first_done_ = done;
+    first_ = now;
+  }
   if (now - drawn_ < (terminal_ ? std::chrono::nanoseconds(kTerminalPeriod)
                                 : std::chrono::nanoseconds(kLogPeriod)))
     return;
@@ -56,8 +60,7 @@ void Progress::finish() {
 void Progress::draw(bool last) {
   if (all_quiet) return;
   drew_ = true;
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const auto now = std::chrono::steady_clock::now();
   const double share = total_ > 0 ? std::min(1.0, static_cast<double>(done_) / total_) : 0.0;
   std::string line = title_ + ' ';
   if (terminal_) {
@@ -65,10 +68,12 @@ void Progress::draw(bool last) {
     line += '[' + std::string(filled, '=') + std::string(24 - filled, ' ') + "] ";
   }
   line += std::to_string(done_) + '/' + std::to_string(total_) + ' ' + unit_ + ", ";
-  if (last || share == 0.0) {
-    line += format_duration(seconds);
+  if (last || done_ <= first_done_) {
+    line += format_duration(std::chrono::duration<double>(now - start_).count());
   } else {
-    line += format_duration(seconds * (1.0 - share) / share) + " left";
+    const double seconds = std::chrono::duration<double>(now - first_).count();
+    const double left = static_cast<double>(total_ - done_) / (done_ - first_done_);
+    line += format_duration(seconds * std::max(0.0, left)) + " left";
   }
   if (!note_.empty()) line += ", " + note_;
   if (terminal_) {

@@ -30,7 +30,8 @@ class Progress {
 
   std::string title_, unit_, note_;
   int64_t total_, done_ = 0;
-  std::chrono::steady_clock::time_point start_, drawn_;
+  int64_t first_done_ = -1;  // of the first update: a resumed run does not begin at 0
+  std::chrono::steady_clock::time_point start_, first_, drawn_;
   bool terminal_, finished_ = false, drew_ = false;
 };
 

@@ -66,8 +66,8 @@ std::optional<std::string> warn_of_differences(const GgufFile& file, const Compa
   }
   if (different == 0) return std::nullopt;
   return concat("'", model.name, "': ", different, " of ", compared,
-                " unquantized tensors differ from those of the base '", base.entry.name, "' (first: ",
-                first, "): they were trained, or the base is not its original");
+                " unquantized tensors differ from those of the base '", base.entry.name,
+                "' (first: ", first, "): they were trained, or the base is not its original");
 }
 
 double bits_per_weight(const GgufFile& file) {
@@ -86,9 +86,8 @@ Base measure_base(const CompareEntry& entry, const std::string& text,
     GgufFile file = GgufFile::open(entry.path);
     const auto tokenizer =
         with_frame(entry.path, [&] { return Tokenizer::from_metadata(file.metadata()); });
-    const auto chunks = with_frame(comparison.text, [&] {
-      return perplexity_chunks(*tokenizer, text, options);
-    });
+    const auto chunks =
+        with_frame(comparison.text, [&] { return perplexity_chunks(*tokenizer, text, options); });
     const auto model = load_model(file);
     KlBase log_probs(KlBaseText{options.ctx, model->shape().vocab_size, {}});
     std::vector<TokenDivergence> own;

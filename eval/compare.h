@@ -1,5 +1,6 @@
-// Several models against one base on the same text: the figures llama-perplexity --kl-divergence prints, each with its
-// standard error. KLD is taken through llama.cpp's 16-bit base form (eval/kl_base.h), in memory.
+// Several models against one base on the same text: the figures llama-perplexity --kl-divergence
+// prints, each with its standard error. KLD is taken through llama.cpp's 16-bit base form
+// (eval/kl_base.h), in memory.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +21,10 @@ struct ModelFigures {
   double ln_ppl_ratio = 0, ln_ppl_ratio_err = 0;  // ln(PPL / PPL(base)), paired over tokens
   double mean_kld = 0, mean_kld_err = 0;          // nats
   double p999_kld = 0, median_kld = 0, max_kld = 0;
-  double rms_dp = 0, rms_dp_err = 0;              // fraction: RMS change of the correct token's probability
-  double same_top = 0, same_top_err = 0;          // fraction
+  double rms_dp = 0, rms_dp_err = 0;      // fraction: RMS change of the correct token's probability
+  double same_top = 0, same_top_err = 0;  // fraction
   double tokens_per_second = 0, seconds = 0;
-  std::vector<float> kld_per_token;               // for paired differences and the report
+  std::vector<float> kld_per_token;  // for paired differences and the report
   std::vector<float> nll_per_token;
 };
 
@@ -48,8 +49,9 @@ struct CompareEntry {
   std::string name, path;
 };
 
-/// Models are loaded one after the other, so memory holds the base's 16-bit log-probabilities and one model. Refuses a
-/// model of another vocabulary or shape; warns where tensors that are not quantized differ from the base's.
+/// Models are loaded one after the other, so memory holds the base's 16-bit log-probabilities and
+/// one model. Refuses a model of another vocabulary or shape; warns where tensors that are not
+/// quantized differ from the base's.
 Comparison compare(const CompareEntry& base, const std::vector<CompareEntry>& models,
                    const std::string& text_path, const PerplexityOptions& options);
 

@@ -117,9 +117,9 @@ std::string comparison_table(const Comparison& comparison) {
                     format("%.0f", m.tokens_per_second)});
   text += align(rows);
   for (const PairedDifference& d : comparison.differences)
-    text += concat("\n", d.a, " - ", d.b, ": mean KLD ",
-                   with_err("%+.5f", d.mean_kld, d.mean_kld_err), ", ln PPL ratio ",
-                   with_err("%+.5f", d.ln_ppl_ratio, d.ln_ppl_ratio_err));
+    text +=
+        concat("\n", d.a, " - ", d.b, ": mean KLD ", with_err("%+.5f", d.mean_kld, d.mean_kld_err),
+               ", ln PPL ratio ", with_err("%+.5f", d.ln_ppl_ratio, d.ln_ppl_ratio_err));
   return text + (comparison.differences.empty() ? "" : "\n");
 }
 

@@ -13,9 +13,7 @@ namespace {
 constexpr char kMagic[] = {'_', 'l', 'o', 'g', 'i', 't', 's', '_'};
 constexpr int64_t kHeaderBytes = sizeof kMagic + 3 * sizeof(int32_t);
 
-std::span<const std::byte> bytes_of(const auto& values) {
-  return std::as_bytes(std::span(values));
-}
+std::span<const std::byte> bytes_of(const auto& values) { return std::as_bytes(std::span(values)); }
 
 int32_t read_int(std::span<const std::byte> bytes, int64_t offset) {
   int32_t value;
@@ -32,8 +30,8 @@ KlBaseText read_header(std::span<const std::byte> bytes) {
   text.ctx = read_int(bytes, 8);
   text.vocab = read_int(bytes, 12);
   const int64_t chunks = read_int(bytes, 16);
-  check(text.ctx >= 4 && text.vocab > 0 && chunks > 0, "offset 8: context ", text.ctx, ", vocabulary ",
-        text.vocab, " and chunks ", chunks, " cannot be");
+  check(text.ctx >= 4 && text.vocab > 0 && chunks > 0, "offset 8: context ", text.ctx,
+        ", vocabulary ", text.vocab, " and chunks ", chunks, " cannot be");
   const int64_t chunk_bytes =
       4 * text.ctx + text.rows_per_chunk() * base_row_size(text.vocab) * int64_t{sizeof(uint16_t)};
   check((size - kHeaderBytes) / chunk_bytes == chunks && (size - kHeaderBytes) % chunk_bytes == 0,
@@ -44,7 +42,8 @@ KlBaseText read_header(std::span<const std::byte> bytes) {
     std::memcpy(chunk.data(), from, 4 * text.ctx);
     from += 4 * text.ctx;
     for (const int32_t token : chunk)
-      check(token >= 0 && token < text.vocab, "holds token ", token, ", its vocabulary is ", text.vocab);
+      check(token >= 0 && token < text.vocab, "holds token ", token, ", its vocabulary is ",
+            text.vocab);
   }
   return text;
 }
@@ -128,8 +127,8 @@ std::vector<TokenDivergence> diverge(const torch::Tensor& logits, std::span<cons
   const float* from = logits.data_ptr<float>();
   parallel_for(logits.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      tokens[row] = token_divergence(from + row * vocab, base.data() + row * size, vocab,
-                                     next_tokens[row]);
+      tokens[row] =
+          token_divergence(from + row * vocab, base.data() + row * size, vocab, next_tokens[row]);
   });
   return tokens;
 }
@@ -150,7 +149,8 @@ DivergenceFigures summarize(const std::vector<TokenDivergence>& tokens) {
   const auto figure = [&](auto get) { return mean_figure(collect(tokens, get)); };
   DivergenceFigures figures;
   figures.ppl = exponential(figure([](const TokenDivergence& t) { return double{t.nll}; }));
-  figures.ppl_base = exponential(figure([](const TokenDivergence& t) { return double{t.nll_base}; }));
+  figures.ppl_base =
+      exponential(figure([](const TokenDivergence& t) { return double{t.nll_base}; }));
   // Paired: the variance of the difference is what llama.cpp writes as var + var - 2 cov.
   figures.ln_ppl_ratio =
       figure([](const TokenDivergence& t) { return double{t.nll} - double{t.nll_base}; });
@@ -166,8 +166,7 @@ DivergenceFigures summarize(const std::vector<TokenDivergence>& tokens) {
   std::sort(klds.begin(), klds.end());
   if (klds.empty()) return figures;
   const size_t half = klds.size() / 2;
-  figures.median_kld =
-      klds.size() % 2 == 0 ? 0.5f * (klds[half] + klds[half - 1]) : klds[half];
+  figures.median_kld = klds.size() % 2 == 0 ? 0.5f * (klds[half] + klds[half - 1]) : klds[half];
   figures.p999_kld = percentile(klds, 0.999f);
   figures.max_kld = klds.back();
   return figures;

@@ -1,7 +1,8 @@
-// A base model's log-probabilities in llama.cpp's --kl-divergence-base form, on disk or in memory, and what another model's
-// divergence from them amounts to. File (source: llama.cpp tools/perplexity/perplexity.cpp, little-endian): "_logits_",
-// u32 ctx, i32 vocabulary, i32 chunks, i32 tokens[chunks * ctx], then chunk by chunk ctx - 1 - ctx/2 rows
-// (eval/softmax_rows.h). The tokens are the text's own, before BOS takes the place of each chunk's first.
+// A base model's log-probabilities in llama.cpp's --kl-divergence-base form, on disk or in memory,
+// and what another model's divergence from them amounts to. File (source: llama.cpp
+// tools/perplexity/perplexity.cpp, little-endian): "_logits_", u32 ctx, i32 vocabulary, i32 chunks,
+// i32 tokens[chunks * ctx], then chunk by chunk ctx - 1 - ctx/2 rows (eval/softmax_rows.h). The
+// tokens are the text's own, before BOS takes the place of each chunk's first.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +12,10 @@
 #include <string>
 #include <vector>
 
-#include "quant/fake/torch.h"
-
 #include "eval/softmax_rows.h"
 #include "io/atomic_file.h"
 #include "io/mapped_file.h"
+#include "quant/fake/torch.h"
 
 namespace nibble {
 
@@ -45,7 +45,8 @@ class KlBaseWriter {
 /// A base to compare with: a mapped file, or rows kept in memory.
 class KlBase {
  public:
-  /// Throws Error with path and offset for a file that is none, or whose size is not what its header says.
+  /// Throws Error with path and offset for a file that is none, or whose size is not what its
+  /// header says.
   static KlBase open(const std::string& path);
   /// An empty base in memory, filled by append() with each chunk's encode_base() rows.
   explicit KlBase(KlBaseText text) : text_(std::move(text)) {}

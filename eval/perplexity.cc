@@ -14,15 +14,14 @@
 namespace nibble {
 namespace {
 
-// Chunks go through the model together up to this many tokens: enough for the matmuls' full speed, while the
-// activations still fit in the last-level cache's reach.
+// Chunks go through the model together up to this many tokens: enough for the matmuls' full speed,
+// while the activations still fit in the last-level cache's reach.
 constexpr int64_t kTokensPerForward = 2048;
 
 torch::Tensor tokens_tensor(const std::vector<std::vector<int32_t>>& chunks, size_t begin,
                             size_t end, torch::Device device) {
   const int64_t length = chunks[begin].size();
-  torch::Tensor tokens =
-      torch::empty({static_cast<int64_t>(end - begin), length}, torch::kInt64);
+  torch::Tensor tokens = torch::empty({static_cast<int64_t>(end - begin), length}, torch::kInt64);
   int64_t* out = tokens.data_ptr<int64_t>();
   for (size_t i = begin; i < end; ++i) out = std::copy(chunks[i].begin(), chunks[i].end(), out);
   return tokens.to(device);
@@ -44,7 +43,8 @@ std::vector<double> row_losses(const torch::Tensor& logits, const std::vector<in
 
 std::vector<std::vector<int32_t>> cut_chunks(const Tokenizer& tokenizer, const std::string& text,
                                              const PerplexityOptions& options) {
-  check(options.ctx >= 4, "a context of ", options.ctx, " tokens is too short to measure; 4 are needed");
+  check(options.ctx >= 4, "a context of ", options.ctx,
+        " tokens is too short to measure; 4 are needed");
   check(options.chunks != 0, "0 chunks leave nothing to measure");
   const std::vector<int32_t> tokens =
       tokenizer.encode(text, /*add_special=*/true, /*parse_special=*/false);
@@ -86,9 +86,9 @@ PerplexityResult perplexity(Model& model, const std::vector<std::vector<int32_t>
     const torch::Tensor hidden = model.hidden(
         {tokens_tensor(chunks, begin, end, model.output_weight().device()), torch::Tensor()});
     for (size_t i = begin; i < end; ++i) {
-      const torch::Tensor logits =
-          linear(hidden[i - begin].narrow(0, first, scored), model.output_weight(), {},
-                 model.compute_dtype()).cpu();
+      const torch::Tensor logits = linear(hidden[i - begin].narrow(0, first, scored),
+                                          model.output_weight(), {}, model.compute_dtype())
+                                       .cpu();
       const std::vector<int32_t> next(chunks[i].begin() + first + 1, chunks[i].end());
       const std::vector<double> chunk_losses = row_losses(logits, next);
       losses.insert(losses.end(), chunk_losses.begin(), chunk_losses.end());

@@ -1,6 +1,6 @@
-// Perplexity as llama-perplexity measures it (source: llama.cpp tools/perplexity/perplexity.cpp): the text is cut into
-// chunks of ctx tokens without overlap; each chunk's first token is replaced by BOS where the model adds one; the
-// second half of each chunk is scored.
+// Perplexity as llama-perplexity measures it (source: llama.cpp tools/perplexity/perplexity.cpp):
+// the text is cut into chunks of ctx tokens without overlap; each chunk's first token is replaced
+// by BOS where the model adds one; the second half of each chunk is scored.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +18,16 @@ struct PerplexityOptions {
   int64_t chunks = -1;  // -1: all
 };
 
-/// The chunks of a text as llama-perplexity cuts them, each of ctx tokens of the text. Throws when it is shorter than
-/// two chunks, as llama-perplexity does.
+/// The chunks of a text as llama-perplexity cuts them, each of ctx tokens of the text. Throws when
+/// it is shorter than two chunks, as llama-perplexity does.
 std::vector<std::vector<int32_t>> cut_chunks(const Tokenizer& tokenizer, const std::string& text,
                                              const PerplexityOptions& options);
 /// The chunks with BOS for their first token where the model adds one: what goes into the model.
 std::vector<std::vector<int32_t>> begin_with_bos(std::vector<std::vector<int32_t>> chunks,
                                                  const Tokenizer& tokenizer);
 /// begin_with_bos(cut_chunks(...)).
-std::vector<std::vector<int32_t>> perplexity_chunks(const Tokenizer& tokenizer, const std::string& text,
+std::vector<std::vector<int32_t>> perplexity_chunks(const Tokenizer& tokenizer,
+                                                    const std::string& text,
                                                     const PerplexityOptions& options);
 
 struct PerplexityResult {
@@ -36,7 +37,8 @@ struct PerplexityResult {
   double seconds = 0;
 };
 
-/// Called with each chunk's scored logits: [ctx - 1 - ctx/2, V] float32 (rows ctx/2 ... ctx-2) and the token that follows each row.
+/// Called with each chunk's scored logits: [ctx - 1 - ctx/2, V] float32 (rows ctx/2 ... ctx-2) and
+/// the token that follows each row.
 using LogitsVisitor = std::function<void(int64_t chunk, const torch::Tensor& logits,
                                          const std::vector<int32_t>& next_tokens)>;
 

@@ -346,7 +346,7 @@ const char* role_class(Role role) {
 
 std::string loss_chart(const ReportData& data) {
   return draw_loss(data, {912, 330, 46, 120, 28, 40, "wide"}) +
-         draw_loss(data, {350, 270, 38, 96, 28, 40, "narrow"});
+         draw_loss(data, {350, 270, 38, 116, 28, 40, "narrow"});
 }
 
 std::string size_chart(const ReportData& data) {

@@ -12,7 +12,8 @@ namespace {
 
 typedef uint16_t CodeLanes __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 
-// Float sums are kept this short, then added up in double: the error stays that of one float rounding.
+// Float sums are kept this short, then added up in double: the error stays that of one float
+// rounding.
 constexpr int64_t kBlock = 64 * kLanes;
 constexpr float kLowestLogProb = -16.0f;
 

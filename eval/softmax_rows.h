@@ -1,5 +1,6 @@
-// What evaluation needs of one row of logits: one or two passes over the vocabulary, sixteen entries at a time. No torch.
-// Formulas as in llama.cpp tools/perplexity/perplexity.cpp, so that both programs print the same figures.
+// What evaluation needs of one row of logits: one or two passes over the vocabulary, sixteen
+// entries at a time. No torch. Formulas as in llama.cpp tools/perplexity/perplexity.cpp, so that
+// both programs print the same figures.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,9 @@ LogSumExp log_sum_exp(const float* logits, int64_t vocab);
 /// -ln p(token), nats.
 double negative_log_likelihood(const float* logits, int64_t vocab, int32_t token);
 
-// llama.cpp's 16-bit form of a row of log-probabilities: float step, float lowest, then a code per vocabulary entry,
-// ln p = lowest + step * code (padded to an even number). The range is cut off 16 nats below the maximum.
+// llama.cpp's 16-bit form of a row of log-probabilities: float step, float lowest, then a code per
+// vocabulary entry, ln p = lowest + step * code (padded to an even number). The range is cut off 16
+// nats below the maximum.
 constexpr int64_t kBaseRowHeader = 4;  // uint16s: two floats
 /// uint16s of a row.
 constexpr int64_t base_row_size(int64_t vocab) { return (vocab + 1) / 2 * 2 + kBaseRowHeader; }

@@ -35,7 +35,8 @@ Packing pack_documents(const Batch& batch) {
     return packing;
   }
   const torch::Tensor documents = batch.document.cpu().contiguous();
-  check(documents.sizes() == batch.tokens.sizes(), "batch.document has another shape than batch.tokens");
+  check(documents.sizes() == batch.tokens.sizes(),
+        "batch.document has another shape than batch.tokens");
   const int64_t* document = documents.data_ptr<int64_t>();
   torch::Tensor positions = torch::empty({rows * length}, torch::kInt64);
   int64_t* position = positions.data_ptr<int64_t>();

@@ -4,9 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "quant/fake/torch.h"
-
 #include "model/model.h"
+#include "quant/fake/torch.h"
 
 namespace nibble {
 
@@ -20,13 +19,15 @@ struct Packing {
 /// A new document starts at each row, and wherever batch.document changes within one.
 Packing pack_documents(const Batch& batch);
 
-/// q: [N, H, d], k and v: [N, G, d] float32, G a divisor of H. Each position attends to its document's positions up to itself;
-/// softmax(q k / sqrt(d)) v: [N, H * d]. Computed in dtype, document by document (all at once where they are equally long),
-/// so that the cost is that of the documents, not of the whole row.
+/// q: [N, H, d], k and v: [N, G, d] float32, G a divisor of H. Each position attends to its
+/// document's positions up to itself; softmax(q k / sqrt(d)) v: [N, H * d]. Computed in dtype,
+/// document by document (all at once where they are equally long), so that the cost is that of the
+/// documents, not of the whole row.
 torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                      const Packing& packing, torch::Dtype dtype);
 
-/// The last T of P positions attend to all up to themselves. q: [T, H, d], k and v: [P, G, d]; [T, H * d].
+/// The last T of P positions attend to all up to themselves. q: [T, H, d], k and v: [P, G, d]; [T,
+/// H * d].
 torch::Tensor attend_cached(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                             torch::Dtype dtype);
 

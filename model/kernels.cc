@@ -35,8 +35,8 @@ NIBBLE_CLONES void rms_norm_rows(const float* x, const float* weight, float epsi
   }
 }
 
-// With n = x * inverse_rms and g = grad_y * weight: grad_x = inverse_rms * (g - n * mean(g * n)), grad_weight =
-// sum over rows of grad_y * n.
+// With n = x * inverse_rms and g = grad_y * weight: grad_x = inverse_rms * (g - n * mean(g * n)),
+// grad_weight = sum over rows of grad_y * n.
 NIBBLE_CLONES void rms_norm_backward_rows(const float* x, const float* weight,
                                           const float* inverse_rms, const float* grad_y,
                                           int64_t rows, int64_t width, float* grad_x,
@@ -140,7 +140,8 @@ void rms_norm_forward(const float* x, const float* weight, float epsilon, int64_
 void rms_norm_backward(const float* x, const float* weight, const float* inverse_rms,
                        const float* grad_y, int64_t rows, int64_t width, float* grad_x,
                        float* grad_weight) {
-  // One partial sum per fixed piece of rows, added in order: the result does not depend on the threads.
+  // One partial sum per fixed piece of rows, added in order: the result does not depend on the
+  // threads.
   const int64_t piece_rows = 128, pieces = (rows + piece_rows - 1) / piece_rows;
   std::vector<float> partial(pieces * width, 0.0f);
   parallel_for(pieces, 1, [&](int64_t begin, int64_t end) {

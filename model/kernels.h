@@ -1,12 +1,13 @@
-// The loops between the matmuls, one pass each, for float32 rows on the CPU. No torch: pointers and sizes. All are
-// threaded over rows or elements.
+// The loops between the matmuls, one pass each, for float32 rows on the CPU. No torch: pointers and
+// sizes. All are threaded over rows or elements.
 #pragma once
 
 #include <cstdint>
 
 namespace nibble {
 
-/// y = x / sqrt(mean(x^2) + epsilon) * weight, row by row; x, y: [rows, width]. inverse_rms: [rows], for the backward pass.
+/// y = x / sqrt(mean(x^2) + epsilon) * weight, row by row; x, y: [rows, width]. inverse_rms:
+/// [rows], for the backward pass.
 void rms_norm_forward(const float* x, const float* weight, float epsilon, int64_t rows,
                       int64_t width, float* y, float* inverse_rms);
 /// grad_x: [rows, width]. grad_weight: [width], added to; nullptr where not wanted.

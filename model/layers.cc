@@ -19,15 +19,16 @@ void add_matmul(torch::Tensor& sum, const torch::Tensor& a, const torch::Tensor&
   }
 }
 
-/// Where a weight's gradient belongs: its own grad() when it is a leaf, else the value that backward returns.
+/// Where a weight's gradient belongs: its own grad() when it is a leaf, else the value that
+/// backward returns.
 torch::Tensor& gradient_of(torch::Tensor& weight, torch::Tensor& returned) {
   return weight.is_leaf() ? weight.mutable_grad() : returned;
 }
 
 class Project : public torch::autograd::Function<Project> {
  public:
-  static variable_list forward(AutogradContext* ctx, const torch::Tensor& x,
-                               at::TensorList weights, torch::Dtype dtype) {
+  static variable_list forward(AutogradContext* ctx, const torch::Tensor& x, at::TensorList weights,
+                               torch::Dtype dtype) {
     ctx->set_materialize_grads(false);
     const torch::Tensor input = x.to(dtype);
     variable_list saved = {input}, outputs;
@@ -68,7 +69,8 @@ class Embed : public torch::autograd::Function<Embed> {
     torch::Tensor& table = saved[0];
     torch::Tensor returned;
     torch::Tensor& gradient = gradient_of(table, returned);
-    if (!gradient.defined()) gradient = torch::zeros_like(table, torch::TensorOptions().requires_grad(false));
+    if (!gradient.defined())
+      gradient = torch::zeros_like(table, torch::TensorOptions().requires_grad(false));
     gradient.index_put_({saved[1]}, grads[0], /*accumulate=*/true);
     return {returned, torch::Tensor()};
   }
@@ -109,8 +111,7 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
   static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& gate,
                                const torch::Tensor& up) {
     torch::Tensor y = torch::empty_like(gate);
-    swiglu_forward(gate.data_ptr<float>(), up.data_ptr<float>(), gate.numel(),
-                   y.data_ptr<float>());
+    swiglu_forward(gate.data_ptr<float>(), up.data_ptr<float>(), gate.numel(), y.data_ptr<float>());
     ctx->save_for_backward({gate, up});
     return y;
   }
@@ -128,8 +129,8 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
 
 }  // namespace
 
-std::vector<torch::Tensor> project(const torch::Tensor& x, const std::vector<torch::Tensor>& weights,
-                                   torch::Dtype dtype) {
+std::vector<torch::Tensor> project(const torch::Tensor& x,
+                                   const std::vector<torch::Tensor>& weights, torch::Dtype dtype) {
   // As a TensorList: apply() does not look for variables inside a std::vector.
   return Project::apply(x, at::TensorList(weights), dtype);
 }

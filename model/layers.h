@@ -1,10 +1,11 @@
-// The layers that architectures are built from, as differentiable functions of activations and weights. Activations are
-// float32 [N, width], where N runs over all positions of a batch, documents one after the other.
+// The layers that architectures are built from, as differentiable functions of activations and
+// weights. Activations are float32 [N, width], where N runs over all positions of a batch,
+// documents one after the other.
 //
-// Gradients of weights that are leaves are added to weight.grad() by the backward pass itself, in place: no second
-// tensor of a weight's size exists, and micro-batches and tied weights accumulate for free. torch::autograd::grad() and
-// gradient hooks therefore do not see them. A weight that is itself computed (not a leaf) gets its gradient
-// the usual way.
+// Gradients of weights that are leaves are added to weight.grad() by the backward pass itself, in
+// place: no second tensor of a weight's size exists, and micro-batches and tied weights accumulate
+// for free. torch::autograd::grad() and gradient hooks therefore do not see them. A weight that is
+// itself computed (not a leaf) gets its gradient the usual way.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +15,10 @@
 
 namespace nibble {
 
-/// x [N, in] by each of `weights` [out_i, in]: {[N, out_i]}. With dtype bfloat16 the matmuls run in it.
-std::vector<torch::Tensor> project(const torch::Tensor& x, const std::vector<torch::Tensor>& weights,
-                                   torch::Dtype dtype);
+/// x [N, in] by each of `weights` [out_i, in]: {[N, out_i]}. With dtype bfloat16 the matmuls run in
+/// it.
+std::vector<torch::Tensor> project(const torch::Tensor& x,
+                                   const std::vector<torch::Tensor>& weights, torch::Dtype dtype);
 /// The same for one weight, and an undefined or [out] bias.
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias,
                      torch::Dtype dtype);

@@ -75,8 +75,8 @@ class LlamaCache : public KvCache {
   torch::Tensor append_rows(torch::Tensor& store, const torch::Tensor& rows) const {
     const int64_t end = length_ + rows.size(0);
     if (!store.defined() || store.size(0) < end) {
-      torch::Tensor larger = torch::empty({std::max<int64_t>(2 * end, 64), rows.size(1), rows.size(2)},
-                                          rows.options());
+      torch::Tensor larger = torch::empty(
+          {std::max<int64_t>(2 * end, 64), rows.size(1), rows.size(2)}, rows.options());
       if (length_ > 0) larger.narrow(0, 0, length_).copy_(store.narrow(0, 0, length_));
       store = larger;
     }
@@ -114,11 +114,13 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     check(options.num_kv_heads > 0 && options.num_heads % options.num_kv_heads == 0,
           "key 'llama.attention.head_count_kv' (", options.num_kv_heads,
           ") must divide llama.attention.head_count (", options.num_heads, ")");
-    options.head_size = metadata.get_int_or("llama.attention.key_length",
-                                            options.shape.width / options.num_heads);
-    const int64_t value_size = metadata.get_int_or("llama.attention.value_length", options.head_size);
+    options.head_size =
+        metadata.get_int_or("llama.attention.key_length", options.shape.width / options.num_heads);
+    const int64_t value_size =
+        metadata.get_int_or("llama.attention.value_length", options.head_size);
     check(options.head_size > 0 && value_size == options.head_size,
-          "heads' keys and values must be equally long, are ", options.head_size, " and ", value_size);
+          "heads' keys and values must be equally long, are ", options.head_size, " and ",
+          value_size);
     options.rope = read_rope_options(metadata, "llama", options.head_size);
     check(options.rope.dimensions == options.head_size, "key 'llama.rope.dimension_count' is ",
           options.rope.dimensions, ", a head has ", options.head_size);
@@ -130,12 +132,18 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   const ModelShape& shape = options.shape;
   const auto number = [&](Size size) -> int64_t {
     switch (size) {
-      case Size::kOne: return 1;
-      case Size::kWidth: return shape.width;
-      case Size::kVocab: return shape.vocab_size;
-      case Size::kQuery: return options.num_heads * options.head_size;
-      case Size::kKey: return options.num_kv_heads * options.head_size;
-      case Size::kFeedForward: return options.feed_forward;
+      case Size::kOne:
+        return 1;
+      case Size::kWidth:
+        return shape.width;
+      case Size::kVocab:
+        return shape.vocab_size;
+      case Size::kQuery:
+        return options.num_heads * options.head_size;
+      case Size::kKey:
+        return options.num_kv_heads * options.head_size;
+      case Size::kFeedForward:
+        return options.feed_forward;
     }
     return 0;
   };
@@ -189,8 +197,8 @@ const torch::Tensor& Llama::output_weight() const {
 Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
                           const torch::Tensor& rotation) const {
   const torch::Tensor normed = rms_norm(x, layer.attention_norm->value, options_.norm_epsilon);
-  const std::vector<torch::Tensor> projected = project(
-      normed, {layer.query->value, layer.key->value, layer.value->value}, dtype_);
+  const std::vector<torch::Tensor> projected =
+      project(normed, {layer.query->value, layer.key->value, layer.value->value}, dtype_);
   const auto split = [&](const torch::Tensor& all, const Weight* bias, int64_t num_heads) {
     return add_bias(all, bias).view({x.size(0), num_heads, options_.head_size});
   };
@@ -256,11 +264,13 @@ std::unique_ptr<Model> Llama::copy() {
 std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device) {
   LlamaOptions options = read_llama_options(file);
   std::vector<std::unique_ptr<Weight>> weights = load_weights(file, llama_tensors(options), device);
-  const auto divisors = std::find_if(weights.begin(), weights.end(),
-                                     [](const auto& weight) { return weight->name == kRopeDivisors; });
+  const auto divisors = std::find_if(weights.begin(), weights.end(), [](const auto& weight) {
+    return weight->name == kRopeDivisors;
+  });
   if (divisors != weights.end()) {
     const torch::Tensor values = (*divisors)->value.cpu();
-    options.rope.divisors.assign(values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
+    options.rope.divisors.assign(values.data_ptr<float>(),
+                                 values.data_ptr<float>() + values.numel());
     weights.erase(divisors);
   }
   return std::make_unique<Llama>(std::move(options), std::move(weights));

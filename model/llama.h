@@ -1,6 +1,6 @@
-// The llama architecture: pre-norm blocks of RMSNorm, rotary grouped-query attention and a SwiGLU feed-forward (Touvron et
-// al., arXiv:2302.13971), with the optional biases and rope divisors that llama.cpp reads (source: llama.cpp
-// src/models/llama.cpp). Mixtures of experts are refused.
+// The llama architecture: pre-norm blocks of RMSNorm, rotary grouped-query attention and a SwiGLU
+// feed-forward (Touvron et al., arXiv:2302.13971), with the optional biases and rope divisors that
+// llama.cpp reads (source: llama.cpp src/models/llama.cpp). Mixtures of experts are refused.
 #pragma once
 
 #include <cstdint>

@@ -26,8 +26,8 @@ int64_t Model::num_parameters() {
 }
 
 std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device) {
-  const std::string architecture = with_frame(
-      file.path(), [&] { return file.metadata().get_string("general.architecture"); });
+  const std::string architecture =
+      with_frame(file.path(), [&] { return file.metadata().get_string("general.architecture"); });
   if (architecture == "llama") return load_llama(file, device);
   Error error(concat("unknown architecture '", architecture, "'; nibble has llama"));
   error.push(file.path());

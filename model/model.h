@@ -1,33 +1,33 @@
-// A language model as the rest of nibble sees it: named weights, and a forward pass. Architectures are one file pair
-// each (model/llama.h); load_model() picks by general.architecture.
+// A language model as the rest of nibble sees it: named weights, and a forward pass. Architectures
+// are one file pair each (model/llama.h); load_model() picks by general.architecture.
 //
-// Every weight is float32 in GGUF's layout (q/k rows permuted as llama.cpp wants). A Weight is also the
-// quantizer slot: whoever trains on a grid writes W^ into `value` and reads dL/dW^ from value.grad(), where the
-// backward pass adds it up (model/layers.h says what that leaves out).
+// Every weight is float32 in GGUF's layout (q/k rows permuted as llama.cpp wants). A Weight is also
+// the quantizer slot: whoever trains on a grid writes W^ into `value` and reads dL/dW^ from
+// value.grad(), where the backward pass adds it up (model/layers.h says what that leaves out).
 #pragma once
 
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "quant/fake/torch.h"
-
 #include "io/gguf.h"
+#include "quant/fake/torch.h"
 
 namespace nibble {
 
 struct Weight {
-  std::string name;          // GGUF's: "blk.0.attn_q.weight"
-  torch::Tensor value;       // float32; a linear layer's is [rows, row length] = [out, in]
+  std::string name;     // GGUF's: "blk.0.attn_q.weight"
+  torch::Tensor value;  // float32; a linear layer's is [rows, row length] = [out, in]
   GgmlType source = GgmlType::kF32;
 };
 
 /// Shape letters: B sequences, T positions, D model width, V vocabulary.
 struct Batch {
-  torch::Tensor tokens;    // [B, T] int64
-  torch::Tensor document;  // [B, T] int64, or undefined: each row is one document. A document is a run of equal
-                           // numbers within a row; a position attends to its document's positions up to itself,
-                           // and rotary positions count from the document's first token.
+  torch::Tensor tokens;  // [B, T] int64
+  torch::Tensor
+      document;  // [B, T] int64, or undefined: each row is one document. A document is a run of
+                 // equal numbers within a row; a position attends to its document's positions up to
+                 // itself, and rotary positions count from the document's first token.
 };
 
 /// Keys and values of what was read so far, for generation.
@@ -47,8 +47,8 @@ class Model {
   virtual ~Model() = default;
 
   virtual const ModelShape& shape() const = 0;
-  /// In the source file's order; a tied output is one weight, used twice. Constants of the file that no training
-  /// changes (rope_freqs.weight) are not among them.
+  /// In the source file's order; a tied output is one weight, used twice. Constants of the file
+  /// that no training changes (rope_freqs.weight) are not among them.
   virtual std::vector<Weight*> weights() = 0;
   Weight* find_weight(const std::string& name);
 
@@ -71,8 +71,9 @@ class Model {
   int64_t num_parameters();
 };
 
-/// Loads the weights of a GGUF file of any type nibble decodes, as float32, frozen (no gradient). Throws for an
-/// unknown architecture, a missing tensor, or one of another shape than the metadata wants.
+/// Loads the weights of a GGUF file of any type nibble decodes, as float32, frozen (no gradient).
+/// Throws for an unknown architecture, a missing tensor, or one of another shape than the metadata
+/// wants.
 std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device = torch::kCPU);
 /// As model.copy().
 std::unique_ptr<Model> copy_model(Model& model);

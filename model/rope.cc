@@ -21,8 +21,8 @@ RopeOptions read_rope_options(const GgufMetadata& metadata, const std::string& a
                           metadata.get_int_or(architecture + ".context_length", 0));
 
   const std::string type = metadata.get_string_or(prefix + "scaling.type", "linear");
-  check(type == "none" || type == "linear" || type == "yarn", "key '", prefix, "scaling.type' is '", type,
-        "'; nibble has none, linear and yarn");
+  check(type == "none" || type == "linear" || type == "yarn", "key '", prefix, "scaling.type' is '",
+        type, "'; nibble has none, linear and yarn");
   options.yarn = type == "yarn";
   // scale_linear is the key's old name; 0 stands for "not set".
   const double factor = metadata.get_float_or(prefix + "scaling.factor",
@@ -31,8 +31,9 @@ RopeOptions read_rope_options(const GgufMetadata& metadata, const std::string& a
 
   check(options.dimensions > 0 && options.dimensions % 2 == 0, "key '", prefix,
         "dimension_count' must be even and positive, is ", options.dimensions);
-  check(options.base > 0 && options.factor > 0, "rope base and scaling factor must be positive, are ",
-        options.base, " and ", options.factor);
+  check(options.base > 0 && options.factor > 0,
+        "rope base and scaling factor must be positive, are ", options.base, " and ",
+        options.factor);
   check(!options.yarn || options.original_context > 0, "rope scaling 'yarn' needs key '", prefix,
         "scaling.original_context_length'");
   return options;

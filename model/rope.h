@@ -1,33 +1,34 @@
-// Rotary position embedding, "norm" style: element pairs (2i, 2i+1) of a head turn by the angle position * base^(-2i/d)
-// (Su et al., RoFormer, arXiv:2104.09864), with the scalings that llama.cpp applies from a GGUF's metadata:
-// linear (angles divided by a factor), YaRN (arXiv:2309.00071: high frequencies kept, low ones divided, a ramp
-// between; cosine and sine multiplied by a magnitude), and per-frequency divisors (rope_freqs.weight, which is
-// how Llama 3's scaling is stored). Source of the constants: llama.cpp ggml_rope_ext and llama-context.cpp.
-// LongRoPE, which changes its divisors with the context length, is refused.
+// Rotary position embedding, "norm" style: element pairs (2i, 2i+1) of a head turn by the angle
+// position * base^(-2i/d) (Su et al., RoFormer, arXiv:2104.09864), with the scalings that llama.cpp
+// applies from a GGUF's metadata: linear (angles divided by a factor), YaRN (arXiv:2309.00071: high
+// frequencies kept, low ones divided, a ramp between; cosine and sine multiplied by a magnitude),
+// and per-frequency divisors (rope_freqs.weight, which is how Llama 3's scaling is stored). Source
+// of the constants: llama.cpp ggml_rope_ext and llama-context.cpp. LongRoPE, which changes its
+// divisors with the context length, is refused.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "quant/fake/torch.h"
-
 #include "io/gguf.h"
+#include "quant/fake/torch.h"
 
 namespace nibble {
 
 struct RopeOptions {
-  int64_t dimensions = 0;           // d, of each head; even
+  int64_t dimensions = 0;  // d, of each head; even
   double base = 10000.0;
-  double factor = 1.0;              // angles are divided by it (linear and YaRN)
+  double factor = 1.0;  // angles are divided by it (linear and YaRN)
   bool yarn = false;
-  int64_t original_context = 0;     // YaRN: tokens the model was trained on first
-  double attention_factor = 1.0;    // multiplies cosine and sine
-  double beta_fast = 32, beta_slow = 1;  // YaRN: rotations in the original context where the ramp ends and starts
-  std::vector<float> divisors;      // of each pair's angle: d/2, or empty
+  int64_t original_context = 0;   // YaRN: tokens the model was trained on first
+  double attention_factor = 1.0;  // multiplies cosine and sine
+  // YaRN: rotations within the original context where the ramp starts and ends.
+  double beta_fast = 32, beta_slow = 1;
+  std::vector<float> divisors;  // of each pair's angle: d/2, or empty
 };
 
-/// Reads <architecture>.rope.* as llama.cpp does; `dimensions` when the file does not say. Divisors are left empty.
-/// Throws for a scaling type that nibble does not have.
+/// Reads <architecture>.rope.* as llama.cpp does; `dimensions` when the file does not say. Divisors
+/// are left empty. Throws for a scaling type that nibble does not have.
 RopeOptions read_rope_options(const GgufMetadata& metadata, const std::string& architecture,
                               int64_t dimensions);
 
@@ -50,7 +51,8 @@ class Rope {
   torch::Tensor table_;  // [positions so far, d/2] complex64
 };
 
-/// x: [N, H, head size] float32; its first d elements are turned by `rotation` of Rope::rotation. Differentiable.
+/// x: [N, H, head size] float32; its first d elements are turned by `rotation` of Rope::rotation.
+/// Differentiable.
 torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& rotation);
 
 }  // namespace nibble

@@ -52,8 +52,9 @@ std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
         const auto found = by_name.find(tensor.name);
         check(found != by_name.end(), "this architecture has no such tensor");
         const TensorSpec& spec = *found->second;
-        check(without_trailing_ones(tensor.shape) == without_trailing_ones(spec.shape), "has shape ",
-              shape_text(tensor.shape), ", the metadata wants ", shape_text(spec.shape));
+        check(without_trailing_ones(tensor.shape) == without_trailing_ones(spec.shape),
+              "has shape ", shape_text(tensor.shape), ", the metadata wants ",
+              shape_text(spec.shape));
         weights.push_back(decode(tensor, device));
       });
     }

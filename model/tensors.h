@@ -1,4 +1,5 @@
-// From a GGUF file's tensors to named float32 weights, as an architecture's tensor table wants them.
+// From a GGUF file's tensors to named float32 weights, as an architecture's tensor table wants
+// them.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,9 @@ struct TensorSpec {
   bool required = true;
 };
 
-/// Decodes every tensor of `file` to float32 on `device`, in file order. Throws Error naming file and tensor when a
-/// required one is missing, one has another shape than its spec, or one has no spec.
+/// Decodes every tensor of `file` to float32 on `device`, in file order. Throws Error naming file
+/// and tensor when a required one is missing, one has another shape than its spec, or one has no
+/// spec.
 std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
                                                   const std::vector<TensorSpec>& specs,
                                                   torch::Device device);

@@ -5,7 +5,8 @@
 // The expressions are each model's own (its tokenizer.json), under the names and with the
 // simplifications of llama.cpp (src/llama-vocab.cpp, src/unicode.cpp). Left out are those that it
 // implements in code of its own (kimi-k2, afmoe, tiny_aya, superbpe), and those of embedding
-// models.
+// models. What is a letter is up to PCRE2's Unicode tables: characters newer than they are may be
+// cut in other places.
 #pragma once
 
 #include <string>

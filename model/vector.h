@@ -1,13 +1,14 @@
-// Sixteen floats at a time, in GCC's vector extension: each operation is done lane by lane, so a loop gives the same
-// bits on every instruction set. NIBBLE_CLONES compiles a function once per x86-64 level and picks one at load time.
+// Sixteen floats at a time, in GCC's vector extension: each operation is done lane by lane, so a
+// loop gives the same bits on every instruction set. NIBBLE_CLONES compiles a function once per
+// x86-64 level and picks one at load time.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define NIBBLE_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define NIBBLE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define NIBBLE_CLONES  // sanitizers start after the loader has picked a clone
 #endif
@@ -20,8 +21,12 @@ typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t IntLanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
 // Vectors travel by reference: passing them by value would depend on the instruction set.
-NIBBLE_INLINE void load_lanes(Lanes& out, const float* from) { std::memcpy(&out, from, sizeof out); }
-NIBBLE_INLINE void store_lanes(float* to, const Lanes& from) { std::memcpy(to, &from, sizeof from); }
+NIBBLE_INLINE void load_lanes(Lanes& out, const float* from) {
+  std::memcpy(&out, from, sizeof out);
+}
+NIBBLE_INLINE void store_lanes(float* to, const Lanes& from) {
+  std::memcpy(to, &from, sizeof from);
+}
 /// `count` < kLanes elements; the other lanes are `rest`.
 NIBBLE_INLINE void load_some(Lanes& out, const float* from, int64_t count, float rest) {
   out = Lanes{} + rest;
@@ -35,10 +40,10 @@ NIBBLE_INLINE float sum_lanes(const Lanes& x) {
   for (int64_t i = 0; i < kLanes; ++i) sum += x[i];
   return sum;
 }
-NIBBLE_INLINE void fill_lanes(Lanes& out, float x) { out = Lanes{} + x; }
 
-/// x := e^x for x <= 88, relative error below 2e-7; 0 below -87. 2^n * e^r with |r| <= ln(2)/2 and e^r by its Taylor
-/// polynomial of degree 7, whose remainder (0.35^8 / 8!) is below half a unit in the last place.
+/// x := e^x for x <= 88, relative error below 2e-7; 0 below -87. 2^n * e^r with |r| <= ln(2)/2 and
+/// e^r by its Taylor polynomial of degree 7, whose remainder (0.35^8 / 8!) is below half a unit in
+/// the last place.
 NIBBLE_INLINE void exp_lanes(Lanes& x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Lanes clamped = x < -87.0f ? Lanes{} - 87.0f : x;

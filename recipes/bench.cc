@@ -16,6 +16,7 @@
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "training/learner.h"
+#include "training/memory.h"
 
 namespace nibble {
 namespace {
@@ -136,7 +137,7 @@ cxxopts::Options make_options() {
       "micro-batch", "tokens a micro-batch", cxxopts::value<int64_t>()->default_value("1024"), "N")(
       "sequence", "tokens a sequence", cxxopts::value<int64_t>()->default_value("512"), "N")(
       "steps", "timed steps of each", cxxopts::value<int64_t>()->default_value("7"), "N")(
-      "dtype", "float32 or bfloat16", cxxopts::value<std::string>()->default_value("float32"), "D")(
+      "dtype", "auto, float32 or bfloat16", cxxopts::value<std::string>()->default_value("float32"), "D")(
       "json", "print one JSON object on stdout");
   return options;
 }
@@ -159,6 +160,7 @@ TrainOptions train_options(const cxxopts::ParseResult& arguments) {
 }
 
 Json bench_training(const std::string& path, const TrainOptions& options, int64_t steps) {
+  keep_freed_memory();  // as in training
   const GgufFile file = GgufFile::open(path);
   PlanOptions plan_options;
   plan_options.type_name = options.quant.type;

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "eval/report.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 
@@ -17,12 +18,15 @@ constexpr const char* kExamples =
     "tokens.\nAll models need the base's vocabulary and shape.\n"
     "\nexamples:\n"
     "  nibble compare q4_0.gguf q4_k_m.gguf --base f32.gguf --text wiki.test.raw --chunks 16\n"
-    "  nibble compare ptq.gguf qat.gguf --base f32.gguf --text wiki.test.raw --json > figures.json\n";
+    "  nibble compare ptq.gguf qat.gguf --base f32.gguf --text wiki.test.raw --report page\n"
+    "  nibble compare ptq.gguf qat.gguf --base f32.gguf --text wiki.test.raw --json > "
+    "figures.json\n";
 
 /// Files by their names; by their whole paths where two names are the same.
 std::vector<CompareEntry> named(const std::vector<std::string>& paths) {
   std::multiset<std::string> names;
-  for (const std::string& path : paths) names.insert(std::filesystem::path(path).filename().string());
+  for (const std::string& path : paths)
+    names.insert(std::filesystem::path(path).filename().string());
   std::vector<CompareEntry> entries;
   for (const std::string& path : paths) {
     const std::string name = std::filesystem::path(path).filename().string();
@@ -35,14 +39,16 @@ std::vector<CompareEntry> named(const std::vector<std::string>& paths) {
 
 int run_compare(int argc, char** argv) {
   cxxopts::Options options("nibble compare", "Several models against one base on the same text");
-  options.positional_help("MODEL...").add_options("positional")
-      ("models", "GGUF files", cxxopts::value<std::vector<std::string>>());
-  options.add_options()
-      ("base", "GGUF file of the unquantized model", cxxopts::value<std::string>())
-      ("text", "text file", cxxopts::value<std::string>())
-      ("c,ctx", "tokens per chunk", cxxopts::value<int64_t>()->default_value("512"))
-      ("chunks", "chunks to measure; -1: all", cxxopts::value<int64_t>()->default_value("-1"))
-      ("json", "one JSON object on stdout");
+  options.positional_help("MODEL...")
+      .add_options("positional")("models", "GGUF files",
+                                 cxxopts::value<std::vector<std::string>>());
+  options.add_options()("base", "GGUF file of the unquantized model",
+                        cxxopts::value<std::string>())("text", "text file",
+                                                       cxxopts::value<std::string>())(
+      "c,ctx", "tokens per chunk", cxxopts::value<int64_t>()->default_value("512"))(
+      "chunks", "chunks to measure; -1: all", cxxopts::value<int64_t>()->default_value("-1"))(
+      "report", "also write a page, DIR/index.html", cxxopts::value<std::string>(),
+      "DIR")("json", "one JSON object on stdout");
   options.parse_positional({"models"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
@@ -51,9 +57,14 @@ int run_compare(int argc, char** argv) {
                     text = required(*arguments, "text", "--text FILE");
   const PerplexityOptions measure = {(*arguments)["ctx"].as<int64_t>(),
                                      (*arguments)["chunks"].as<int64_t>()};
-  const Comparison comparison = compare(
-      {std::filesystem::path(base).filename().string(), base},
-      named((*arguments)["models"].as<std::vector<std::string>>()), text, measure);
+  const Comparison comparison =
+      compare({std::filesystem::path(base).filename().string(), base},
+              named((*arguments)["models"].as<std::vector<std::string>>()), text, measure);
+  if (arguments->count("report") > 0) {
+    ReportData data;
+    data.comparison = comparison;
+    write_report((*arguments)["report"].as<std::string>(), data);
+  }
   std::printf("%s\n", arguments->count("json") > 0 ? comparison_json(comparison).c_str()
                                                    : comparison_table(comparison).c_str());
   return 0;

@@ -1,4 +1,5 @@
-// nibble perplexity: how well a model predicts a text, and how far it is from a base, as llama-perplexity measures both.
+// nibble perplexity: how well a model predicts a text, and how far it is from a base, as
+// llama-perplexity measures both.
 #include "eval/perplexity.h"
 
 #include <cstdio>
@@ -21,7 +22,8 @@ namespace {
 using Chunks = std::vector<std::vector<int32_t>>;
 
 constexpr const char* kExamples =
-    "\nThe text is cut into chunks of --ctx tokens, and the second half of each is scored. The base "
+    "\nThe text is cut into chunks of --ctx tokens, and the second half of each is scored. The "
+    "base "
     "file is\nllama-perplexity's own: either program reads what the other wrote. With "
     "--kl-divergence the text's\ntokens come from the base file; a TEXT that is given must be that "
     "text.\n"
@@ -38,16 +40,16 @@ struct Request {
 
 std::optional<Request> parse(int argc, char** argv) {
   cxxopts::Options options("nibble perplexity", "How well a model predicts a text");
-  options.positional_help("MODEL TEXT").add_options("positional")
-      ("model", "GGUF file", cxxopts::value<std::string>())
-      ("text", "text file", cxxopts::value<std::string>());
-  options.add_options()
-      ("c,ctx", "tokens per chunk", cxxopts::value<int64_t>()->default_value("512"))
-      ("chunks", "chunks to measure; -1: all", cxxopts::value<int64_t>()->default_value("-1"))
-      ("kl-divergence-base", "file of the base's log-probabilities: written, or read with --kl-divergence",
-       cxxopts::value<std::string>())
-      ("kl-divergence", "measure the divergence from that base")
-      ("json", "one JSON object on stdout");
+  options.positional_help("MODEL TEXT")
+      .add_options("positional")("model", "GGUF file", cxxopts::value<std::string>())(
+          "text", "text file", cxxopts::value<std::string>());
+  options.add_options()("c,ctx", "tokens per chunk",
+                        cxxopts::value<int64_t>()->default_value("512"))(
+      "chunks", "chunks to measure; -1: all", cxxopts::value<int64_t>()->default_value("-1"))(
+      "kl-divergence-base",
+      "file of the base's log-probabilities: written, or read with --kl-divergence",
+      cxxopts::value<std::string>())("kl-divergence", "measure the divergence from that base")(
+      "json", "one JSON object on stdout");
   options.parse_positional({"model", "text"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return std::nullopt;
@@ -62,7 +64,8 @@ std::optional<Request> parse(int argc, char** argv) {
   if (request.divergence && request.base_path.empty())
     fail_usage("--kl-divergence needs --kl-divergence-base FILE");
   if (request.divergence && arguments->count("ctx") + arguments->count("chunks") > 0)
-    fail_usage("--kl-divergence takes ctx and chunks from the base file; leave --ctx and --chunks out");
+    fail_usage(
+        "--kl-divergence takes ctx and chunks from the base file; leave --ctx and --chunks out");
   request.options.ctx = (*arguments)["ctx"].as<int64_t>();
   request.options.chunks = (*arguments)["chunks"].as<int64_t>();
   return request;
@@ -101,18 +104,18 @@ Measurement measure_divergence(const Request& request, Model& model, const Token
   const KlBase base = KlBase::open(request.base_path);
   const KlBaseText& text = base.text();
   const PerplexityOptions options = {text.ctx, static_cast<int64_t>(text.chunks.size())};
-  check(text.vocab == model.shape().vocab_size, request.base_path, " has a vocabulary of ", text.vocab,
-        ", the model ", model.shape().vocab_size);
+  check(text.vocab == model.shape().vocab_size, request.base_path, " has a vocabulary of ",
+        text.vocab, ", the model ", model.shape().vocab_size);
   if (!request.text.empty())
     check(read_chunks(request, options, tokenizer) == text.chunks, request.base_path,
           " was not made from ", request.text, ": their tokens differ");
   std::vector<TokenDivergence> tokens;
-  const PerplexityResult result = perplexity(
-      model, begin_with_bos(text.chunks, tokenizer),
-      [&](int64_t chunk, const torch::Tensor& logits, const std::vector<int32_t>& next) {
-        const auto scored = diverge(logits, base.chunk(chunk), next);
-        tokens.insert(tokens.end(), scored.begin(), scored.end());
-      });
+  const PerplexityResult result =
+      perplexity(model, begin_with_bos(text.chunks, tokenizer),
+                 [&](int64_t chunk, const torch::Tensor& logits, const std::vector<int32_t>& next) {
+                   const auto scored = diverge(logits, base.chunk(chunk), next);
+                   tokens.insert(tokens.end(), scored.begin(), scored.end());
+                 });
   return {options, result, summarize(tokens)};
 }
 
@@ -166,7 +169,8 @@ void print_text(const Measurement& measured) {
   std::printf("99.9%% KLD           %.6f\n", d.p999_kld);
   std::printf("maximum KLD         %.6f\n", d.max_kld);
   std::printf("RMS dp              %.3f +/- %.3f %%\n", 100 * d.rms_dp.value, 100 * d.rms_dp.err);
-  std::printf("same top            %.3f +/- %.3f %%\n", 100 * d.same_top.value, 100 * d.same_top.err);
+  std::printf("same top            %.3f +/- %.3f %%\n", 100 * d.same_top.value,
+              100 * d.same_top.err);
 }
 
 }  // namespace

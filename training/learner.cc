@@ -47,8 +47,11 @@ torch::Tensor next_token_targets(const Batch& batch) {
 torch::Dtype parse_compute_dtype(const std::string& name) {
   if (name == "float32") return torch::kFloat32;
   if (name == "bfloat16") return torch::kBFloat16;
-  fail_usage("no dtype '", name, "' for training; float32 or bfloat16",
-             did_you_mean(name, {"float32", "bfloat16"}));
+  // Where the processor has no bfloat16 dot product, bfloat16 matmuls are slower than float32 ones.
+  if (name == "auto")
+    return __builtin_cpu_supports("avx512bf16") ? torch::kBFloat16 : torch::kFloat32;
+  fail_usage("no dtype '", name, "' for training; auto, float32 or bfloat16",
+             did_you_mean(name, {"auto", "float32", "bfloat16"}));
 }
 
 Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
@@ -131,10 +134,11 @@ void Learner::learn(const Batch& batch, const Totals& totals, StepResult& result
 
 void Learner::fail_not_finite(const char* what, double value, const torch::Tensor& hidden,
                               const torch::Tensor& teacher_hidden) const {
-  std::string bad = student_->first_bad_tensor();
+  std::string bad = student_->first_bad_weight();
   if (bad.empty() && teacher_hidden.defined() && !all_finite(teacher_hidden))
     bad = "the teacher's hidden states";
   if (bad.empty() && hidden.defined() && !all_finite(hidden)) bad = "the student's hidden states";
+  if (bad.empty() && !hidden.defined()) bad = student_->first_bad_gradient();
   student_->clear_gradients();
   fail(what, " is ", value, "; first bad tensor: ", bad.empty() ? "the logits" : bad);
 }

@@ -55,6 +55,7 @@ class Learner {
   LossInputs inputs(const Batch& batch, const torch::Tensor& hidden,
                     const torch::Tensor& teacher_hidden) const;
   torch::Tensor ask_teacher(const Batch& batch);
+  /// hidden: undefined when the loss was finite and a gradient is not.
   [[noreturn]] void fail_not_finite(const char* what, double value, const torch::Tensor& hidden,
                                     const torch::Tensor& teacher_hidden) const;
 
@@ -67,7 +68,7 @@ class Learner {
 
 /// [B * T] int64: the token that follows each position, -1 at the last of a document or sequence.
 torch::Tensor next_token_targets(const Batch& batch);
-/// "float32" or "bfloat16". Throws Error (usage) for another name.
+/// "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies it natively. Throws Error (usage) for another name.
 torch::Dtype parse_compute_dtype(const std::string& name);
 
 }  // namespace nibble

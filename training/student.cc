@@ -103,7 +103,7 @@ void Student::clear_gradients() {
   for (Trainable& trainable : trainables_) trainable.weight->value.mutable_grad() = torch::Tensor();
 }
 
-std::string Student::first_bad_tensor() const {
+std::string Student::first_bad_weight() const {
   for (const Trainable& trainable : trainables_) {
     if (!all_finite(trainable.weight->value)) return trainable.weight->name;
     if (!trainable.quantizer) continue;
@@ -111,6 +111,10 @@ std::string Student::first_bad_tensor() const {
     const torch::Tensor& ratios = trainable.quantizer->scale_ratios();
     if (ratios.defined() && !all_finite(ratios)) return "scales of " + trainable.weight->name;
   }
+  return "";
+}
+
+std::string Student::first_bad_gradient() const {
   for (const Trainable& trainable : trainables_) {
     const torch::Tensor& gradient = trainable.weight->value.grad();
     if (gradient.defined() && !all_finite(gradient)) return "gradient of " + trainable.weight->name;

@@ -38,9 +38,10 @@ class Student {
   /// Lets go of all gradients; the next micro-batch starts new ones.
   void clear_gradients();
 
-  /// Name of the first tensor with a value that is not finite ("blk.0.ffn_up.weight", "gradient of
-  /// ..."), or "".
-  std::string first_bad_tensor() const;
+  /// Name of the first weight ("blk.0.ffn_up.weight", "masters of ...", "scales of ...") or gradient
+  /// ("gradient of ...") with a value that is not finite, or "".
+  std::string first_bad_weight() const;
+  std::string first_bad_gradient() const;
   /// Masters and scales, not copied, with the hash of each W^.
   std::vector<TrainedTensor> tensors() const;
   /// Takes masters and scales from a checkpoint of the same model and plan, and materializes.

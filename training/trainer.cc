@@ -16,6 +16,7 @@
 #include "training/checkpoint.h"
 #include "training/data.h"
 #include "training/learner.h"
+#include "training/memory.h"
 #include "training/schedule.h"
 
 namespace nibble {
@@ -326,6 +327,7 @@ TrainResult Run::train() {
 TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& options,
                   const std::string& run_dir, bool resume) {
   check_options(options);
+  keep_freed_memory();
   Run run(source, plan, options, run_dir);
   if (resume && !run.resume())
     fail("'", run_dir, "' holds a finished run: there is nothing to resume");

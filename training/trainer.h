@@ -56,7 +56,7 @@ struct TrainOptions {
   double max_minutes = 0;          // 0: no limit on time; the schedule follows whichever ends first
   int64_t evaluate_every = 50;     // steps, held-out loss; 0: only at the end
   int64_t checkpoint_every = 100;  // steps; 0: only at the end
-  std::string dtype = "float32";   // of the matmuls, or "bfloat16"
+  std::string dtype = "float32";   // of the matmuls, or "bfloat16", or "auto"
   uint64_t seed = 1;
 };
 

@@ -56,7 +56,7 @@ onload = () => {{
 }};
 </script>""")
         result = subprocess.run(
-            [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+            [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
              f"--user-data-dir={folder / 'profile'}", f"--window-size={max(width, 600) + 40},1000",
              "--dump-dom", wrapper.as_uri()],
             capture_output=True, text=True, timeout=120,

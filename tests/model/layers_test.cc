@@ -14,7 +14,8 @@ double relative_error(const torch::Tensor& a, const torch::Tensor& b) {
   return ((a.to(torch::kFloat64) - wanted).abs().max() / wanted.abs().max()).item<double>();
 }
 
-// Sums of up to a few hundred float32 terms: rounding grows with the square root of their number, times 6e-8.
+// Sums of up to a few hundred float32 terms: rounding grows with the square root of their number,
+// times 6e-8.
 constexpr double kTolerance = 2e-6;
 
 torch::Tensor leaf(std::vector<int64_t> shape) { return torch::randn(shape).requires_grad_(true); }
@@ -40,7 +41,8 @@ TEST_P(Widths, RmsNormAndItsGradients) {
 
 TEST_P(Widths, SwigluAndItsGradients) {
   torch::manual_seed(4);
-  torch::Tensor gate = (torch::randn({7, GetParam()}) * 8).requires_grad_(true), up = leaf({7, GetParam()});
+  torch::Tensor gate = (torch::randn({7, GetParam()}) * 8).requires_grad_(true),
+                up = leaf({7, GetParam()});
   torch::Tensor gate64 = twin(gate), up64 = twin(up);
   const torch::Tensor y = swiglu(gate, up), y64 = at::silu(gate64) * up64;
   EXPECT_LT(relative_error(y.detach(), y64.detach()), kTolerance);
@@ -59,12 +61,14 @@ TEST(Swiglu, FarOutGatesNeitherOverflowNorVanish) {
   const torch::Tensor y = swiglu(gate, torch::ones_like(gate));
   const torch::Tensor wanted = at::silu(gate.to(torch::kFloat64));
   for (int64_t i = 0; i < gate.numel(); ++i)
-    EXPECT_NEAR(y[i].item<float>(), wanted[i].item<double>(), 1e-6 * std::abs(wanted[i].item<double>()) + 1e-30);
+    EXPECT_NEAR(y[i].item<float>(), wanted[i].item<double>(),
+                1e-6 * std::abs(wanted[i].item<double>()) + 1e-30);
 }
 
 TEST(RmsNorm, DoesNotDependOnTheThreads) {
   torch::manual_seed(5);
-  const torch::Tensor x = torch::randn({1000, 48}), weight = torch::randn({48}), grad = torch::randn({1000, 48});
+  const torch::Tensor x = torch::randn({1000, 48}), weight = torch::randn({48}),
+                      grad = torch::randn({1000, 48});
   const auto gradient = [&] {
     torch::Tensor own = weight.clone().requires_grad_(true);
     rms_norm(x, own, 1e-5).backward(grad);
@@ -133,7 +137,8 @@ TEST(Project, Bfloat16IsACastInsideTheMatmul) {
   const torch::Tensor x = torch::randn({20, 64}), weight = torch::randn({5, 64});
   const torch::Tensor y = linear(x, weight, {}, torch::kBFloat16);
   EXPECT_EQ(y.scalar_type(), torch::kFloat32);
-  const torch::Tensor rounded = at::linear(x.to(torch::kBFloat16), weight.to(torch::kBFloat16)).to(torch::kFloat32);
+  const torch::Tensor rounded =
+      at::linear(x.to(torch::kBFloat16), weight.to(torch::kBFloat16)).to(torch::kFloat32);
   EXPECT_TRUE(torch::equal(y, rounded));
   EXPECT_FALSE(torch::equal(y, at::linear(x, weight)));
 }

@@ -13,7 +13,8 @@
 namespace nibble {
 namespace {
 
-// Two layers of float32 sums, each of at most 50 terms of unit size, against double or another order.
+// Two layers of float32 sums, each of at most 50 terms of unit size, against double or another
+// order.
 constexpr double kTolerance = 2e-5;
 
 class LlamaTest : public testing::Test {
@@ -67,9 +68,11 @@ class PlainLlama {
       x = x + linear(attention(norm(x, prefix + "attn_norm"), prefix), prefix + "attn_output");
       const torch::Tensor normed = norm(x, prefix + "ffn_norm");
       const torch::Tensor gate = linear(normed, prefix + "ffn_gate");
-      x = x + linear(gate * at::sigmoid(gate) * linear(normed, prefix + "ffn_up"), prefix + "ffn_down");
+      x = x +
+          linear(gate * at::sigmoid(gate) * linear(normed, prefix + "ffn_up"), prefix + "ffn_down");
     }
-    return norm(x, "output_norm").mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t());
+    return norm(x, "output_norm")
+        .mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t());
   }
 
  private:
@@ -88,7 +91,8 @@ class PlainLlama {
     std::vector<torch::Tensor> heads;
     for (int64_t head = 0; head < tiny_.heads; ++head) {
       const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
-      const torch::Tensor scores = turn(q.narrow(1, head * size, size)).mm(turn(k.narrow(1, group * size, size)).t());
+      const torch::Tensor scores =
+          turn(q.narrow(1, head * size, size)).mm(turn(k.narrow(1, group * size, size)).t());
       heads.push_back(at::softmax((scores / std::sqrt(size)).masked_fill(future, -INFINITY), -1)
                           .mm(v.narrow(1, group * size, size)));
     }
@@ -101,14 +105,16 @@ class PlainLlama {
         position * at::pow(10000.0, at::arange(0, size, 2, torch::kFloat64) * (-1.0 / size));
     const torch::Tensor pairs = x.view({length, size / 2, 2});
     const torch::Tensor a = pairs.select(2, 0), b = pairs.select(2, 1);
-    return at::stack({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 2).flatten(1);
+    return at::stack({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 2)
+        .flatten(1);
   }
 
   TinyLlama tiny_;
   std::map<std::string, torch::Tensor> weights_;
 };
 
-class Variants : public LlamaTest, public testing::WithParamInterface<std::tuple<bool, bool, int>> {};
+class Variants : public LlamaTest,
+                 public testing::WithParamInterface<std::tuple<bool, bool, int>> {};
 
 TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
   TinyLlama tiny;
@@ -126,14 +132,18 @@ TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
   wanted.backward(grad.to(torch::kFloat64));
   for (const Weight* weight : model->weights()) {
     const torch::Tensor expected = plain.weight(weight->name).grad();
-    EXPECT_LT(largest_difference(weight->value.grad(), expected) / expected.abs().max().item<double>(), kTolerance)
+    EXPECT_LT(
+        largest_difference(weight->value.grad(), expected) / expected.abs().max().item<double>(),
+        kTolerance)
         << weight->name;
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Llama, Variants,
-                         testing::Values(std::make_tuple(false, false, 2), std::make_tuple(true, false, 2),
-                                         std::make_tuple(false, true, 1), std::make_tuple(true, true, 4)));
+                         testing::Values(std::make_tuple(false, false, 2),
+                                         std::make_tuple(true, false, 2),
+                                         std::make_tuple(false, true, 1),
+                                         std::make_tuple(true, true, 4)));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -156,9 +166,11 @@ TEST_F(LlamaTest, DocumentsOfARowAreSeparateRuns) {
   document[1].slice(0, 1).fill_(5);
   const torch::NoGradGuard no_grad;
   const torch::Tensor packed = model->logits({tokens, document});
-  const std::vector<std::array<int64_t, 3>> parts = {{0, 0, 7}, {0, 7, 20}, {0, 20, 24}, {1, 0, 1}, {1, 1, 24}};
+  const std::vector<std::array<int64_t, 3>> parts = {
+      {0, 0, 7}, {0, 7, 20}, {0, 20, 24}, {1, 0, 1}, {1, 1, 24}};
   for (const auto& [row, begin, end] : parts) {
-    const torch::Tensor alone = model->logits({tokens[row].slice(0, begin, end).unsqueeze(0), {}})[0];
+    const torch::Tensor alone =
+        model->logits({tokens[row].slice(0, begin, end).unsqueeze(0), {}})[0];
     EXPECT_LT(largest_difference(packed[row].slice(0, begin, end), alone), kTolerance);
   }
   EXPECT_GT(largest_difference(packed, model->logits({tokens, {}})), 1000 * kTolerance);
@@ -170,7 +182,9 @@ TEST_F(LlamaTest, RowsOfABatchAreSeparateRuns) {
   const torch::NoGradGuard no_grad;
   const torch::Tensor together = model->logits({tokens, {}});
   for (int64_t row = 0; row < 3; ++row)
-    EXPECT_LT(largest_difference(together[row], model->logits({tokens.slice(0, row, row + 1), {}})[0]), kTolerance);
+    EXPECT_LT(
+        largest_difference(together[row], model->logits({tokens.slice(0, row, row + 1), {}})[0]),
+        kTolerance);
 }
 
 TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
@@ -212,7 +226,8 @@ TEST_F(LlamaTest, RopeDivisorsAreReadAndAreNoWeight) {
   EXPECT_EQ(read_llama_options(GgufFile::open(path_)).rope.divisors.size(), 0u);
   const torch::Tensor tokens = some_tokens(1, 20);
   const torch::NoGradGuard no_grad;
-  EXPECT_GT(largest_difference(model->logits({tokens, {}}), load({})->logits({tokens, {}})), 1000 * kTolerance);
+  EXPECT_GT(largest_difference(model->logits({tokens, {}}), load({})->logits({tokens, {}})),
+            1000 * kTolerance);
 }
 
 TEST_F(LlamaTest, CopyHasItsOwnWeights) {
@@ -264,9 +279,10 @@ TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
 }
 
 TEST_F(LlamaTest, MissingAndImpossibleKeysAreNamed) {
-  for (const std::string key : {"general.architecture", "llama.block_count", "llama.embedding_length",
-                                "llama.feed_forward_length", "llama.attention.head_count",
-                                "llama.attention.layer_norm_rms_epsilon", "llama.context_length"}) {
+  for (const std::string key :
+       {"general.architecture", "llama.block_count", "llama.embedding_length",
+        "llama.feed_forward_length", "llama.attention.head_count",
+        "llama.attention.layer_norm_rms_epsilon", "llama.context_length"}) {
     TinyLlama tiny;
     tiny.erased = {key};
     expect_complaint(tiny, {key});

@@ -31,11 +31,14 @@ TEST(Rope, TurnsPairsByPositionTimesFrequency) {
     for (int64_t head = 0; head < 2; ++head)
       for (int64_t pair = 0; pair < kPairs; ++pair) {
         const double angle = positions[n].item<int64_t>() * plain_frequency(pair);
-        const double a = x[n][head][2 * pair].item<float>(), b = x[n][head][2 * pair + 1].item<float>();
+        const double a = x[n][head][2 * pair].item<float>(),
+                     b = x[n][head][2 * pair + 1].item<float>();
         // |x| < 4: four roundings of float32 at that size.
         constexpr double kTolerance = 4 * 4 * 6e-8;
-        EXPECT_NEAR(y[n][head][2 * pair].item<float>(), a * std::cos(angle) - b * std::sin(angle), kTolerance);
-        EXPECT_NEAR(y[n][head][2 * pair + 1].item<float>(), a * std::sin(angle) + b * std::cos(angle), kTolerance);
+        EXPECT_NEAR(y[n][head][2 * pair].item<float>(), a * std::cos(angle) - b * std::sin(angle),
+                    kTolerance);
+        EXPECT_NEAR(y[n][head][2 * pair + 1].item<float>(),
+                    a * std::sin(angle) + b * std::cos(angle), kTolerance);
       }
 }
 
@@ -59,9 +62,11 @@ TEST(Rope, BackwardIsTheInverseTurn) {
 
 TEST(Rope, GrowsItsTable) {
   Rope rope(plain_options()), large(plain_options());
-  const torch::Tensor near = torch::tensor({1}, torch::kInt64), far = torch::tensor({99}, torch::kInt64);
+  const torch::Tensor near = torch::tensor({1}, torch::kInt64),
+                      far = torch::tensor({99}, torch::kInt64);
   rope.rotation(near, 2);
-  EXPECT_TRUE(torch::equal(at::view_as_real(rope.rotation(far, 100)), at::view_as_real(large.rotation(far, 200))));
+  EXPECT_TRUE(torch::equal(at::view_as_real(rope.rotation(far, 100)),
+                           at::view_as_real(large.rotation(far, 200))));
 }
 
 TEST(Rope, LinearScalingDividesEveryAngle) {
@@ -79,15 +84,17 @@ TEST(Rope, DivisorsDivideEachPairsAngle) {
     EXPECT_DOUBLE_EQ(rope_frequency(options, pair), plain_frequency(pair) / options.divisors[pair]);
 }
 
-// arXiv:2309.00071, section 3.2: r = L / wavelength rotations in the original context L; interpolated below 1
-// rotation, kept above 32, linear between the pairs where these are reached (rounded outwards).
+// arXiv:2309.00071, section 3.2: r = L / wavelength rotations in the original context L;
+// interpolated below 1 rotation, kept above 32, linear between the pairs where these are reached
+// (rounded outwards).
 TEST(Rope, YarnKeepsHighFrequenciesAndDividesLowOnes) {
   RopeOptions options = plain_options();
   options.yarn = true;
   options.factor = 8;
   options.original_context = 2048;
   const auto pair_of = [&](double rotations) {
-    return kDimensions / 2 * std::log(2048 / (2 * std::numbers::pi * rotations)) / std::log(10000.0);
+    return kDimensions / 2 * std::log(2048 / (2 * std::numbers::pi * rotations)) /
+           std::log(10000.0);
   };
   const double low = std::floor(pair_of(32)), high = std::ceil(pair_of(1));
   ASSERT_EQ(low, 2);

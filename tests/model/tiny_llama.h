@@ -17,9 +17,9 @@ struct TinyLlama {
   int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
   bool tied = false, biases = false;
   uint32_t seed = 1;
-  GgufMetadata extra;                 // added to the metadata, or replacing it
-  std::vector<std::string> erased;    // metadata keys left out
-  std::vector<std::string> missing;   // tensors left out
+  GgufMetadata extra;                // added to the metadata, or replacing it
+  std::vector<std::string> erased;   // metadata keys left out
+  std::vector<std::string> missing;  // tensors left out
   std::vector<GgufWriter::Tensor> more_tensors;
 
   int64_t head_size() const { return width / heads; }
@@ -73,7 +73,8 @@ struct TinyLlama {
     return all;
   }
 
-  /// Matrices ~ N(0, 2 / row length), norms around 1: activations keep their size, attention is not flat.
+  /// Matrices ~ N(0, 2 / row length), norms around 1: activations keep their size, attention is not
+  /// flat.
   void write(const std::string& path) const {
     const std::vector<GgufWriter::Tensor> table = tensors();
     GgufWriter writer(path, metadata(), table);

@@ -1,0 +1,164 @@
+// One step on stories260K: targets, micro-batches that add up to one batch, and errors that name
+// what is broken.
+#include "training/learner.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "base/error.h"
+#include "base/progress.h"
+
+namespace nibble {
+namespace {
+
+const std::string kModel =
+    std::string(NIBBLE_SOURCE_DIR) + "/../shared/data/models/stories260K/stories260K-f32.v3.gguf";
+
+TEST(NextTokenTargets, StayInsideDocuments) {
+  Batch batch;
+  batch.tokens = torch::tensor({{1, 2, 3, 4}, {5, 6, 7, 8}}, torch::kInt64);
+  EXPECT_TRUE(at::equal(next_token_targets(batch),
+                        torch::tensor({2, 3, 4, -1, 6, 7, 8, -1}, torch::kInt64)));
+  batch.document = torch::tensor({{0, 0, 1, 1}, {1, 2, 3, 3}}, torch::kInt64);
+  EXPECT_TRUE(at::equal(next_token_targets(batch),
+                        torch::tensor({2, -1, 4, -1, -1, -1, 8, -1}, torch::kInt64)));
+}
+
+class LearnerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!std::filesystem::exists(kModel)) GTEST_SKIP() << "no " << kModel;
+    Progress::set_quiet(true);
+    const GgufFile file = GgufFile::open(kModel);
+    teacher_ = load_model(file);
+    PlanOptions plan;
+    plan.type_name = "Q4_0";
+    plan_ = make_plan(file, plan);
+    options_.loss.kind = "mix";
+    options_.loss.ce_weight = 0.5;
+    torch::manual_seed(1);
+    batch_.tokens = torch::randint(3, 500, {4, 32}, torch::kInt64);
+    batch_.document = torch::zeros({4, 32}, torch::kInt64);
+    batch_.document.narrow(1, 20, 12).fill_(1);
+  }
+  std::unique_ptr<Student> new_student() const {
+    return std::make_unique<Student>(copy_model(*teacher_), &plan_, options_.quant);
+  }
+  std::string error_of_step(Student& student) const {
+    Learner learner(student, teacher_.get(), options_);
+    try {
+      learner.step({batch_}, 1);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  std::unique_ptr<Model> teacher_;
+  Plan plan_;
+  TrainOptions options_;
+  Batch batch_;
+};
+
+TEST_F(LearnerTest, MicroBatchesAddUpToTheBatch) {
+  const auto rows = [&](int64_t first, int64_t count) {
+    return Batch{batch_.tokens.narrow(0, first, count).contiguous(),
+                 batch_.document.narrow(0, first, count).contiguous()};
+  };
+  const std::unique_ptr<Student> whole = new_student(), parts = new_student();
+  Learner whole_learner(*whole, teacher_.get(), options_),
+      parts_learner(*parts, teacher_.get(), options_);
+  const StepResult one = whole_learner.step({batch_}, 1);
+  const StepResult three = parts_learner.step({rows(0, 1), rows(1, 2), rows(3, 1)}, 1);
+  // The same sums in another order, in float32.
+  EXPECT_NEAR(one.loss, three.loss, 1e-5 * one.loss);
+  EXPECT_NEAR(one.grad_norm, three.grad_norm, 1e-4 * one.grad_norm);
+  EXPECT_EQ(one.sums.kl_positions, 4 * 32);
+  EXPECT_EQ(one.sums.ce_positions, three.sums.ce_positions);
+  EXPECT_EQ(one.sums.ce_positions, 4 * 30);
+}
+
+TEST_F(LearnerTest, GradientNormIsThatOfAllParameters) {
+  // Against autograd through a plain model: unquantized, so that gradients are those of the weights
+  // themselves.
+  options_.quant.type = "none";
+  const std::unique_ptr<Student> student = new_student();
+  Learner learner(*student, teacher_.get(), options_);
+  const StepResult step = learner.step({batch_}, 0);
+
+  const std::unique_ptr<Model> plain = copy_model(*teacher_);
+  for (Weight* weight : plain->weights()) weight->value.set_requires_grad(true);
+  const torch::Tensor log_probabilities = at::log_softmax(plain->logits(batch_), -1).flatten(0, 1);
+  const torch::Tensor ce = at::nll_loss(log_probabilities, next_token_targets(batch_), {},
+                                        at::Reduction::Mean, /*ignore_index=*/-1);
+  (0.5 * ce).backward();  // the student equals its teacher, so KL is 0 and at its minimum
+  double sum = 0;
+  for (Weight* weight : plain->weights())
+    sum += weight->value.grad().to(torch::kFloat64).square().sum().item<double>();
+  EXPECT_NEAR(step.loss, 0.5 * ce.item<double>(), 1e-5 * step.loss);  // float32 logits
+  EXPECT_NEAR(step.grad_norm, std::sqrt(sum), 1e-4 * step.grad_norm);
+}
+
+TEST_F(LearnerTest, UpdatesMastersScalesAndMaterializes) {
+  const std::unique_ptr<Student> student = new_student();
+  const std::vector<TrainedTensor> before = [&] {
+    std::vector<TrainedTensor> tensors = student->tensors();
+    for (TrainedTensor& tensor : tensors) {
+      tensor.weights = tensor.weights.clone();
+      if (tensor.scale_ratios.defined()) tensor.scale_ratios = tensor.scale_ratios.clone();
+    }
+    return tensors;
+  }();
+  Learner learner(*student, teacher_.get(), options_);
+  learner.step({batch_}, 1);
+  const std::vector<TrainedTensor> after = student->tensors();
+  for (size_t i = 0; i < after.size(); ++i) {
+    EXPECT_FALSE(at::equal(before[i].weights, after[i].weights)) << after[i].name;
+    if (after[i].type == GgmlType::kF32) continue;
+    if (after[i].scale_ratios.defined()) {  // not where a row falls back to F16
+      EXPECT_FALSE(at::equal(before[i].scale_ratios, after[i].scale_ratios)) << after[i].name;
+    }
+    torch::Tensor materialized = torch::empty_like(after[i].weights);
+    restore_quantizer(after[i]).materialize(materialized);
+    EXPECT_EQ(content_hash(materialized), after[i].materialized_hash) << after[i].name;
+  }
+}
+
+TEST_F(LearnerTest, BadTensorIsNamedAndNothingIsUpdated) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::unique_ptr<Student> student = new_student();
+  {
+    const torch::NoGradGuard no_grad;
+    student->model().find_weight("blk.2.ffn_up.weight")->value[3][5].fill_(nan);
+  }
+  const torch::Tensor masters = student->tensors()[0].weights.clone();
+  const std::string error = error_of_step(*student);
+  EXPECT_NE(error.find("first bad tensor: blk.2.ffn_up.weight"), std::string::npos) << error;
+  EXPECT_TRUE(at::equal(masters, student->tensors()[0].weights));
+
+  const std::unique_ptr<Student> healthy = new_student();
+  teacher_->find_weight("output_norm.weight")->value[0].fill_(nan);
+  const std::string of_teacher = error_of_step(*healthy);
+  EXPECT_NE(of_teacher.find("first bad tensor: the teacher's hidden states"), std::string::npos)
+      << of_teacher;
+}
+
+TEST_F(LearnerTest, EvaluationAsksTheTeacherOnce) {
+  const std::unique_ptr<Student> student = new_student();
+  Learner learner(*student, teacher_.get(), options_);
+  torch::Tensor teacher_hidden;
+  const LossSums first = learner.evaluate(batch_, teacher_hidden);
+  ASSERT_TRUE(teacher_hidden.defined());
+  teacher_->find_weight("output_norm.weight")->value.zero_();
+  const LossSums again = learner.evaluate(batch_, teacher_hidden);
+  EXPECT_EQ(first.kl, again.kl);
+  EXPECT_EQ(first.ce, again.ce);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,18 @@
+#include "training/memory.h"
+
+#include <cstdlib>  // defines __GLIBC__ where it is the C library
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+namespace nibble {
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);  // bytes: blocks below come from the heap
+  mallopt(M_TRIM_THRESHOLD, -1);       // which is never trimmed
+#endif
+}
+
+}  // namespace nibble
