@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <numeric>
+#include <string_view>
 
 #include "base/error.h"
 
@@ -68,7 +69,9 @@ std::string fixed(double value, int digits) {
   if (!std::isfinite(value)) return "n/a";
   char buffer[64];
   std::snprintf(buffer, sizeof buffer, "%.*f", digits, value);
-  return buffer;
+  // A rounding error below zero is shown as zero.
+  const bool negative_zero = std::string_view(buffer).find_first_not_of("-0.") == std::string::npos;
+  return buffer + (negative_zero && buffer[0] == '-');
 }
 
 std::string three_digits(double value) {

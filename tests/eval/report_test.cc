@@ -216,6 +216,11 @@ TEST(ReportSvg, ThreeDigits) {
   EXPECT_EQ(three_digits(-0.5), "-0.500");
 }
 
+TEST(ReportSvg, FixedHasNoNegativeZero) {
+  EXPECT_EQ(fixed(-1e-9, 4), "0.0000");
+  EXPECT_EQ(fixed(-0.25, 2), "-0.25");
+}
+
 TEST(ReportSvg, TicksAreRoundAndInside) {
   EXPECT_EQ((Axis{0, 1, 0, 1}.ticks(4)), (std::vector<double>{0, 0.5, 1}));
   EXPECT_EQ((Axis{0, 72000, 0, 1}.ticks(6)), (std::vector<double>{0, 20000, 40000, 60000}));
