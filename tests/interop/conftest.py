@@ -6,6 +6,7 @@ What a machine lacks (../shared, a peer) is a visible skip. NIBBLE names the pro
 import ctypes
 import os
 import pathlib
+import re
 import subprocess
 import sysconfig
 
@@ -78,6 +79,25 @@ def llama_bin():
 @pytest.fixture(scope="session")
 def llama_env():
     return {**os.environ, "LD_LIBRARY_PATH": str(SITE_PACKAGES / "lib")}
+
+
+@pytest.fixture(scope="session")
+def run_llama(llama_bin, llama_env):
+    """run(tool, *arguments, until): all a llama.cpp tool prints. Its logger can lose the last lines when the program
+    ends, so it is run again until they match the regular expression `until`."""
+
+    def run(tool, *arguments, until):
+        for _ in range(10):
+            result = subprocess.run(
+                [llama_bin(tool), *map(str, arguments)],
+                env=llama_env, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL,
+            )
+            assert result.returncode == 0, result.stderr[-2000:]
+            if re.search(until, result.stdout + result.stderr):
+                return result.stdout, result.stderr
+        raise AssertionError(f"{tool} never printed {until}: {result.stdout[-500:]} {result.stderr[-2000:]}")
+
+    return run
 
 
 @pytest.fixture(scope="session")

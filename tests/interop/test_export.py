@@ -194,14 +194,10 @@ def test_llama_cpp_loads_and_generates(exported, type_name):
 
 
 @pytest.mark.parametrize("type_name", ["Q4_0", "Q2_0"])
-def test_llama_completion_generates(exported, llama_bin, llama_env, type_name):
+def test_llama_completion_generates(exported, run_llama, type_name):
     _, path = exported(type_name)
-    result = subprocess.run(
-        [llama_bin("llama-completion"), "-m", path, "-p", "Once upon a time", "-n", "16", "-no-cnv", "--temp", "0"],
-        env=llama_env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert len(result.stdout.strip()) > len("Once upon a time")
+    prompt = "Once upon a time"
+    run_llama("llama-completion", "-m", path, "-p", prompt, "-n", "16", "-no-cnv", "--temp", "0", until=prompt + r"\W+\w")
 
 
 def test_inspect_agrees_with_gguf(exported, run_nibble):

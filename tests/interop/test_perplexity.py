@@ -17,18 +17,10 @@ def texts(shared):
 
 
 @pytest.fixture(scope="session")
-def llama_perplexity(llama_bin, llama_env):
+def llama_perplexity(run_llama):
     def run(*arguments):
-        for _ in range(8):  # its logger can lose the last lines when the program ends
-            result = subprocess.run(
-                [llama_bin("llama-perplexity"), *map(str, arguments), *F32_CACHE],
-                env=llama_env, capture_output=True, text=True, timeout=900,
-            )
-            assert result.returncode == 0, result.stderr[-2000:]
-            text = result.stdout + result.stderr
-            if re.search(r"Final estimate: PPL = \S+ \+/- \S+\n|Same top p: .*%", text):
-                return text
-        raise AssertionError(f"llama-perplexity printed no result: {text[-2000:]}")
+        until = r"Final estimate: PPL = \S+ \+/- \S+\n|Same top p: .*%"
+        return "".join(run_llama("llama-perplexity", *arguments, *F32_CACHE, until=until))
 
     return run
 
