@@ -4,6 +4,7 @@
 #include <queue>
 
 #include "base/error.h"
+#include "model/word_cache.h"
 
 namespace nibble {
 namespace {
@@ -126,22 +127,13 @@ void BpeTokenizer::encode_text(std::string_view text, bool, std::vector<int32_t>
   const std::string repaired = repair_utf8(text);
   check(repaired.size() <= std::numeric_limits<int32_t>::max(), "a text of ", repaired.size(),
         " bytes is too long to tokenize in one piece");
-  // A word met before is copied from where its ids already stand.
-  std::unordered_map<std::string_view, std::pair<size_t, size_t>> seen;
+  WordCache cache;
   Workspace workspace;
   std::string_view rest = repaired;
   for (size_t length : splitter_.split(repaired)) {
     const std::string_view word = rest.substr(0, length);
     rest.remove_prefix(length);
-    const auto [entry, added] = seen.try_emplace(word);
-    auto& [begin, end] = entry->second;
-    if (added) {
-      begin = ids.size();
-      encode_word(word, workspace, ids);
-      end = ids.size();
-    } else {
-      for (size_t i = begin; i < end; ++i) ids.push_back(ids[i]);
-    }
+    cache.append(word, ids, [&] { encode_word(word, workspace, ids); });
   }
 }
 

@@ -7,6 +7,7 @@
 #include <queue>
 
 #include "base/error.h"
+#include "model/word_cache.h"
 
 namespace nibble {
 namespace {
@@ -112,19 +113,10 @@ void SpmTokenizer::encode_text(std::string_view text, bool starts,
   escaped += replace_all(text, " ", kSpace);
   check(escaped.size() <= std::numeric_limits<int32_t>::max(), "a text of ", escaped.size(),
         " bytes is too long to tokenize in one piece");
-  // A word met before is copied from where its ids already stand.
-  std::unordered_map<std::string_view, std::pair<size_t, size_t>> seen;
+  WordCache cache;
   Workspace workspace;
   for (std::string_view word : split_words(escaped)) {
-    const auto [entry, added] = seen.try_emplace(word);
-    auto& [begin, end] = entry->second;
-    if (added) {
-      begin = ids.size();
-      encode_word(word, workspace, ids);
-      end = ids.size();
-    } else {
-      for (size_t i = begin; i < end; ++i) ids.push_back(ids[i]);
-    }
+    cache.append(word, ids, [&] { encode_word(word, workspace, ids); });
   }
 }
 
