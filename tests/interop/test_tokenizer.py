@@ -3,6 +3,7 @@
 import ctypes
 import json
 import random
+import re
 import subprocess
 
 import pytest
@@ -169,13 +170,13 @@ def test_generate_continues(run_nibble, stories260k, arguments):
 
 
 def test_generate_equals_llama_completion(run_nibble, run_llama, stories260k):
-    """Greedy text, word for word: what llama-completion printed, at least 22 words (it can lose the last)."""
     prompt = "Once upon a time"
     ours = run_nibble("generate", stories260k, "-p", prompt, "-n", "32", "--json")
     assert ours.returncode == 0, ours.stderr
     text = (prompt + json.loads(ours.stdout)["models"][0]["text"]).strip()
+    # Eight tokens more, since it can lose the last ones; all of our 32 must be there.
     theirs, _ = run_llama(
-        "llama-completion", "-m", stories260k, "-p", prompt, "-n", "32", "--temp", "0", "-no-cnv",
-        "-fa", "off", "-ctk", "f32", "-ctv", "f32", until=r"\A\s*(\S+\s+){22}\S+",
+        "llama-completion", "-m", stories260k, "-p", prompt, "-n", "40", "--temp", "0", "-no-cnv",
+        "-fa", "off", "-ctk", "f32", "-ctv", "f32", until=re.escape(text),
     )
-    assert text.startswith(theirs.strip())
+    assert theirs.strip().startswith(text)
