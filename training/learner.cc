@@ -61,7 +61,9 @@ Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
       loss_(options.loss.chunk_positions, parse_compute_dtype(options.dtype)),
       optimizer_(options.optimizer) {
   check(teacher || shares_.kl == 0, "a KL loss needs a teacher");
-  student.model().set_compute_dtype(parse_compute_dtype(options.dtype));
+  const torch::Dtype dtype = parse_compute_dtype(options.dtype);
+  student.model().set_compute_dtype(dtype);
+  if (teacher) teacher->set_compute_dtype(dtype);
   student.add_parameters(optimizer_);
 }
 
