@@ -1,10 +1,10 @@
-// Post-training quantization of a row of weights by each EncodeMethod, for formats with one grid
-// per block.
+// Post-training quantization of a row of weights by each EncodeMethod.
 #pragma once
 
 #include "quant/format/ggml_choice.h"
 #include "quant/format/registry.h"
 #include "quant/format/search.h"
+#include "quant/format/search_sub_scales.h"
 #include "quant/format/uniform.h"
 
 namespace nibble {
@@ -24,50 +24,35 @@ NIBBLE_HOST double block_error(const float* weights, const float* importance,
   return error;
 }
 
-/// From here on, rounding to float16 gives infinity.
-constexpr float kOverflow = 65520.0f;
-
-/// The largest float16 that is not above x.
-NIBBLE_HOST float float16_at_most(float x) {
-  const float snapped = snap_offset(x);
-  if (snapped <= x) return snapped;
-  const uint16_t bits = float_to_float16(snapped);
-  if (snapped == 0.0f) return -kMinStep;
-  return float16_to_float(static_cast<uint16_t>(snapped > 0.0f ? bits - 1 : bits + 1));
-}
-
-/// The scales that put every weight within half a step of its value, without clamping.
-template <class F>
-NIBBLE_HOST void range_scales(const float* weights, float* scales) {
-  float min = weights[0], max = weights[0];
-  for (int i = 1; i < F::kBlockSize; ++i) {
-    min = weights[i] < min ? weights[i] : min;
-    max = weights[i] > max ? weights[i] : max;
-  }
-  if constexpr (F::kHasOffset) {
-    scales[1] = std::fabs(min) < kOverflow ? float16_at_most(min) : min;
-    const float range = max - scales[1];
-    scales[0] = range > 0.0f ? range / static_cast<float>(F::kQMax) : 0.0f;
-  } else {
-    // With d > 0, the largest weight needs d >= max / q_max and the smallest d >= min / q_min; d <
-    // 0 swaps them.
-    constexpr float kLo = F::kQMin, kHi = F::kQMax;
-    const float up = max > 0.0f ? max : 0.0f, down = min < 0.0f ? -min : 0.0f;
-    const float positive = std::fmax(up / kHi, down / -kLo);
-    const float negative = std::fmax(down / kHi, up / -kLo);
-    scales[0] = positive <= negative ? positive : -negative;
-  }
-}
-
 template <class F>
 NIBBLE_HOST void encode_by_range(const float* weights, typename F::Block& block) {
   float scales[F::kNumScales], snapped[F::kNumScales];
-  range_scales<F>(weights, scales);
+  if constexpr (kNumGroups < F >> 1)
+    range_sub_scales<F>(weights, scales);
+  else
+    range_scales<F>(weights, scales);
   F::snap(scales, snapped);
   F::encode_with(weights, snapped, block);
   // An overflow must reach the block, where encode_tensor sees it.
   for (float scale : scales) {
     if (std::fabs(scale) >= kOverflow) F::set_scales(block, scales);
+  }
+}
+
+/// Scales of least weighted squared error found; false where there is nothing to search.
+template <class F>
+NIBBLE_HOST bool search_block(const float* weights, const float* importance, float* scales) {
+  if constexpr (kNumGroups < F >> 1) {
+    return search_sub_scales<F>(weights, importance, scales);
+  } else {
+    SearchBlock search = {weights, importance, 0.0f, weights[0], weights[0]};
+    for (int i = 0; i < F::kBlockSize; ++i) {
+      search.importance_sum += importance[i];
+      search.min = weights[i] < search.min ? weights[i] : search.min;
+      search.max = weights[i] > search.max ? weights[i] : search.max;
+    }
+    memcpy(scales, search_scales<F>(search).scales, F::kNumScales * sizeof(float));
+    return true;
   }
 }
 
@@ -82,15 +67,12 @@ NIBBLE_HOST void improve_by_search(const float* weights, const float* importance
   }
   const double ggml_error = block_error<F>(weights, importance, block);
   if (ggml_error == 0.0) return;
-  SearchBlock search = {weights, importance, 0.0f, weights[0], weights[0]};
-  for (int i = 0; i < F::kBlockSize; ++i) {
-    search.importance_sum += importance[i];
-    search.min = weights[i] < search.min ? weights[i] : search.min;
-    search.max = weights[i] > search.max ? weights[i] : search.max;
-  }
   typename F::Block searched, ranged;
-  F::encode_with(weights, search_scales<F>(search).scales, searched);
   encode_by_range<F>(weights, ranged);
+  if (search_block<F>(weights, importance, scales))
+    F::encode_with(weights, scales, searched);
+  else
+    searched = ranged;
   const double error = block_error<F>(weights, importance, searched);
   const double range_error = block_error<F>(weights, importance, ranged);
   if (std::fmin(error, range_error) < ggml_error) block = error <= range_error ? searched : ranged;
@@ -111,6 +93,10 @@ NIBBLE_HOST bool relative_importance(const float* importance, float* relative) {
 template <class F>
 NIBBLE_HOST void encode_by_ggml(const float* weights, const float* importance, float sigma2,
                                 typename F::Block& block) {
+  if constexpr (kNumGroups < F >> 1) {
+    F::encode_ggml(weights, importance, block);  // weighs, if at all, by itself
+    return;
+  }
   float weighed[F::kBlockSize];
   if (importance) weigh<F::kBlockSize>(weights, importance, sigma2, weighed);
   F::encode_ggml(weights, importance ? weighed : nullptr, block);

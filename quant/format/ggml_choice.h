@@ -1,4 +1,4 @@
-// The scales and codes that llama-quantize chooses for formats with one grid per block, to the
+// The scales and codes that llama-quantize chooses for one grid, to the
 // byte: every operation and every sum in its order. Facts from ggml/src/ggml-quants.c
 // (quantize_row_*_ref, quantize_*_impl, make_qx_quants, make_qkx3_quants) as of llama.cpp in
 // llama-cpp-python 0.3.36. Encoding goes by the unrounded scale there, so codes need not be the
@@ -113,13 +113,17 @@ NIBBLE_HOST void ggml_correlate(const float* x, const float* weights, int half_r
   *sum_qq = qq;
 }
 
-/// Q4_0, Q5_0 with importance: 19 scales around the extreme, each refitted by least squares.
+/// ggml's GROUP_MAX_EPS: below it a group of weights is all zero.
+constexpr float kGgmlGroupEpsilon = 1e-15f;
+
+/// Q4_0, Q5_0 with importance, the groups of Q6_K: 19 scales around the extreme, each refitted by
+/// least squares.
 template <int kBlockSize>
 NIBBLE_HOST BlockChoice<kBlockSize> ggml_weighted_choice(const float* x, const float* weights,
                                                          int half_range) {
   BlockChoice<kBlockSize> choice;
   const float extreme = signed_extreme(x, kBlockSize);
-  if (std::fabs(extreme) < 1e-15f) {  // ggml's GROUP_MAX_EPS: d = 0 and codes 0
+  if (std::fabs(extreme) < kGgmlGroupEpsilon) {  // d = 0 and codes 0
     for (uint8_t& code : choice.codes) code = 0;
     return choice;
   }
@@ -175,10 +179,19 @@ NIBBLE_HOST float ggml_error(const float* x, const float* weights, const uint8_t
   return error;
 }
 
-/// Q4_1, Q5_1 with importance: 37 scales, d and m refitted for each, the least error kept.
+/// Ranges that ggml tries: (first + i * delta + largest code) steps, i = 0 ... last.
+struct RangeTrials {
+  float first, delta;
+  int last;
+};
+constexpr RangeTrials kImportanceTrials = {-0.9f, 0.05f, 36};
+
+/// Q4_1, Q5_1 with importance, the groups of Q4_K and Q5_K: some scales, d and m refitted for each,
+/// the least error kept.
 template <int kBlockSize>
-NIBBLE_HOST BlockChoice<kBlockSize> ggml_weighted_range_choice(const float* x, const float* weights,
-                                                               int largest) {
+NIBBLE_HOST BlockChoice<kBlockSize> ggml_weighted_range_choice(
+    const float* x, const float* weights, int largest,
+    const RangeTrials& trials = kImportanceTrials) {
   BlockChoice<kBlockSize> choice;
   float min = x[0], max = x[0];
   FitSums sums = {weights[0], weights[0] * x[0], 0.0f, 0.0f, 0.0f};
@@ -200,10 +213,11 @@ NIBBLE_HOST BlockChoice<kBlockSize> ggml_weighted_range_choice(const float* x, c
     choice.codes[i] = static_cast<uint8_t>(ggml_code(inverse * (x[i] - min), 0, largest));
   }
   float best = ggml_error<kBlockSize>(x, weights, choice.codes, choice.d, choice.m);
-  for (int step = 0; step <= 36; ++step) {
+  for (int step = 0; step <= trials.last; ++step) {
     // The best minimum so far, not the range's, is where ggml counts from.
     const float trial =
-        (-0.9f + 0.05f * static_cast<float>(step) + static_cast<float>(largest)) / (max - choice.m);
+        (trials.first + trials.delta * static_cast<float>(step) + static_cast<float>(largest)) /
+        (max - choice.m);
     uint8_t codes[kBlockSize];
     sums.q = sums.qq = sums.xq = 0.0f;
     for (int i = 0; i < kBlockSize; ++i) {

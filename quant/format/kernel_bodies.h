@@ -68,8 +68,6 @@ NIBBLE_HD void fake_quantize_lane(int64_t block, int lane, const float* weights,
 /// weight, and its sums are one term each of fold_sums(). One lane per block for formats without
 /// scales.
 template <class F>
-constexpr int kNumGroups = F::kBlockSize / F::kGroupSize;
-template <class F>
 constexpr int kBackwardLanes = F::kNumScales == 0 ? 1 : kChunk* kNumGroups<F>;
 
 struct LaneSums {

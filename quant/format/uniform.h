@@ -14,6 +14,10 @@
 
 namespace nibble {
 
+/// Groups of weights with a grid of their own in a block.
+template <class F>
+constexpr int kNumGroups = F::kBlockSize / F::kGroupSize;
+
 /// The q of least |value - w|, ties to even, as a float.
 template <class F>
 NIBBLE_HD float level_of(float w, const Grid& grid) {
@@ -59,7 +63,7 @@ struct Uniform {
   static NIBBLE_HD void decode(const Block& block, float* out) {
     float scales[F::kNumScales];
     F::scales_of(block, scales);
-    for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
+    for (int group = 0; group < kNumGroups<F>; ++group) {
       const Grid grid = F::grid(scales, group);
       for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;
            first += kChunk) {
@@ -75,7 +79,7 @@ struct Uniform {
   template <class Block>
   static NIBBLE_HD void encode_with(const float* weights, const float* snapped, Block& block) {
     int8_t codes[F::kBlockSize];
-    for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
+    for (int group = 0; group < kNumGroups<F>; ++group) {
       const Grid grid = F::grid(snapped, group);
       for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
         codes[i] = static_cast<int8_t>(round_to_int(level_of<F>(weights[i], grid)));
@@ -86,7 +90,7 @@ struct Uniform {
   }
 
   static NIBBLE_HD void fake_quantize(const float* weights, const float* snapped, float* out) {
-    for (int group = 0; group < F::kBlockSize / F::kGroupSize; ++group) {
+    for (int group = 0; group < kNumGroups<F>; ++group) {
       const Grid grid = F::grid(snapped, group);
 #pragma GCC ivdep
       for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
@@ -98,9 +102,8 @@ struct Uniform {
   static NIBBLE_HD void fake_quantize_backward(const float* weights, const float* snapped,
                                                const float* grad_out, float* grad_weights,
                                                float* grad_scales) {
-    constexpr int kNumGroups = F::kBlockSize / F::kGroupSize;
-    float step_sums[kNumGroups], offset_sums[kNumGroups];
-    for (int group = 0; group < kNumGroups; ++group) {
+    float step_sums[kNumGroups<F>], offset_sums[kNumGroups<F>];
+    for (int group = 0; group < kNumGroups<F>; ++group) {
       const Grid grid = F::grid(snapped, group);
       float steps[kChunk] = {}, offsets[kChunk] = {};
       for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;

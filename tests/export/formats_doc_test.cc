@@ -1,6 +1,7 @@
 // docs/formats.md's table against the code: every number, every format.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
@@ -61,20 +62,48 @@ std::vector<Field> fields_of(const Row& row) {
   return fields;
 }
 
-// Scales as the table names them: the trained quantities that are not the weights.
+// Scales as the table names them: the trained quantities that are not the weights. "16 t": t
+// sixteen times.
 std::vector<std::string> scales_of(const Row& row) {
-  std::vector<std::string> names = split(row.at("trains"), ',');
-  EXPECT_EQ(names.front(), "weights");
-  names.erase(names.begin());
+  const std::vector<std::string> trained = split(row.at("trains"), ',');
+  EXPECT_EQ(trained.front(), "weights");
+  std::vector<std::string> names;
+  for (size_t i = 1; i < trained.size(); ++i) {
+    const std::vector<std::string> words = split(trained[i], ' ');
+    names.insert(names.end(), words.size() > 1 ? std::stoul(words[0]) : 1, words.back());
+  }
   return names;
 }
 
+/// Sets t_index or u_index in the bytes of `scales` as the text below the table says.
+void store_integer(std::vector<std::byte>& block, int64_t scales, const std::string& name,
+                   int64_t index, int value) {
+  auto* bytes = reinterpret_cast<uint8_t*>(block.data()) + scales;
+  const int shift = name == "t" ? 0 : 4;
+  uint8_t& own = bytes[name == "t" ? index % 4 : index % 4 + 4];
+  if (index < 4) {
+    own = static_cast<uint8_t>((own & 0xc0) | value);
+    return;
+  }
+  own = static_cast<uint8_t>((own & 0x3f) | value >> 4 << 6);
+  uint8_t& low = bytes[index + 4];
+  low = static_cast<uint8_t>((low & ~(15 << shift)) | (value & 15) << shift);
+}
+
+/// A float16 into the field of that name; t or u as an integer among `scales`: an int8 where there
+/// are 16 bytes of them.
 void store(std::vector<std::byte>& block, const std::vector<Field>& fields, const std::string& name,
-           float value) {
+           float value, int64_t index = 0) {
   int64_t offset = 0;
   for (const Field& field : fields) {
     const uint16_t half = float_to_float16(value);
     if (field.name == name) std::memcpy(block.data() + offset, &half, sizeof half);
+    if ((name == "t" || name == "u") && field.name == "scales") {
+      if (field.bytes == 16)
+        block[offset + index] = static_cast<std::byte>(static_cast<int8_t>(value));
+      else
+        store_integer(block, offset, name, index, static_cast<int>(value));
+    }
     offset += field.bytes;
   }
 }
@@ -116,7 +145,8 @@ TEST_F(FormatsDoc, ScalesLieWhereItSays) {
     ASSERT_EQ(static_cast<int>(names.size()), format->num_scales);
     std::vector<std::byte> block(format->block_bytes);
     for (size_t i = 0; i < names.size(); ++i)
-      store(block, fields_of(row), names[i], 2.0f + static_cast<float>(i));
+      store(block, fields_of(row), names[i], 2.0f + static_cast<float>(i),
+            std::count(names.begin(), names.begin() + static_cast<int64_t>(i), names[i]));
     std::vector<float> scales(names.size());
     format->scales_of(block.data(), scales.data(), 1);
     for (size_t i = 0; i < names.size(); ++i)
@@ -124,7 +154,8 @@ TEST_F(FormatsDoc, ScalesLieWhereItSays) {
   }
 }
 
-// Random codes under d = 1 (and m = 100, to see that it is added): the decoded weights are the q's.
+// Random codes under d = t = 1 (and m = 100 or dmin u = 100, to see that it counts): the decoded
+// weights are the q's.
 TEST_F(FormatsDoc, LevelsAreTheOnesThatDecode) {
   std::mt19937 random(1);
   for (const Row& row : rows) {
@@ -136,7 +167,13 @@ TEST_F(FormatsDoc, LevelsAreTheOnesThatDecode) {
       continue;
     }
     const bool has_offset = row.at("weight") == "d q + m";
-    EXPECT_EQ(row.at("weight"), has_offset ? "d q + m" : "d q");
+    const std::vector<std::string> names = scales_of(row);
+    const auto num_t = std::count(names.begin(), names.end(), "t");
+    const auto num_u = std::count(names.begin(), names.end(), "u");
+    EXPECT_EQ(row.at("weight"), has_offset ? "d q + m"
+                                : num_u    ? "d t q - dmin u"
+                                : num_t    ? "d t q"
+                                           : "d q");
     std::set<float> found;
     std::vector<std::byte> block(format->block_bytes);
     std::vector<float> weights(format->block_size);
@@ -144,6 +181,9 @@ TEST_F(FormatsDoc, LevelsAreTheOnesThatDecode) {
       for (std::byte& each : block) each = static_cast<std::byte>(random());
       store(block, fields_of(row), "d", 1.0f);
       store(block, fields_of(row), "m", 100.0f);
+      for (int64_t t = 0; t < num_t; ++t) store(block, fields_of(row), "t", 1.0f, t);
+      store(block, fields_of(row), "dmin", 100.0f);
+      for (int64_t u = 0; u < num_u; ++u) store(block, fields_of(row), "u", 1.0f, u);
       format->decode(block.data(), weights.data(), 1);
       found.insert(weights.begin(), weights.end());
     }
@@ -153,7 +193,7 @@ TEST_F(FormatsDoc, LevelsAreTheOnesThatDecode) {
     ASSERT_TRUE(range >> first >> to >> last);
     std::set<float> wanted;
     for (int q = first; q <= last; ++q)
-      wanted.insert(static_cast<float>(q + (has_offset ? 100 : 0)));
+      wanted.insert(static_cast<float>(q + (has_offset ? 100 : num_u ? -100 : 0)));
     EXPECT_EQ(found, wanted);
   }
 }

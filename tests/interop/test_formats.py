@@ -216,7 +216,7 @@ def test_search_is_at_least_as_good_as_ggml(fmt, kind, importance, ggml):
 
 
 def on_grid_rows(fmt):
-    """Rows of 8 blocks that decode from random codes, with scales such as weights have, of either sign."""
+    """For formats with scales of whole blocks: rows of 8 blocks that decode from random codes, with scales such as weights have, of either sign."""
     rng = np.random.default_rng(200 + fmt.type)
     blocks = random_blocks(fmt, 4096, seed=201 + fmt.type).reshape(-1, fmt.block_bytes)
     if fmt.num_scales > 0:
@@ -233,6 +233,8 @@ def on_grid_rows(fmt):
 
 @each_format
 def test_what_lies_on_the_grid_stays(fmt):
+    if fmt.num_scales > 2:
+        pytest.skip("d times sub-scale times q has more bits than float32: the grid is not always found again")
     rows = on_grid_rows(fmt)
     assert rows.size > 1000
     assert np.array_equal(fmt.decode(fmt.encode(rows, None, SEARCH)), rows.ravel())

@@ -7,6 +7,7 @@ import gguf
 import gguf_table
 import numpy as np
 import pytest
+from generated_llama import write_llama
 
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_0"]
 FLAGS = [
@@ -26,7 +27,26 @@ def llama_quantize(llama_bin, llama_env):
     return run
 
 
-@pytest.fixture(params=["stories260k", "smollm2_f32"])
+SHAPE = {"width": 256, "wide": 768, "layers": 2, "heads": 4, "context": 256}
+
+
+@pytest.fixture(scope="module")
+def wide_tied(stories260k, tmp_path_factory):
+    """Rows that 256 divides: the output, here the embedding too, becomes Q6_K."""
+    path = tmp_path_factory.mktemp("wide") / "tied.gguf"
+    write_llama(path, stories260k, **SHAPE, dtype=np.float32)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wide_separate(stories260k, tmp_path_factory):
+    """As wide_tied, with an output of its own: at Q2_0 the embedding becomes Q4_K."""
+    path = tmp_path_factory.mktemp("wide") / "separate.gguf"
+    write_llama(path, stories260k, **SHAPE, dtype=np.float16, tied=False)
+    return path
+
+
+@pytest.fixture(params=["stories260k", "smollm2_f32", "wide_tied", "wide_separate"])
 def model(request):
     return request.getfixturevalue(request.param)
 

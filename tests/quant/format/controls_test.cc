@@ -52,9 +52,9 @@ TEST_P(ControlTest, CodesThatAreTruncated) {
   broken.encode_with = [](const float* weights, const float* snapped, std::byte* blocks,
                           int64_t num_blocks) {
     std::vector<float> lowered(weights, weights + num_blocks * sound->block_size);
-    for (size_t i = 0; i < lowered.size(); ++i) {
-      lowered[i] -= 0.5f * std::fabs(snapped[i / sound->block_size * sound->num_scales]);
-    }
+    const std::vector<float> all(snapped, snapped + num_blocks * sound->num_scales);
+    for (size_t i = 0; i < lowered.size(); ++i)
+      lowered[i] -= 0.5f * std::fabs(step_at(*sound, all, i));
     sound->encode_with(lowered.data(), snapped, blocks, num_blocks);
   };
   EXPECT_NE(check_nearest(broken, weights, scales, 2), "");

@@ -28,11 +28,40 @@ std::vector<size_t> formats_where(Predicate holds) {
   return indices;
 }
 inline bool has_scales(const Format& format) { return format.num_scales > 0; }
-/// A step, or a step and an offset, per block: what the simplest laws speak of.
-inline bool has_step(const Format& format) {
-  return format.num_scales == 1 || format.num_scales == 2;
-}
+/// A step and an offset per block.
 inline bool has_offset(const Format& format) { return format.num_scales == 2; }
+/// A float16 step (and min) per block, and integers that multiply them per group of weights.
+inline bool has_sub_scales(const Format& format) { return format.num_scales > 2; }
+/// Of these, those with mins: d, dmin, t's, u's, an even number.
+inline bool has_sub_mins(const Format& format) {
+  return has_sub_scales(format) && format.num_scales % 2 == 0;
+}
+
+/// Where in a block's scales the integers t and u of weight i's group are; 0 where there are none.
+struct SubScales {
+  int64_t t = 0, u = 0;
+};
+inline SubScales sub_scales_of(const Format& format, size_t i) {
+  if (!has_sub_scales(format)) return {};
+  const int first = has_sub_mins(format) ? 2 : 1;
+  const int64_t groups = (format.num_scales - first) / first;
+  const int64_t group = static_cast<int64_t>(i) % format.block_size / (format.block_size / groups);
+  return {first + group, has_sub_mins(format) ? first + groups + group : 0};
+}
+
+/// The distance between the levels of weight i, for snapped scales of all blocks.
+inline float step_at(const Format& format, const std::vector<float>& snapped, size_t i) {
+  const float* scales = &snapped[i / format.block_size * format.num_scales];
+  const int64_t t = sub_scales_of(format, i).t;
+  return t ? scales[0] * scales[t] : scales[0];
+}
+/// What is added to weight i's level.
+inline float offset_at(const Format& format, const std::vector<float>& snapped, size_t i) {
+  const float* scales = &snapped[i / format.block_size * format.num_scales];
+  if (has_offset(format)) return scales[1];
+  const int64_t u = sub_scales_of(format, i).u;
+  return u ? -(scales[1] * scales[u]) : 0.0f;
+}
 
 /// A multiple of every block size.
 constexpr int64_t kRowLength = 1024;
@@ -176,9 +205,7 @@ inline Verdict check_nearest(const Format& format, const std::vector<float>& wei
   for (int trial = 0; trial < 20; ++trial) {
     std::vector<float> nearby = weights;
     for (size_t i = 0; i < nearby.size(); ++i) {
-      const size_t block = i / format.block_size;
-      const float step =
-          format.num_scales ? snapped[block * format.num_scales] : weights[i] * 1e-3f;
+      const float step = format.num_scales ? step_at(format, snapped, i) : weights[i] * 1e-3f;
       nearby[i] += step * steps(generator);
     }
     const std::vector<float> others = decode(format, encode_with(format, nearby, snapped));

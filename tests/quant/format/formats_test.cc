@@ -23,10 +23,6 @@ using ScaledFormatTest = FormatTest;
 INSTANTIATE_TEST_SUITE_P(All, ScaledFormatTest, testing::ValuesIn(formats_where(has_scales)),
                          [](const auto& info) { return std::string(formats()[info.param].name); });
 
-using StepFormatTest = FormatTest;
-INSTANTIATE_TEST_SUITE_P(All, StepFormatTest, testing::ValuesIn(formats_where(has_step)),
-                         [](const auto& info) { return std::string(formats()[info.param].name); });
-
 std::vector<float> skewed_importance(uint32_t seed) {
   std::vector<float> importance = gaussian_row(seed, 2.0f);
   for (float& x : importance) x = std::exp(x);
@@ -91,13 +87,12 @@ TEST_P(FormatTest, CodesAreTheNearest) {
   }
 }
 
-TEST_P(StepFormatTest, RangeScalesKeepWithinHalfAStep) {
+TEST_P(ScaledFormatTest, RangeScalesKeepWithinHalfAStep) {
   for (const Row& row : make_rows(9)) {
     const auto blocks = encode(format(), row.weights, {}, EncodeMethod::kRtn);
     const auto decoded = decode(format(), blocks), scales = scales_of(format(), blocks);
     for (size_t i = 0; i < decoded.size(); ++i) {
-      const float* scale = &scales[i / format().block_size * format().num_scales];
-      const double step = std::fabs(scale[0]);
+      const double step = std::fabs(step_at(format(), scales, i));
       // The ends of the range miss their levels by the rounding of d (2^-11 of it, or 2^-25) over
       // up to 127 steps, and float arithmetic by 2^-22 of the value.
       const double rounding =

@@ -1,6 +1,6 @@
 // fake_quantize_backward against the LSQ formula (Esser et al., 2020) in double, computed from what
 // the public functions give, and against finite differences where the forward is smooth: where all
-// codes are clamped. For formats with a step, or a step and an offset, per block.
+// codes are clamped.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -19,8 +19,8 @@ class GradientTest : public testing::TestWithParam<size_t> {
 INSTANTIATE_TEST_SUITE_P(All, GradientTest, testing::Range<size_t>(0, formats().size()),
                          [](const auto& info) { return std::string(formats()[info.param].name); });
 
-using StepGradientTest = GradientTest;
-INSTANTIATE_TEST_SUITE_P(All, StepGradientTest, testing::ValuesIn(formats_where(has_step)),
+using ScaledGradientTest = GradientTest;
+INSTANTIATE_TEST_SUITE_P(All, ScaledGradientTest, testing::ValuesIn(formats_where(has_scales)),
                          [](const auto& info) { return std::string(formats()[info.param].name); });
 
 using FloatGradientTest = GradientTest;
@@ -41,10 +41,12 @@ Gradients backward(const Format& format, const std::vector<float>& weights,
   return result;
 }
 
-/// The smallest and largest q, from what weights far outside decode to with step 1 and offset 0.
+/// The smallest and largest q, from what weights far outside decode to with steps 1 and offsets 0.
 std::pair<double, double> code_range(const Format& format) {
   std::vector<float> scales(format.num_scales, 0.0f), weights(format.block_size, -1e4f);
   scales[0] = 1.0f;
+  for (size_t i = 0; has_sub_scales(format) && i < weights.size(); ++i)
+    scales[sub_scales_of(format, i).t] = 1.0f;
   const double least = fake_quantize(format, weights, scales)[0];
   weights.assign(format.block_size, 1e4f);
   return {least, fake_quantize(format, weights, scales)[0]};
@@ -62,24 +64,34 @@ Expected lsq_formula(const Format& format, const std::vector<float>& weights,
                        std::vector<double>(scales.size())};
   for (size_t i = 0; i < weights.size(); ++i) {
     const size_t first = i / format.block_size * format.num_scales;
-    const double d = snapped[first], m = format.num_scales == 2 ? snapped[first + 1] : 0.0;
-    const double x = d == 0.0 ? 0.0 : (weights[i] - m) / d;
+    const double step = step_at(format, snapped, i), offset = offset_at(format, snapped, i);
+    const double x = step == 0.0 ? 0.0 : (weights[i] - offset) / step;
     const double rounded = std::nearbyint(x);
     const double q = std::fmin(std::fmax(rounded, least), largest);
     const bool in_range = q == rounded;
     const double g = grad_out[i];
     expected.weights[i] = in_range ? g : 0.0;
-    expected.scales[first] += g * (in_range ? q - x : q);
-    expected.scale_magnitudes[first] += std::fabs(g) * (std::fabs(q) + std::fabs(x));
-    if (format.num_scales == 2) {
-      expected.scales[first + 1] += in_range ? 0.0 : g;
-      expected.scale_magnitudes[first + 1] += std::fabs(g);
+    const double by_step = g * (in_range ? q - x : q), by_offset = in_range ? 0.0 : g;
+    const double step_size = std::fabs(g) * (std::fabs(q) + std::fabs(x));
+    const auto add = [&](size_t scale, double term, double size) {
+      expected.scales[first + scale] += term;
+      expected.scale_magnitudes[first + scale] += std::fabs(size);
+    };
+    // The step is d or d t, the offset m or -dmin u: the chain rule's other factors.
+    const auto [t, u] = sub_scales_of(format, i);
+    const double d = snapped[first], factor = t ? snapped[first + t] : 1.0;
+    add(0, factor * by_step, factor * step_size);
+    if (t) add(t, d * by_step, d * step_size);
+    if (has_offset(format)) add(1, by_offset, g);
+    if (u) {
+      add(1, -snapped[first + u] * by_offset, snapped[first + u] * g);
+      add(u, -snapped[first + 1] * by_offset, snapped[first + 1] * g);
     }
   }
   return expected;
 }
 
-TEST_P(StepGradientTest, FollowTheLsqFormula) {
+TEST_P(ScaledGradientTest, FollowTheLsqFormula) {
   // A weight on the edge between two codes may fall either way by the rounding of x: Gaussian
   // weights do not lie there.
   for (uint32_t seed = 0; seed < 20; ++seed) {
@@ -97,23 +109,31 @@ TEST_P(StepGradientTest, FollowTheLsqFormula) {
     }
     EXPECT_GT(clamped, 10);
     for (size_t i = 0; i < scales.size(); ++i) {
-      // Each term is rounded about four times, sums of 64 terms by six folds and adds: 2^-24 each.
+      // Each term is rounded about four times, sums of 256 terms by at most 24 folds and adds:
+      // 2^-24 each, of what is far from all of the magnitude.
       EXPECT_NEAR(found.scales[i], expected.scales[i], expected.scale_magnitudes[i] * 0x1p-20);
     }
   }
 }
 
-TEST_P(StepGradientTest, AreFiniteDifferencesWhereAllCodesAreClamped) {
+TEST_P(ScaledGradientTest, AreFiniteDifferencesWhereAllCodesAreClamped) {
   const std::vector<float> grad_out = gaussian_row(61, 1.0f);
   std::vector<float> weights = gaussian_row(60, 1.0f);
   for (float& w : weights) w = w < 0.0f ? -1000.0f : 1000.0f;
-  // Powers of two, and steps between them and a neighbouring float16, which snap() keeps.
+  // Powers of two, and steps between them and a neighbouring float16, which snap() keeps; a
+  // sub-scale moves by 1.
   std::vector<float> scales(blocks_in(format(), weights) * format().num_scales, 0.25f);
+  const size_t first_sub_scale = has_sub_mins(format()) ? 2 : 1;
+  const auto is_sub_scale = [&](size_t i) {
+    return has_sub_scales(format()) && i % format().num_scales >= first_sub_scale;
+  };
+  for (size_t i = 0; i < scales.size(); ++i)
+    if (is_sub_scale(i)) scales[i] = 8.0f;
   const Gradients found = backward(format(), weights, scales, grad_out);
   const std::vector<float> before = fake_quantize(format(), weights, scales);
   for (int which = 0; which < format().num_scales; ++which) {
     std::vector<float> moved = scales;
-    const float change = 0x1p-9f;
+    const float change = is_sub_scale(which) ? 1.0f : 0x1p-9f;
     for (size_t i = which; i < moved.size(); i += format().num_scales) moved[i] += change;
     const std::vector<float> after = fake_quantize(format(), weights, moved);
     for (int64_t block = 0; block < blocks_in(format(), weights); ++block) {

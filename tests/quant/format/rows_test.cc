@@ -31,18 +31,18 @@ std::vector<float> rows_of_length(int64_t num_rows, int64_t length) {
 }
 
 TEST(Rows, TensorsEqualTheirRowsOnAnyNumberOfThreads) {
-  const std::vector<float> weights = rows_of_length(300, 640), importance(640, 2.0f);
+  const std::vector<float> weights = rows_of_length(300, 768), importance(768, 2.0f);
   const int threads = num_threads();
   for (const Format& format : formats()) {
     std::vector<std::byte> expected(weights.size() / format.block_size * format.block_bytes);
     for (int64_t row = 0; row < 300; ++row) {
-      format.encode(weights.data() + row * 640, importance.data(),
-                    expected.data() + row * 640 / format.block_size * format.block_bytes, 640,
+      format.encode(weights.data() + row * 768, importance.data(),
+                    expected.data() + row * 768 / format.block_size * format.block_bytes, 768,
                     EncodeMethod::kGgml);
     }
     for (const int count : {1, 3}) {
       set_num_threads(count);
-      const auto bytes = encode_tensor(format.type, weights, 640, importance, EncodeMethod::kGgml);
+      const auto bytes = encode_tensor(format.type, weights, 768, importance, EncodeMethod::kGgml);
       EXPECT_EQ(bytes, expected) << format.name;
       std::vector<float> decoded(weights.size());
       decode_tensor(format.type, bytes, decoded);
@@ -54,24 +54,24 @@ TEST(Rows, TensorsEqualTheirRowsOnAnyNumberOfThreads) {
 
 TEST(Rows, NameTheRowAndColumnThatIsNotFinite) {
   for (const Format& format : formats()) {
-    std::vector<float> weights = rows_of_length(5, 64);
-    weights[3 * 64 + 17] = std::nanf("");
-    EXPECT_EQ(message_of([&] { encode_tensor(format.type, weights, 64, {}, EncodeMethod::kRtn); }),
+    std::vector<float> weights = rows_of_length(5, 256);
+    weights[3 * 256 + 17] = std::nanf("");
+    EXPECT_EQ(message_of([&] { encode_tensor(format.type, weights, 256, {}, EncodeMethod::kRtn); }),
               "row 3, column 17 holds a NaN");
-    weights[3 * 64 + 17] = -INFINITY;
+    weights[3 * 256 + 17] = -INFINITY;
     EXPECT_EQ(
-        message_of([&] { encode_tensor(format.type, weights, 64, {}, EncodeMethod::kRtn, 100); }),
+        message_of([&] { encode_tensor(format.type, weights, 256, {}, EncodeMethod::kRtn, 100); }),
         "row 103, column 17 holds an infinity");
   }
 }
 
 TEST(Rows, RefuseAScaleThatOverflows) {
   for (const Format& format : formats()) {
-    std::vector<float> weights = rows_of_length(4, 128);
-    weights[2 * 128 + 70] = 1e9f;
+    std::vector<float> weights = rows_of_length(4, 256);
+    weights[2 * 256 + 70] = 1e9f;
     for (const auto method : {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch}) {
       const std::string message =
-          message_of([&] { encode_tensor(format.type, weights, 128, {}, method); });
+          message_of([&] { encode_tensor(format.type, weights, 256, {}, method); });
       if (format.type == GgmlType::kF32 || format.type == GgmlType::kBF16) {
         EXPECT_EQ(message, "");
       } else {

@@ -1,0 +1,48 @@
+// Q5_K: 5 bits. w = (d * t) * code - dmin * u; d, dmin float16 of the block, t and u 6-bit integers
+// of each group of 32 weights. Block of 256 weights, 176 bytes: d, dmin, t's and u's (KScales),
+// fifth bits (bit i / 32 of byte i mod 32), nibbles as in Q4_K. Source: ggml/src/ggml-common.h
+// (block_q5_K), ggml/src/ggml-quants.c.
+#pragma once
+
+#include "io/ggml_type.h"
+#include "quant/format/k_scales.h"
+
+namespace nibble {
+
+struct Q5_K : KFormat<Q5_K> {
+  static constexpr GgmlType kType = GgmlType::kQ5_K;
+  static constexpr int kFtype = 16;
+  static constexpr int kQMax = 31;
+
+  struct NIBBLE_PACKED Block {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qh[kBlockSize / 8];
+    uint8_t qs[kBlockSize / 2];
+  };
+  static_assert(sizeof(Block) == 176);
+
+  static NIBBLE_HD int code(const Block& block, int i) {
+    const int low = *k_nibbles(block.qs, i) >> k_nibble_shift(i) & 15;
+    return low | (block.qh[i % 32] >> i / 32 & 1) << 4;
+  }
+  static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
+    const uint8_t *bytes = k_nibbles(block.qs, first), *high = block.qh + first % 32;
+    const int shift = k_nibble_shift(first), bit = first / 32;
+    for (int k = 0; k < kChunk; ++k)
+      codes[k] = (bytes[k] >> shift & 15) | (high[k] >> bit & 1) << 4;
+  }
+  static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
+    pack_k_nibbles(codes, block.qs);
+    for (int j = 0; j < 32; ++j) {
+      int bits = 0;
+      for (int group = 0; group < 8; ++group) bits |= (codes[group * 32 + j] >> 4 & 1) << group;
+      block.qh[j] = static_cast<uint8_t>(bits);
+    }
+  }
+  static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
+    encode_ggml_k<Q5_K>(weights, importance, {-0.5f, 0.1f, 15}, block);
+  }
+};
+
+}  // namespace nibble

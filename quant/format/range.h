@@ -1,0 +1,45 @@
+// EncodeMethod::kRtn: scales from the range of a block's weights.
+#pragma once
+
+#include <cmath>
+
+#include "quant/format/uniform.h"
+
+namespace nibble {
+
+/// From here on, rounding to float16 gives infinity.
+constexpr float kOverflow = 65520.0f;
+
+/// The largest float16 that is not above x.
+NIBBLE_HOST float float16_at_most(float x) {
+  const float snapped = snap_offset(x);
+  if (snapped <= x) return snapped;
+  const uint16_t bits = float_to_float16(snapped);
+  if (snapped == 0.0f) return -kMinStep;
+  return float16_to_float(static_cast<uint16_t>(snapped > 0.0f ? bits - 1 : bits + 1));
+}
+
+/// The scales that put every weight within half a step of its value, without clamping.
+template <class F>
+NIBBLE_HOST void range_scales(const float* weights, float* scales) {
+  float min = weights[0], max = weights[0];
+  for (int i = 1; i < F::kBlockSize; ++i) {
+    min = weights[i] < min ? weights[i] : min;
+    max = weights[i] > max ? weights[i] : max;
+  }
+  if constexpr (F::kHasOffset) {
+    scales[1] = std::fabs(min) < kOverflow ? float16_at_most(min) : min;
+    const float range = max - scales[1];
+    scales[0] = range > 0.0f ? range / static_cast<float>(F::kQMax) : 0.0f;
+  } else {
+    // With d > 0, the largest weight needs d >= max / q_max and the smallest d >= min / q_min; d <
+    // 0 swaps them.
+    constexpr float kLo = F::kQMin, kHi = F::kQMax;
+    const float up = max > 0.0f ? max : 0.0f, down = min < 0.0f ? -min : 0.0f;
+    const float positive = std::fmax(up / kHi, down / -kLo);
+    const float negative = std::fmax(down / kHi, up / -kLo);
+    scales[0] = positive <= negative ? positive : -negative;
+  }
+}
+
+}  // namespace nibble
