@@ -60,6 +60,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"evaluate_every", &t.evaluate_every, 0, kMaxTokens},
       {"checkpoint_every", &t.checkpoint_every, 0, kMaxTokens},
       {"dtype", &t.dtype, 0, 0, {"auto", "float32", "bfloat16"}},
+      {"activation_checkpointing", &t.activation_checkpointing},
       {"seed", &t.seed},
       {"baselines", &c.baselines, 0, 0, {"ggml", "search", "rtn"}},
       {"compare.text", &c.compare.text},

@@ -57,6 +57,12 @@ struct Reader {
   const Field& field;
   const YamlNode& node;
 
+  void operator()(bool* member) const {
+    const bool yes = node.scalar == "true";
+    if (node.kind != YamlNode::Kind::kScalar || node.quoted || (!yes && node.scalar != "false"))
+      refuse(node, field.key, "wants true or false, found ", node.description());
+    *member = yes;
+  }
   void operator()(std::string* member) const { *member = parse_text(field, node); }
   void operator()(int64_t* member) const {
     const auto value = parse_number<int64_t>(field, node, "a whole number");
@@ -81,6 +87,7 @@ struct Reader {
 };
 
 struct Writer {
+  std::string operator()(const bool* member) const { return *member ? "true" : "false"; }
   std::string operator()(const std::string* member) const { return yaml_quoted(*member); }
   std::string operator()(const int64_t* member) const { return std::to_string(*member); }
   std::string operator()(const uint64_t* member) const { return std::to_string(*member); }

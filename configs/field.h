@@ -14,7 +14,7 @@ namespace nibble {
 
 struct Field {
   using Member =
-      std::variant<std::string*, int64_t*, uint64_t*, double*, std::vector<std::string>*>;
+      std::variant<bool*, std::string*, int64_t*, uint64_t*, double*, std::vector<std::string>*>;
 
   std::string key;  // "optimizer.learning_rate"
   Member member;

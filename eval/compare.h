@@ -57,9 +57,7 @@ Comparison compare(const CompareEntry& base, const std::vector<CompareEntry>& mo
 
 /// One JSON object: base, text, ctx, chunks, base_ppl, ..., models: [...], differences: [...].
 std::string comparison_json(const Comparison& comparison);
-/// A table for a terminal.
-std::string comparison_table(const Comparison& comparison);
-/// The most memory this process has held so far.
-int64_t peak_memory_bytes();
+/// A table for a terminal, and the paired differences; with a name in `about`, its own alone.
+std::string comparison_table(const Comparison& comparison, const std::string& about = "");
 
 }  // namespace nibble

@@ -1,10 +1,9 @@
 // How a comparison is written: as JSON for a program, as a table for a person.
-#include <sys/resource.h>
-
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/progress.h"
 #include "eval/compare.h"
 
@@ -55,6 +54,11 @@ std::string with_err(const char* pattern, double value, double err) {
   return format(pattern, value) + " +/- " + format(pattern, err);
 }
 
+/// A signed value with its error.
+std::string change(double value, double err) {
+  return format("%+.5f", value) + " +/- " + format("%.5f", err);
+}
+
 /// Columns as wide as their widest cell; the first is left-aligned.
 std::string align(const std::vector<std::vector<std::string>>& rows) {
   std::vector<size_t> widths(rows[0].size());
@@ -72,12 +76,6 @@ std::string align(const std::vector<std::vector<std::string>>& rows) {
 }
 
 }  // namespace
-
-int64_t peak_memory_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
 
 std::string comparison_json(const Comparison& comparison) {
   Json json = {{"base", comparison.base},
@@ -98,7 +96,7 @@ std::string comparison_json(const Comparison& comparison) {
   return json.dump(2, ' ', false, Json::error_handler_t::replace);
 }
 
-std::string comparison_table(const Comparison& comparison) {
+std::string comparison_table(const Comparison& comparison, const std::string& about) {
   std::string text = concat("base ", comparison.base, ": PPL ",
                             with_err("%.4f", comparison.base_ppl, comparison.base_ppl_err), " (",
                             format("%.4f", comparison.base_ppl_16bit), " through 16 bits); ",
@@ -116,10 +114,11 @@ std::string comparison_table(const Comparison& comparison) {
                     with_err("%.2f", 100 * m.same_top, 100 * m.same_top_err),
                     format("%.0f", m.tokens_per_second)});
   text += align(rows);
-  for (const PairedDifference& d : comparison.differences)
-    text +=
-        concat("\n", d.a, " - ", d.b, ": mean KLD ", with_err("%+.5f", d.mean_kld, d.mean_kld_err),
-               ", ln PPL ratio ", with_err("%+.5f", d.ln_ppl_ratio, d.ln_ppl_ratio_err));
+  for (const PairedDifference& d : comparison.differences) {
+    if (!about.empty() && d.a != about && d.b != about) continue;
+    text += concat("\n", d.a, " - ", d.b, ": mean KLD ", change(d.mean_kld, d.mean_kld_err),
+                   ", ln PPL ratio ", change(d.ln_ppl_ratio, d.ln_ppl_ratio_err));
+  }
   return text + (comparison.differences.empty() ? "" : "\n");
 }
 

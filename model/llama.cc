@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "model/attention.h"
 #include "model/layers.h"
+#include "model/recompute.h"
 
 namespace nibble {
 namespace {
@@ -164,6 +165,24 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   return specs;
 }
 
+ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype dtype) {
+  const int64_t full = sizeof(float), cast = dtype == torch::kFloat32 ? 0 : sizeof(at::BFloat16);
+  const int64_t used = cast ? cast : full;  // of what enters a matmul
+  const int64_t width = options.shape.width, wide = options.feed_forward;
+  const int64_t query = options.num_heads * options.head_size;
+  const int64_t key = options.num_kv_heads * options.head_size;
+  ActivationBytes bytes;
+  bytes.num_blocks = options.shape.num_layers;
+  bytes.block_input = width * full;
+  // Per half of the block: the norm's input and its result, as the matmuls take it.
+  bytes.block = 2 * width * (full + used);
+  // Attention: heads, its result, that result with the documents joined.
+  bytes.block += (query + 2 * key + query + query) * used + options.num_heads * full;
+  // gate and up, and their product as the last matmul takes it.
+  bytes.block += 2 * wide * full + wide * used;
+  return bytes;
+}
+
 Llama::Llama(LlamaOptions options, std::vector<std::unique_ptr<Weight>> weights)
     : options_(std::move(options)), weights_(std::move(weights)), rope_(options_.rope) {
   bind();
@@ -220,13 +239,21 @@ torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& 
   return middle + linear(active, layer.down->value, value_of(layer.down_bias), dtype_);
 }
 
+torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
+                           const torch::Tensor& rotation) const {
+  const Heads all = heads(layer, x, rotation);
+  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_));
+}
+
 torch::Tensor Llama::hidden(const Batch& batch) {
   const Packing packing = pack_documents(batch);
   const torch::Tensor rotation = rope_.rotation(packing.positions, packing.longest);
   torch::Tensor x = embed_tokens(token_embedding_->value, batch.tokens.flatten());
   for (const LlamaLayer& layer : layers_) {
-    const Heads all = heads(layer, x, rotation);
-    x = finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_));
+    const auto run = [this, &layer, packing, rotation](const torch::Tensor& in) {
+      return block(layer, in, packing, rotation);
+    };
+    x = activation_checkpointing_ ? recompute_in_backward(run, x) : run(x);
   }
   return rms_norm(x, output_norm_->value, options_.norm_epsilon)
       .view({batch.tokens.size(0), batch.tokens.size(1), options_.shape.width});

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "model/attention.h"
 #include "model/model.h"
 #include "model/rope.h"
 #include "model/tensors.h"
@@ -25,6 +26,8 @@ struct LlamaOptions {
 LlamaOptions read_llama_options(const GgufFile& file);
 /// Every tensor that a llama file of these options may hold.
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options);
+/// Counted from what the functions of model/layers.h and model/attention.h save.
+ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype dtype);
 
 /// One transformer block's weights; nullptr where the file has none.
 struct LlamaLayer {
@@ -56,6 +59,9 @@ class Llama : public Model {
   };
   /// The block's heads for x [N, D].
   Heads heads(const LlamaLayer& layer, const torch::Tensor& x, const torch::Tensor& rotation) const;
+  /// One block of packed documents, x [N, D] -> [N, D].
+  torch::Tensor block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
+                      const torch::Tensor& rotation) const;
   /// x plus the attention output, plus the feed-forward of that.
   torch::Tensor finish_block(const LlamaLayer& layer, const torch::Tensor& x,
                              const torch::Tensor& attended) const;

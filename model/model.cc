@@ -3,8 +3,20 @@
 #include "base/error.h"
 #include "model/layers.h"
 #include "model/llama.h"
+#include "model/tensors.h"
 
 namespace nibble {
+namespace {
+
+/// A second architecture makes this a table.
+void check_architecture(const GgufFile& file) {
+  with_frame(file.path(), [&] {
+    const std::string architecture = file.metadata().get_string("general.architecture");
+    check(architecture == "llama", "unknown architecture '", architecture, "'; nibble has llama");
+  });
+}
+
+}  // namespace
 
 Weight* Model::find_weight(const std::string& name) {
   for (Weight* weight : weights())
@@ -25,13 +37,19 @@ int64_t Model::num_parameters() {
   return total;
 }
 
+void check_model(const GgufFile& file) {
+  check_architecture(file);
+  check_tensors(file, llama_tensors(read_llama_options(file)));
+}
+
+ActivationBytes activation_bytes(const GgufFile& file, torch::Dtype dtype) {
+  check_architecture(file);
+  return llama_activation_bytes(read_llama_options(file), dtype);
+}
+
 std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device) {
-  const std::string architecture =
-      with_frame(file.path(), [&] { return file.metadata().get_string("general.architecture"); });
-  if (architecture == "llama") return load_llama(file, device);
-  Error error(concat("unknown architecture '", architecture, "'; nibble has llama"));
-  error.push(file.path());
-  throw error;
+  check_model(file);
+  return load_llama(file, device);
 }
 
 std::unique_ptr<Model> copy_model(Model& model) { return model.copy(); }

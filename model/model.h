@@ -66,11 +66,29 @@ class Model {
   /// bfloat16: matmuls and attention run in bfloat16, everything else in float32.
   virtual void set_compute_dtype(torch::Dtype dtype) = 0;
   virtual torch::Dtype compute_dtype() const = 0;
+  /// On: the backward pass keeps each block's input only and runs the block again
+  /// (model/recompute.h); same bits, about a third more time, a fraction of the memory.
+  void set_activation_checkpointing(bool on) { activation_checkpointing_ = on; }
   /// A second model of the same shape with copies of all weights.
   virtual std::unique_ptr<Model> copy() = 0;
   int64_t num_parameters();
+
+ protected:
+  bool activation_checkpointing_ = false;
 };
 
+/// What the forward pass keeps for the backward pass, in bytes per position.
+struct ActivationBytes {
+  int64_t block = 0;        // of one block
+  int64_t block_input = 0;  // of it, what activation checkpointing keeps
+  int64_t num_blocks = 0;
+};
+
+/// Throws what load_model() would throw for the file's architecture and tensor table, without
+/// decoding a weight.
+void check_model(const GgufFile& file);
+/// Of the file's model with matmuls in `dtype`, from its metadata.
+ActivationBytes activation_bytes(const GgufFile& file, torch::Dtype dtype);
 /// Loads the weights of a GGUF file of any type nibble decodes, as float32, frozen (no gradient).
 /// Throws for an unknown architecture, a missing tensor, or one of another shape than the metadata
 /// wants.

@@ -36,27 +36,36 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
-                                                  const std::vector<TensorSpec>& specs,
-                                                  torch::Device device) {
-  return with_frame(file.path(), [&] {
+void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs) {
+  with_frame(file.path(), [&] {
     std::unordered_map<std::string, const TensorSpec*> by_name;
     for (const TensorSpec& spec : specs) {
       by_name[spec.name] = &spec;
       check(!spec.required || file.find_tensor(spec.name), "tensor '", spec.name, "' ",
             shape_text(spec.shape), " is missing");
     }
+    for (const GgufTensor& tensor : file.tensors()) {
+      const auto found = by_name.find(tensor.name);
+      check(found != by_name.end(), "tensor '", tensor.name,
+            "': this architecture has no such tensor");
+      const TensorSpec& spec = *found->second;
+      check(without_trailing_ones(tensor.shape) == without_trailing_ones(spec.shape), "tensor '",
+            tensor.name, "': has shape ", shape_text(tensor.shape), ", the metadata wants ",
+            shape_text(spec.shape));
+    }
+  });
+}
+
+std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
+                                                  const std::vector<TensorSpec>& specs,
+                                                  torch::Device device) {
+  check_tensors(file, specs);
+  return with_frame(file.path(), [&] {
     std::vector<std::unique_ptr<Weight>> weights;
     for (const GgufTensor& tensor : file.tensors()) {
-      with_frame(concat("tensor '", tensor.name, "'"), [&] {
-        const auto found = by_name.find(tensor.name);
-        check(found != by_name.end(), "this architecture has no such tensor");
-        const TensorSpec& spec = *found->second;
-        check(without_trailing_ones(tensor.shape) == without_trailing_ones(spec.shape),
-              "has shape ", shape_text(tensor.shape), ", the metadata wants ",
-              shape_text(spec.shape));
-        weights.push_back(decode(tensor, device));
-      });
+      with_frame(concat("tensor '", tensor.name, "'"),
+                 [&] { weights.push_back(decode(tensor, device)); });
+      file.release(tensor);
     }
     return weights;
   });

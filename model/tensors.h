@@ -18,9 +18,11 @@ struct TensorSpec {
   bool required = true;
 };
 
-/// Decodes every tensor of `file` to float32 on `device`, in file order. Throws Error naming file
-/// and tensor when a required one is missing, one has another shape than its spec, or one has no
-/// spec.
+/// Throws Error naming file and tensor when a required one is missing, one has another shape than
+/// its spec, or one has no spec. Decodes nothing.
+void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs);
+
+/// Decodes every tensor of `file` to float32 on `device`, in file order, after check_tensors().
 std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
                                                   const std::vector<TensorSpec>& specs,
                                                   torch::Device device);

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "eval/compare.h"
 #include "eval/kl_base.h"
 #include "io/atomic_file.h"

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/progress.h"
 #include "configs/config.h"
 #include "io/atomic_file.h"
@@ -58,6 +59,8 @@ void print_result(const TrainResult& result, const std::string& run_dir, bool js
                                            {"steps", result.steps},
                                            {"tokens", result.tokens},
                                            {"seconds", result.seconds},
+                                           {"predicted_bytes", result.predicted_bytes},
+                                           {"peak_bytes", peak_memory_bytes()},
                                            {"best_step", result.best_step},
                                            {"checkpoint", result.checkpoint},
                                            {"best_checkpoint", result.best_checkpoint}};

@@ -11,22 +11,20 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/progress.h"
 #include "io/atomic_file.h"
 #include "training/checkpoint.h"
 #include "training/data.h"
 #include "training/learner.h"
 #include "training/memory.h"
+#include "training/memory_estimate.h"
 #include "training/schedule.h"
 
 namespace nibble {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-/// Held-out tokens that an evaluation reads: enough to rank checkpoints, and a few steps' worth of
-/// time.
-constexpr int64_t kMaxHeldOutTokens = 8192;
 
 void check_options(const TrainOptions& options) {
   const int64_t length = options.data.sequence_length;
@@ -72,6 +70,7 @@ Json to_json(const TrainOptions& o) {
       {"evaluate_every", o.evaluate_every},
       {"checkpoint_every", o.checkpoint_every},
       {"dtype", o.dtype},
+      {"activation_checkpointing", o.activation_checkpointing},
       {"seed", o.seed}};
 }
 
@@ -154,6 +153,10 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_metadata(source.metadata());
   data_ = TextData::load(options.data, *tokenizer, options.seed);
   const bool distils = loss_shares(options.loss).kl > 0;
+  result_.predicted_bytes =
+      check_memory(source, plan, options, resident_memory_bytes(), available_memory_bytes())
+          .total();
+  note("memory: about ", format_bytes(result_.predicted_bytes), " at the peak");
   std::unique_ptr<Model> model = load_model(source);
   if (options.data.sequence_length > model->shape().context_length)
     fail_usage("data.sequence_length is ", options.data.sequence_length,
@@ -162,6 +165,7 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
     teacher_ = std::move(model);
     model = copy_model(*teacher_);
   }
+  model->set_activation_checkpointing(options.activation_checkpointing);
   student_ = std::make_unique<Student>(std::move(model), &plan, options.quant);
   learner_ = std::make_unique<Learner>(*student_, teacher_.get(), options);
 

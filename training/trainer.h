@@ -57,6 +57,8 @@ struct TrainOptions {
   int64_t evaluate_every = 50;     // steps, held-out loss; 0: only at the end
   int64_t checkpoint_every = 100;  // steps; 0: only at the end
   std::string dtype = "float32";   // of the matmuls, or "bfloat16", or "auto"
+  bool activation_checkpointing =
+      false;  // less memory, about a third more time (model/recompute.h)
   uint64_t seed = 1;
 };
 
@@ -76,7 +78,12 @@ struct TrainResult {
   int64_t best_step = 0;
   int64_t steps = 0, tokens = 0;
   double seconds = 0;
+  int64_t predicted_bytes = 0;  // peak memory, as estimated before the start
 };
+
+/// Held-out tokens that an evaluation reads at most: enough to rank checkpoints, and a few steps'
+/// worth of time.
+constexpr int64_t kMaxHeldOutTokens = 8192;
 
 /// Trains the model loaded from `source` under `plan` and leaves
 /// `run_dir`/checkpoints/{last,best}.safetensors and `run_dir`/metrics.jsonl (one JSON object a

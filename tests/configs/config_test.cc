@@ -120,12 +120,15 @@ TEST_F(ConfigTest, WrongTypesAndRanges) {
   EXPECT_EQ(error_of(kSmall + "loss: kl\n"), "f.yaml:4:7: loss: wants a group of keys, found 'kl'");
   EXPECT_EQ(error_of(kSmall + "prompts: hello\n"),
             "f.yaml:4:10: prompts: wants a list ([a, b]), found 'hello'");
+  EXPECT_EQ(error_of(kSmall + "activation_checkpointing: maybe\n"),
+            "f.yaml:4:27: activation_checkpointing: wants true or false, found 'maybe'");
   EXPECT_EQ(error_of(kSmall + "dtype:\n"), "f.yaml:4:1: dtype: wants text, found nothing");
   EXPECT_EQ(error_of(kSmall + "optimizer: {learning_rate: -1}\n"),
             "f.yaml:4:28: optimizer.learning_rate: wants 0 to 1, found '-1'");
-  EXPECT_EQ(error_of(kSmall + "dtype: float16\n"),
-            "f.yaml:4:8: dtype: wants one of auto, float32, bfloat16, found 'float16' (did you mean "
-            "'bfloat16'?)");
+  EXPECT_EQ(
+      error_of(kSmall + "dtype: float16\n"),
+      "f.yaml:4:8: dtype: wants one of auto, float32, bfloat16, found 'float16' (did you mean "
+      "'bfloat16'?)");
   EXPECT_EQ(error_of("- a\n"), "f.yaml:1:1: wants keys (name: value), found a list");
   EXPECT_EQ(error_of(""), "f.yaml:1:1: wants keys (name: value), found nothing");
 }

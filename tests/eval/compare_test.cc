@@ -176,6 +176,8 @@ TEST_F(EvalTest, JsonAndTableNameEveryModel) {
   const std::string table = comparison_table(found);
   EXPECT_NE(table.find("\none "), std::string::npos) << table;
   EXPECT_NE(table.find("two - one: mean KLD -"), std::string::npos) << table;
+  EXPECT_NE(comparison_table(found, "one").find("two - one: "), std::string::npos);
+  EXPECT_EQ(comparison_table(found, "three").find("two - one: "), std::string::npos);
 }
 
 }  // namespace

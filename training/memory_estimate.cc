@@ -1,0 +1,134 @@
+#include "training/memory_estimate.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "model/model.h"
+#include "quant/format/registry.h"
+#include "training/learner.h"
+#include "training/loss.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kFloat = sizeof(float);
+constexpr int64_t kBfloat16 = 2;
+
+struct Counts {
+  int64_t weights = 0;  // of all tensors
+  int64_t masters = 0;  // of those that train on a grid
+  int64_t scales = 0;   // of those
+};
+
+Counts count(const Plan& plan, const QuantOptions& quant) {
+  Counts counts;
+  for (const PlanEntry& entry : plan.entries) {
+    int64_t weights = 1;
+    for (const int64_t size : entry.shape) weights *= size;
+    counts.weights += weights;
+    if (quant.type == "none" || entry.target == GgmlType::kF32) continue;
+    const Format& format = require_format(entry.target);
+    counts.masters += weights;
+    if (quant.scales != "dynamic") counts.scales += weights / format.block_size * format.num_scales;
+  }
+  return counts;
+}
+
+/// A smaller setting, as the configuration writes it.
+struct Saving {
+  std::string setting;
+  void (*apply)(TrainOptions&);
+};
+
+std::vector<Saving> savings(const TrainOptions& options) {
+  return {
+      {"activation_checkpointing: true",
+       [](TrainOptions& o) { o.activation_checkpointing = true; }},
+      {concat("micro_batch_tokens: ", options.data.sequence_length),
+       [](TrainOptions& o) { o.micro_batch_tokens = o.data.sequence_length; }},
+      {"loss.chunk_positions: 32",
+       [](TrainOptions& o) {
+         o.loss.chunk_positions = std::min<int64_t>(32, o.loss.chunk_positions);
+       }},
+      {"loss.kind: ce", [](TrainOptions& o) { o.loss.kind = "ce"; }},
+  };
+}
+
+/// "; it would fit with ...": savings one after the other until it does.
+std::string advice(const GgufFile& source, const Plan& plan, TrainOptions options, int64_t process,
+                   int64_t limit) {
+  std::string settings;
+  int64_t least = estimate_memory(source, plan, options, process).total();
+  for (const Saving& saving : savings(options)) {
+    saving.apply(options);
+    const int64_t total = estimate_memory(source, plan, options, process).total();
+    if (total == least) continue;  // set already
+    least = total;
+    settings += (settings.empty() ? "" : ", ") + saving.setting;
+    if (total <= limit) return concat("; it would fit with ", settings, ": ", format_bytes(total));
+  }
+  return concat("; the least that settings can make of it is ", format_bytes(least),
+                settings.empty() ? "" : " (" + settings + ")",
+                ": take a smaller model or a machine with more memory");
+}
+
+}  // namespace
+
+MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
+                               const TrainOptions& options, int64_t process) {
+  const bool distils = loss_shares(options.loss).kl > 0;
+  const bool learned = options.quant.scales == "learned";
+  const Counts counts = count(plan, options.quant);
+  const torch::Dtype dtype = parse_compute_dtype(options.dtype);
+  const ActivationBytes activation = activation_bytes(source, dtype);
+  const int64_t positions = std::min(options.micro_batch_tokens, options.batch_tokens);
+  const int64_t chunk = std::min(options.loss.chunk_positions, positions);
+  const PlanEntry* output = plan.find("output.weight");
+  if (!output) output = plan.find("token_embd.weight");
+  check(output != nullptr, "the plan has neither output.weight nor token_embd.weight");
+  const int64_t width = output->shape[0], vocab = output->shape[1];
+  const int64_t outputs = 1 + distils;  // output matrices and logits: the student's, the teacher's
+
+  MemoryEstimate estimate;
+  estimate.process = process;
+  estimate.weights = kFloat * (counts.weights * (1 + distils) + counts.masters + 2 * counts.scales);
+  const int64_t trained = counts.weights + (learned ? counts.scales : 0);
+  estimate.optimizer = kFloat * 2 * trained;
+  estimate.logits = kFloat * outputs * chunk * vocab;
+  if (dtype != torch::kFloat32)
+    estimate.logits += kBfloat16 * (outputs * vocab * width + chunk * vocab + vocab * width);
+
+  const int64_t kept =
+      activation.num_blocks *
+          (options.activation_checkpointing ? activation.block_input : activation.block) +
+      (options.activation_checkpointing ? activation.block : 0);
+  // Before the blocks and after them: their input, the last norm's input and result, the teacher's
+  // states, the gradient at the hidden states.
+  const int64_t ends = 5 * width * kFloat;
+  const int64_t activations = positions * (kept + ends);
+  // While the loss runs all activations exist and of the gradients the output matrix's; after the
+  // backward pass it is the other way round.
+  const int64_t first_gradient = kFloat * vocab * width, all_gradients = kFloat * trained;
+  const bool at_loss = activations + first_gradient > all_gradients;
+  estimate.gradients = at_loss ? first_gradient : all_gradients;
+  estimate.activations = at_loss ? activations : 0;
+  if (distils) estimate.activations += kFloat * kMaxHeldOutTokens * width;
+  return estimate;
+}
+
+MemoryEstimate check_memory(const GgufFile& source, const Plan& plan, const TrainOptions& options,
+                            int64_t process, int64_t available) {
+  const MemoryEstimate estimate = estimate_memory(source, plan, options, process);
+  const int64_t limit = process + available;
+  if (estimate.total() <= limit) return estimate;
+  fail("the run needs about ", format_bytes(estimate.total()), " of memory (weights ",
+       format_bytes(estimate.weights), ", optimizer ", format_bytes(estimate.optimizer),
+       ", gradients ", format_bytes(estimate.gradients), ", activations ",
+       format_bytes(estimate.activations), ", logits ", format_bytes(estimate.logits),
+       "), and there is ", format_bytes(limit), advice(source, plan, options, process, limit));
+}
+
+}  // namespace nibble
