@@ -89,16 +89,26 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   write(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
 }
 
-void AtomicFile::flush() {
-  std::string_view rest = buffer_;
-  const int64_t start = size_ - static_cast<int64_t>(buffer_.size());
-  while (!rest.empty()) {
-    const ssize_t written = ::write(descriptor_, rest.data(), rest.size());
+int64_t AtomicFile::reserve(int64_t bytes) {
+  flush();
+  const int64_t begin = size_;
+  size_ += bytes;
+  return begin;
+}
+
+void AtomicFile::write_at(int64_t offset, std::span<const std::byte> bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t written = ::pwrite(descriptor_, bytes.data(), bytes.size(), offset);
     if (written < 0 && errno == EINTR) continue;
-    check(written > 0, path_, ": cannot write at byte ", start + (buffer_.size() - rest.size()),
-          ": ", written < 0 ? std::strerror(errno) : "nothing was taken");
-    rest.remove_prefix(static_cast<size_t>(written));
+    check(written > 0, path_, ": cannot write at byte ", offset, ": ",
+          written < 0 ? std::strerror(errno) : "nothing was taken");
+    bytes = bytes.subspan(static_cast<size_t>(written));
+    offset += written;
   }
+}
+
+void AtomicFile::flush() {
+  write_at(flushed(), std::as_bytes(std::span(buffer_)));
   buffer_.clear();
 }
 

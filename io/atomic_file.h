@@ -22,11 +22,18 @@ class AtomicFile {
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
   int64_t size() const { return size_; }
+  /// Leaves the next `bytes` bytes to write_at() and returns where they begin; write() goes on
+  /// after them.
+  int64_t reserve(int64_t bytes);
+  /// Unbuffered, inside what was reserved; from several threads if wanted.
+  void write_at(int64_t offset, std::span<const std::byte> bytes) const;
   /// Flush, fsync, rename, fsync of the folder.
   void commit();
 
  private:
   void flush();
+  /// Of `size()` bytes, those still in the buffer are not in the file.
+  int64_t flushed() const { return size_ - static_cast<int64_t>(buffer_.size()); }
   std::string path_, temporary_;
   std::string buffer_;
   int64_t size_ = 0;

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -158,6 +159,11 @@ class GgufWriter {
   /// Appends to the data of the current tensor; tensors come in table order. Throws when more bytes
   /// come than its type and shape want, or when the disk is full.
   void write(std::span<const std::byte> bytes);
+  /// Takes bytes of the current tensor, from its byte `offset` on.
+  using Put = std::function<void(int64_t offset, std::span<const std::byte> bytes)>;
+  /// The whole current tensor in pieces: body calls put() for each, in any order and from several
+  /// threads. Throws when the pieces do not add up to the tensor.
+  void write_pieces(const std::function<void(const Put& put)>& body);
   /// Checks that every tensor is complete, syncs, renames.
   void finish();
 

@@ -1,3 +1,4 @@
+#include <atomic>
 #include <bit>
 #include <unordered_set>
 
@@ -130,6 +131,25 @@ void GgufWriter::write(std::span<const std::byte> bytes) {
   if (state_->written < size) return;
   state_->pad();
   state_->written = 0;
+  ++state_->current;
+}
+
+void GgufWriter::write_pieces(const std::function<void(const Put& put)>& body) {
+  check(state_->current < state_->tensors.size() && state_->written == 0,
+        "pieces of a tensor that is not the next one");
+  const Tensor& tensor = state_->tensors[state_->current];
+  const int64_t size = bytes_of(tensor), begin = state_->file.reserve(size);
+  std::atomic<int64_t> written{0};
+  body([&](int64_t offset, std::span<const std::byte> bytes) {
+    const auto more = static_cast<int64_t>(bytes.size());
+    check(offset >= 0 && more <= size - offset, "tensor '", tensor.name, "': wants ", size,
+          " bytes, found ", more, " for byte ", offset);
+    state_->file.write_at(begin + offset, bytes);
+    written += more;
+  });
+  check(written == size, "tensor '", tensor.name, "': wants ", size, " bytes, found ",
+        written.load());
+  state_->pad();
   ++state_->current;
 }
 

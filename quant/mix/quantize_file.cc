@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/threads.h"
 #include "base/version.h"
 #include "quant/format/rows.h"
 
@@ -14,9 +15,9 @@ namespace nibble {
 namespace {
 
 constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/include/ggml.h
-// Rows are handled in pieces of about this many weights: 16 MB as float32, enough work for many
-// threads.
-constexpr int64_t kPieceWeights = int64_t{1} << 22;
+// Rows are handled in pieces of about this many weights: 256 kB as float32, which stay in a core's
+// second-level cache.
+constexpr int64_t kPieceWeights = int64_t{1} << 16;
 
 struct MethodName {
   EncodeMethod method;
@@ -73,34 +74,39 @@ void check_finite(std::span<const float> weights, int64_t first_row, int64_t row
   fail("row ", first_row + index / row_length, ", column ", index % row_length, " is ", *found);
 }
 
-/// The bytes of rows [first, first + rows) in the target type. `buffer` keeps its memory from piece
-/// to piece.
-std::vector<std::byte> convert_rows(const GgufTensor& tensor, GgmlType target, EncodeMethod method,
-                                    int64_t first, int64_t rows, std::vector<float>& buffer) {
-  const auto weights = rows_of(tensor, first, rows, buffer);
-  return encode_tensor(target, weights, tensor.row_length(), {}, method, first);
+/// The bytes of rows [first, first + rows) in the target type, in `encoded` or in the map.
+std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType target,
+                                        EncodeMethod method, int64_t first, int64_t rows,
+                                        std::vector<std::byte>& encoded) {
+  thread_local std::vector<float> buffer;
+  if (target != tensor.type) {
+    const auto weights = rows_of(tensor, first, rows, buffer);
+    return encoded = encode_tensor(target, weights, tensor.row_length(), {}, method, first);
+  }
+  if (find_format(target))
+    check_finite(rows_of(tensor, first, rows, buffer), first, tensor.row_length());
+  const int64_t stride = row_bytes(target, tensor.row_length());
+  return tensor.data.subspan(static_cast<size_t>(first * stride),
+                             static_cast<size_t>(rows * stride));
 }
 
+/// Each thread takes a piece of rows through decoding, encoding and writing while it is in its
+/// cache.
 void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType target,
                   EncodeMethod method, GgufWriter& writer) {
   const std::string frame = concat(source.path(), ": tensor '", tensor.name, "'");
+  const int64_t rows = tensor.num_rows(), stride = row_bytes(target, tensor.row_length());
   const int64_t piece = std::max<int64_t>(1, kPieceWeights / tensor.row_length());
-  std::vector<float> buffer;
-  for (int64_t first = 0; first < tensor.num_rows(); first += piece) {
-    const int64_t rows = std::min(piece, tensor.num_rows() - first);
-    if (target != tensor.type) {
-      writer.write(with_frame(
-          frame, [&] { return convert_rows(tensor, target, method, first, rows, buffer); }));
-      continue;
-    }
-    if (find_format(target))
-      with_frame(frame, [&] {
-        check_finite(rows_of(tensor, first, rows, buffer), first, tensor.row_length());
-      });
-    const int64_t stride = row_bytes(target, tensor.row_length());
-    writer.write(tensor.data.subspan(static_cast<size_t>(first * stride),
-                                     static_cast<size_t>(rows * stride)));
-  }
+  writer.write_pieces([&](const GgufWriter::Put& put) {
+    parallel_for((rows + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
+      std::vector<std::byte> encoded;
+      for (int64_t first = begin * piece; first < std::min(end * piece, rows); first += piece)
+        put(first * stride, with_frame(frame, [&] {
+              return convert_rows(tensor, target, method, first, std::min(piece, rows - first),
+                                  encoded);
+            }));
+    });
+  });
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 
 #include <cstring>
 #include <limits>
+#include <span>
+#include <thread>
 
 #include "base/error.h"
 #include "io/atomic_file.h"
@@ -269,6 +271,45 @@ TEST(GgufWriter, RefusesWhatNoFileMayHold) {
                Error);
   EXPECT_THROW(GgufWriter(path, {}, {{"a", {33}, GgmlType::kQ4_0}}), Error);
   EXPECT_EQ(folder.num_files(), 0u);
+}
+
+TEST(GgufWriter, PiecesInAnyOrderAndFromSeveralThreadsGiveTheSameFile) {
+  TemporaryFolder folder;
+  const std::vector<GgufWriter::Tensor> table = {{"a", {32, 3}, GgmlType::kQ8_0},
+                                                 {"b", {5}, GgmlType::kF32},
+                                                 {"c", {64, 100}, GgmlType::kF32}};
+  const auto a = numbered(3 * 34), b = numbered(5 * 4), c = numbered(64 * 100 * 4);
+  {
+    GgufWriter writer(folder.file("row"), every_type(), table);
+    for (const auto* bytes : {&a, &b, &c}) writer.write(*bytes);
+    writer.finish();
+  }
+  GgufWriter writer(folder.file("pieces"), every_type(), table);
+  writer.write_pieces([&](const GgufWriter::Put& put) {
+    put(34, std::span(a).subspan(34));
+    put(0, std::span(a).first(34));
+  });
+  writer.write(b);
+  writer.write_pieces([&](const GgufWriter::Put& put) {
+    std::vector<std::thread> threads;
+    for (size_t row = 0; row < 100; ++row)
+      threads.emplace_back(
+          [&, row] { put(static_cast<int64_t>(row * 256), std::span(c).subspan(row * 256, 256)); });
+    for (std::thread& thread : threads) thread.join();
+  });
+  writer.finish();
+  EXPECT_EQ(read_file(folder.file("pieces")), read_file(folder.file("row")));
+}
+
+TEST(GgufWriter, PiecesMustAddUpToTheTensor) {
+  TemporaryFolder folder;
+  GgufWriter writer(folder.file("out"), {}, {{"a", {8}, GgmlType::kF32}});
+  const auto bytes = numbered(32);
+  EXPECT_THROW(writer.write_pieces([&](const GgufWriter::Put& put) { put(4, bytes); }), Error);
+  EXPECT_THROW(writer.write_pieces([&](const GgufWriter::Put& put) { put(-1, bytes); }), Error);
+  EXPECT_THROW(
+      writer.write_pieces([&](const GgufWriter::Put& put) { put(0, std::span(bytes).first(31)); }),
+      Error);
 }
 
 TEST(GgufWriter, WantsEveryByteAndNoMore) {
