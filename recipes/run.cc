@@ -17,16 +17,19 @@
 #include "base/version.h"
 #include "configs/config.h"
 #include "eval/compare.h"
+#include "eval/perplexity.h"
 #include "eval/report.h"
 #include "eval/report_tensors.h"
 #include "export/export.h"
 #include "export/sha256.h"
 #include "io/atomic_file.h"
 #include "model/generate.h"
+#include "model/tokenizer.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
+#include "training/data.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -232,10 +235,26 @@ void check_runnable(const RunConfig& config) {
     fail_usage("compare.text is missing: nibble run compares on a text that training does not see");
 }
 
+/// A model that nibble cannot run and texts that are too short stop the run here, before it writes
+/// anything.
+void check_inputs(const RunConfig& config) {
+  const GgufFile source = GgufFile::open(config.model);
+  check_model(source);
+  const auto tokenizer =
+      with_frame(config.model, [&] { return Tokenizer::from_metadata(source.metadata()); });
+  with_frame("data.files",
+             [&] { TextData::load(config.train.data, *tokenizer, config.train.seed); });
+  with_frame(config.compare.text, [&] {
+    perplexity_chunks(*tokenizer, read_file(config.compare.text),
+                      {config.compare.ctx, config.compare.chunks});
+  });
+}
+
 /// Runs the whole configuration; returns the page's path.
 std::string run_all(Run& run) {
   const auto start = std::chrono::steady_clock::now();
   check_runnable(run.config);
+  check_inputs(run.config);
   fs::create_directories(run.config.output);
   write_file(run_config_path(run.config.output), config_yaml(run.config));
   run.name = run.report.model = model_name(run.config.model);
@@ -284,8 +303,8 @@ int run_run(int argc, char** argv) {
     return 0;
   }
   std::printf("%s\n%s\n\nlook at   %s\nrun it    %s\n",
-              comparison_table(run.report.comparison).c_str(), report_verdict(run.report).c_str(),
-              page.c_str(), run.report.run_command.c_str());
+              comparison_table(run.report.comparison, run.report.trained).c_str(),
+              report_verdict(run.report).c_str(), page.c_str(), run.report.run_command.c_str());
   return 0;
 }
 

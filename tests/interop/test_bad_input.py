@@ -152,3 +152,63 @@ def test_a_text_shorter_than_one_sequence(refused_perplexity):
     line = refused_perplexity(text="Once")
     assert "text.txt" in line and "2 tokens" in line and "128" in line
     assert "text.txt" in refused_perplexity(text="")
+
+
+@pytest.fixture
+def refused_run(run_nibble, stories260k, shared, tmp_path):
+    """The line that `nibble run` refuses a configuration with: the sound one below, with pieces of it replaced."""
+
+    def run(*replaced, status, model=stories260k, train="Once upon a time. " * 2000, text="There was a dog. " * 2000):
+        (tmp_path / "train.txt").write_text(train)
+        (tmp_path / "test.txt").write_text(text)
+        config = f"""\
+model: {model}
+output: {tmp_path / "out"}
+quant: {{type: Q4_0}}
+data:
+  files: [{tmp_path / "train.txt"}]
+  sequence_length: 256
+compare: {{text: {tmp_path / "test.txt"}, ctx: 256, chunks: 2}}
+batch_tokens: 256
+micro_batch_tokens: 256
+max_tokens: 512
+"""
+        for old, new in replaced:
+            assert old in config
+            config = config.replace(old, new, 1)
+        (tmp_path / "bad.yaml").write_text(config)
+        result = run_nibble("run", tmp_path / "bad.yaml")
+        assert result.returncode == status, result.stderr
+        assert result.stderr.count("\n") == 1 and result.stderr.startswith("nibble: "), result.stderr
+        assert result.stdout == "" and not (tmp_path / "out").exists()
+        return result.stderr
+
+    return run
+
+
+def test_a_configuration_with_a_mistake(refused_run):
+    line = refused_run(("sequence_length", "sequence_lenght"), status=2)
+    assert "bad.yaml:6" in line and "sequence_lenght" in line and "did you mean 'sequence_length'" in line
+    line = refused_run(("256\ncompare", "two\ncompare"), status=2)
+    assert "bad.yaml:6" in line and "'two'" in line
+    assert "bad.yaml:2" in refused_run(("model:", "model: ["), status=2)
+    assert "did you mean 'Q4_0'" in refused_run(("Q4_0", "Q4_O"), status=2)
+    assert "max_tokens: 100 is less than one step" in refused_run(("max_tokens: 512", "max_tokens: 100"), status=2)
+
+
+def test_a_run_on_texts_that_are_too_short(refused_run):
+    line = refused_run(status=1, train="Once upon a time")
+    assert "data.files" in line and "too few for one training sequence of 256" in line
+    line = refused_run(status=1, text="Once upon a time")
+    assert "test.txt" in line and "needs at least 512" in line
+
+
+def test_a_run_on_a_model_that_cannot_be_run(refused_run, stories260k, tmp_path):
+    model = tmp_path / "model.gguf"
+    data = stories260k.read_bytes()
+    model.write_bytes(data.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight", 1))
+    assert "tensor 'blk.0.attn_q.weight'" in refused_run(status=1, model=model)
+    model.write_bytes(data.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.txkens", 1))
+    assert "no key 'tokenizer.ggml.tokens'" in refused_run(status=1, model=model)
+    model.write_bytes(data[: len(data) // 2])
+    assert "model.gguf" in refused_run(status=1, model=model)
