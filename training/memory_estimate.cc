@@ -110,11 +110,14 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   const int64_t ends = 5 * width * kFloat;
   const int64_t activations = positions * (kept + ends);
   // While the loss runs all activations exist and of the gradients the output matrix's; after the
-  // backward pass it is the other way round.
-  const int64_t first_gradient = kFloat * vocab * width, all_gradients = kFloat * trained;
-  const bool at_loss = activations + first_gradient > all_gradients;
-  estimate.gradients = at_loss ? first_gradient : all_gradients;
-  estimate.activations = at_loss ? activations : 0;
+  // backward pass it is the other way round. In between the heap finds room for gradients among the
+  // freed activations, but not all of it: half of the smaller is what SmolLM2 was seen to need on
+  // top (512 to 2,048 positions, both dtypes, with and without activation checkpointing: 0 to 5 %
+  // off).
+  const int64_t at_loss = activations + kFloat * vocab * width, at_end = kFloat * trained;
+  estimate.activations = activations;
+  estimate.gradients =
+      std::max(at_loss, at_end) + std::min(at_loss, at_end) / 2 - estimate.activations;
   if (distils) estimate.activations += kFloat * kMaxHeldOutTokens * width;
   return estimate;
 }
