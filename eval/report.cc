@@ -385,7 +385,7 @@ std::string report_html(const ReportData& data) {
 }
 
 std::string write_report(const std::string& folder, const ReportData& data) {
-  std::filesystem::create_directories(folder);
+  create_folders(folder);
   const std::string path = (std::filesystem::path(folder) / "index.html").string();
   write_file(path, report_html(data));
   return path;

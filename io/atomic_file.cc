@@ -17,6 +17,7 @@ namespace nibble {
 namespace {
 
 constexpr size_t kBufferBytes = size_t{1} << 20;
+constexpr std::string_view kMark = ".tmp.";  // NAME.tmp.<pid>
 
 std::string folder_of(const std::string& path) {
   const std::string folder = std::filesystem::path(path).parent_path().string();
@@ -28,21 +29,35 @@ bool all_digits(std::string_view text) {
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
-/// Removes what killed writers of `path` left: a living writer holds the lock of its file, a dead
-/// one cannot.
-void remove_leftovers(const std::string& path) {
-  const std::string prefix = std::filesystem::path(path).filename().string() + ".tmp.";
+/// A living writer holds the lock of its file, a dead one cannot.
+void remove_if_dead(const std::filesystem::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (descriptor < 0) return;
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlink(path.c_str());
+  ::close(descriptor);
+}
+
+/// NAME of "NAME.tmp.<pid>", "" for any other name.
+std::string unfinished_name(const std::string& name) {
+  const size_t mark = name.rfind(kMark);
+  const bool matches = mark != std::string::npos && all_digits(name.substr(mark + kMark.size()));
+  return matches ? name.substr(0, mark) : "";
+}
+
+/// Of one file, or of all where `name` is "". Nothing here is worth an error.
+void remove_leftovers(const std::string& folder, const std::string& name) {
   std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_of(path), ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (name.compare(0, prefix.size(), prefix) != 0 || !all_digits(name.substr(prefix.size())))
-      continue;
-    const int descriptor =
-        ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (descriptor < 0) continue;
-    if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlink(entry.path().c_str());
-    ::close(descriptor);
+  for (std::filesystem::directory_iterator entry(folder, ignored), end; entry != end;
+       entry.increment(ignored)) {
+    const std::string found = unfinished_name(entry->path().filename().string());
+    if (!found.empty() && (name.empty() || found == name)) remove_if_dead(entry->path());
   }
+}
+
+/// Not check(): errno must be read after the call.
+void rename_file(const std::string& from, const std::string& to) {
+  if (std::rename(from.c_str(), to.c_str()) != 0)
+    fail(to, ": cannot rename '", from, "' to it: ", std::strerror(errno));
 }
 
 /// A rename is on disk only when its folder is. Some file systems cannot sync a folder; that is no
@@ -57,15 +72,28 @@ void sync_folder(const std::string& folder) {
 }  // namespace
 
 AtomicFile::AtomicFile(std::string path)
-    : path_(std::move(path)), temporary_(path_ + ".tmp." + std::to_string(::getpid())) {
+    : path_(std::move(path)),
+      temporary_(concat(path_, kMark, ::getpid())),
+      removed_on_signal_(temporary_) {
   struct stat status {};
   if (::stat(path_.c_str(), &status) == 0)
     check(S_ISREG(status.st_mode), path_, ": cannot write: ",
           S_ISDIR(status.st_mode) ? "it is a folder" : "it is not a regular file");
-  remove_leftovers(path_);
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  check(descriptor_ >= 0, path_, ": cannot write: ", std::strerror(errno));
-  ::flock(descriptor_, LOCK_EX | LOCK_NB);
+  remove_leftovers(folder_of(path_), std::filesystem::path(path_).filename().string());
+  open_temporary();
+}
+
+void AtomicFile::open_temporary() {
+  for (;;) {
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    check(descriptor_ >= 0, path_, ": cannot write: ", std::strerror(errno));
+    // Between open and lock the file looks like a dead writer's: one that was removed then has no
+    // name left.
+    ::flock(descriptor_, LOCK_EX);
+    struct stat status {};
+    if (::fstat(descriptor_, &status) != 0 || status.st_nlink > 0) return;
+    ::close(descriptor_);
+  }
 }
 
 AtomicFile::~AtomicFile() {
@@ -112,11 +140,13 @@ void AtomicFile::flush() {
   buffer_.clear();
 }
 
-void AtomicFile::commit() {
+void AtomicFile::commit(const std::string& keep_old_as) {
   flush();
-  check(::fsync(descriptor_) == 0, path_, ": cannot sync: ", std::strerror(errno));
-  check(std::rename(temporary_.c_str(), path_.c_str()) == 0, path_, ": cannot rename '", temporary_,
-        "' to it: ", std::strerror(errno));
+  if (::fsync(descriptor_) != 0) fail(path_, ": cannot sync: ", std::strerror(errno));
+  std::error_code ignored;
+  if (!keep_old_as.empty() && std::filesystem::exists(path_, ignored))
+    rename_file(path_, keep_old_as);
+  rename_file(temporary_, path_);
   // From here on the file is the new one; only the lock is left to let go.
   ::close(descriptor_);
   descriptor_ = -1;
@@ -144,6 +174,14 @@ std::string read_file(const std::string& path) {
   ::close(descriptor);
   check(error == 0, path, ": cannot read at byte ", text.size(), ": ", std::strerror(error));
   return text;
+}
+
+void remove_unfinished(const std::string& folder) { remove_leftovers(folder, ""); }
+
+void create_folders(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  check(!error, path, ": cannot make the folder: ", error.message());
 }
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 // A file that appears whole or not at all: written beside its final name, synced, renamed. A kill
-// or a full disk leaves the old file as it was; the unfinished one is removed (on a kill it stays
-// as NAME.tmp.<pid> and the next writer of that name removes it).
+// or a full disk leaves the old file as it was; the unfinished one is removed, by an error as by a
+// signal. What SIGKILL leaves, NAME.tmp.<pid>, the next writer of that name removes, and
+// remove_unfinished() in a whole folder.
 #pragma once
 
 #include <cstddef>
@@ -8,6 +9,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+
+#include "base/stop_signal.h"
 
 namespace nibble {
 
@@ -27,14 +30,17 @@ class AtomicFile {
   int64_t reserve(int64_t bytes);
   /// Unbuffered, inside what was reserved; from several threads if wanted.
   void write_at(int64_t offset, std::span<const std::byte> bytes) const;
-  /// Flush, fsync, rename, fsync of the folder.
-  void commit();
+  /// Flush, fsync, rename, fsync of the folder. keep_old_as: the name that the old file gets when
+  /// the new one is on disk, or "".
+  void commit(const std::string& keep_old_as = "");
 
  private:
+  void open_temporary();
   void flush();
   /// Of `size()` bytes, those still in the buffer are not in the file.
   int64_t flushed() const { return size_ - static_cast<int64_t>(buffer_.size()); }
   std::string path_, temporary_;
+  RemovedOnSignal removed_on_signal_;
   std::string buffer_;
   int64_t size_ = 0;
   int descriptor_ = -1;
@@ -44,5 +50,11 @@ class AtomicFile {
 void write_file(const std::string& path, std::string_view text);
 /// The whole of a text file; throws with path and the system's reason.
 std::string read_file(const std::string& path);
+
+/// Removes what killed writers left in a folder: its NAME.tmp.<pid> that no living process writes.
+void remove_unfinished(const std::string& folder);
+/// Makes a folder and those above it where they are not there. Throws with path and the system's
+/// reason.
+void create_folders(const std::string& path);
 
 }  // namespace nibble

@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "io/atomic_file.h"
 #include "io/mapped_file.h"
@@ -246,12 +247,31 @@ const SafetensorsEntry& SafetensorsFile::entry(std::string_view name) const {
   fail(path_, ": no entry '", name, "'", did_you_mean(name, names));
 }
 
+void SafetensorsFile::verify_checksum() const {
+  const bool last = !entries_.empty() && entries_.back().name == kChecksumEntry;
+  check(last && entries_.back().data.size() == sizeof(uint64_t), path_,
+        ": does not end with a checksum");
+  uint64_t stored;
+  std::memcpy(&stored, entries_.back().data.data(), sizeof stored);
+  const auto bytes = map_->file.bytes();
+  Checksum checksum;
+  checksum.update(bytes.first(bytes.size() - sizeof stored));
+  check(checksum.value() == stored, path_, ": damaged: its bytes have the checksum ",
+        checksum.value(), ", it was written with ", stored);
+}
+
 void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata,
+                       const SafetensorsWriting& writing) {
+  uint64_t sum = 0;  // of all that is written before it
+  std::vector<SafetensorsEntry> all = entries;
+  if (writing.checksum)
+    all.push_back({std::string(kChecksumEntry), "U8", {8}, std::as_bytes(std::span(&sum, 1))});
   std::vector<const SafetensorsEntry*> order;
   const std::string header = with_frame(path, [&] {
-    check_entries(entries);
-    for (const SafetensorsEntry& entry : entries) order.push_back(&entry);
+    check_entries(all);
+    for (const SafetensorsEntry& entry : all) order.push_back(&entry);
+    // Stable: the checksum stays the last of its size, the smallest.
     std::stable_sort(order.begin(), order.end(),
                      [](const SafetensorsEntry* a, const SafetensorsEntry* b) {
                        return dtype_bytes(a->dtype) > dtype_bytes(b->dtype);
@@ -263,10 +283,18 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsEnt
   });
   const uint64_t header_bytes = header.size();
   AtomicFile file(path);
-  file.write(std::as_bytes(std::span(&header_bytes, 1)));
-  file.write(header);
-  for (const SafetensorsEntry* entry : order) file.write(entry->data);
-  file.commit();
+  Checksum checksum;
+  const auto write = [&](std::span<const std::byte> bytes) {
+    if (writing.checksum) checksum.update(bytes);
+    file.write(bytes);
+  };
+  write(std::as_bytes(std::span(&header_bytes, 1)));
+  write(std::as_bytes(std::span(header)));
+  for (const SafetensorsEntry* entry : order) {
+    if (entry->name == kChecksumEntry) sum = checksum.value();
+    write(entry->data);
+  }
+  file.commit(writing.keep_old_as);
 }
 
 }  // namespace nibble

@@ -22,6 +22,10 @@ struct SafetensorsEntry {
   std::span<const std::byte> data;
 };
 
+/// Name of the entry that a file with a checksum ends with: U8 [8], little-endian, the Checksum
+/// (base/checksum.h) of every byte before it, header included.
+inline constexpr std::string_view kChecksumEntry = "checksum";
+
 /// An open file. What it holds is what the format demands: names are unique, every entry's bytes
 /// are those of its dtype and shape, and the entries fill the data section without hole or overlap.
 class SafetensorsFile {
@@ -40,6 +44,10 @@ class SafetensorsFile {
   /// Throws, naming file, entry and the nearest name, when there is none.
   const SafetensorsEntry& entry(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  bool has_checksum() const { return find(kChecksumEntry) != nullptr; }
+  /// Reads the whole file. Throws, naming it, unless it ends with the checksum of all its other
+  /// bytes.
+  void verify_checksum() const;
 
  private:
   SafetensorsFile();
@@ -52,11 +60,17 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
+struct SafetensorsWriting {
+  bool checksum = false;      // adds the entry kChecksumEntry
+  std::string keep_old_as{};  // name that an old file of this path gets; "": it is replaced
+};
+
 /// Writes all entries (their data must stay alive) and the metadata. Entries are laid out by
 /// falling element size, so that each is aligned to its own. Throws, before the file is touched,
 /// for a name that comes twice, an unknown dtype, or data whose size is not that of dtype and
 /// shape.
 void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
-                       const std::map<std::string, std::string>& metadata);
+                       const std::map<std::string, std::string>& metadata,
+                       const SafetensorsWriting& writing = {});
 
 }  // namespace nibble

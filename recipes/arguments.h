@@ -1,6 +1,7 @@
 // A subcommand's command line: cxxopts with nibble's errors (exit status 2) and --help.
 #pragma once
 
+#include <cerrno>  // program_invocation_name
 #include <cstdio>
 #include <cxxopts.hpp>
 #include <optional>
@@ -38,6 +39,30 @@ inline std::string required(const cxxopts::ParseResult& arguments, const std::st
                             const std::string& shown) {
   if (arguments.count(name) == 0) fail_usage("no ", shown, " given; see --help");
   return arguments[name].as<std::string>();
+}
+
+/// An argument as a shell takes it.
+inline std::string quoted(const std::string& argument) {
+  const bool plain =
+      !argument.empty() &&
+      argument.find_first_not_of(
+          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%") ==
+          std::string::npos;
+  if (plain) return argument;
+  std::string text = "'";
+  for (const char c : argument) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return text + "'";
+}
+
+/// The command line that was given, with --resume: what goes on with a stopped run.
+inline std::string resume_command(int argc, char** argv) {
+  std::string command = quoted(program_invocation_name);
+  bool resumes = false;
+  for (int i = 0; i < argc; ++i) {
+    command += ' ' + quoted(argv[i]);
+    resumes |= std::string(argv[i]) == "--resume";
+  }
+  return resumes ? command : command + " --resume";
 }
 
 /// An option's text, "" where it was not given.

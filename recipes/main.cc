@@ -1,5 +1,6 @@
 // nibble: picks the subcommand and turns an Error into one line on stderr and an exit status.
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/stop_signal.h"
 #include "recipes/recipe.h"
 
 namespace {
@@ -41,8 +43,12 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  nibble::handle_signals();
   try {
-    return run(argc, argv);
+    const int status = run(argc, argv);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+      nibble::fail("standard output: cannot write: ", std::strerror(errno));
+    return status;
   } catch (const nibble::Error& error) {
     std::fprintf(stderr, "nibble: %s\n", error.what());
     return error.exit_code();

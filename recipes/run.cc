@@ -65,8 +65,10 @@ Plan plan_for(const GgufFile& file, const std::string& type) {
 /// Everything that the steps of a run hand on.
 struct Run {
   RunConfig config;
-  std::string name;           // of the model
-  std::string original_path;  // float32
+  bool resume = false;         // go on with the training that the folder holds
+  std::string resume_command;  // the line that does so
+  std::string name;            // of the model
+  std::string original_path;   // float32
   GgmlType source_type = GgmlType::kF32;
   std::vector<CompareEntry> entries;  // rows of the comparison
   ReportData report;
@@ -109,9 +111,19 @@ void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
   }
 }
 
+/// Trains, or goes on training; a run that was stopped ends here.
+TrainResult train_model(const Run& run, const GgufFile& original, const Plan& plan) {
+  const TrainResult result = train(original, plan, run.config.train, run.config.output, run.resume);
+  if (result.stopped)
+    fail("stopped after step ", result.steps, "; go on with: ", run.resume_command);
+  // Accepted: where what follows the training was changed meanwhile, the folder says so too.
+  if (run.resume) write_file(run_config_path(run.config.output), config_yaml(run.config));
+  return result;
+}
+
 std::string train_and_export(Run& run, const GgufFile& original, const Plan& plan) {
-  const TrainResult result = train(original, plan, run.config.train, run.config.output);
-  for (const StepMetrics& m : result.metrics)
+  const TrainResult result = train_model(run, original, plan);
+  for (const StepMetrics& m : read_metrics(run.config.output))
     run.report.losses.push_back({m.step, m.tokens, m.step > 0 ? m.loss : -1.0, m.held_out_loss});
   const std::string kind = run.config.train.loss.kind;
   run.report.loss_name =
@@ -202,7 +214,8 @@ void add_facts(Run& run, const std::string& trained_path, double seconds) {
     texts += (texts.empty() ? "" : ", ") + file;
   report.facts.emplace_back("Trained on", texts);
   report.facts.emplace_back("Compared on", run.config.compare.text);
-  report.facts.emplace_back("Whole run", format_duration(seconds));
+  report.facts.emplace_back(run.resume ? "Since it was resumed" : "Whole run",
+                            format_duration(seconds));
   report.facts.emplace_back("Machine", concat(processor_name(), ", ", num_threads(), " threads"));
   report.facts.emplace_back("nibble", kProgramVersion);
   report.facts.emplace_back("LibTorch", TORCH_VERSION);
@@ -255,15 +268,14 @@ std::string run_all(Run& run) {
   const auto start = std::chrono::steady_clock::now();
   check_runnable(run.config);
   check_inputs(run.config);
-  fs::create_directories(run.config.output);
-  write_file(run_config_path(run.config.output), config_yaml(run.config));
+  create_folders(run.config.output);
   run.name = run.report.model = model_name(run.config.model);
   run.report.type = run.config.train.quant.type;
 
   make_original(run);
   const GgufFile original = GgufFile::open(run.original_path);
   const Plan plan = plan_for(original, run.config.train.quant.type);
-  write_file(run.path("plan.json"), plan.to_json());
+  start_run_folder(run.config.output, config_yaml(run.config), plan.to_json(), run.resume);
   make_baselines(run, original, plan);
   const std::string trained_path = train_and_export(run, original, plan);
   add_other_rows(run, original);
@@ -277,11 +289,15 @@ std::string run_all(Run& run) {
 }  // namespace
 
 int run_run(int argc, char** argv) {
-  cxxopts::Options options("nibble run", "Baselines, training, export, comparison and a report.");
+  cxxopts::Options options(
+      "nibble run",
+      "Baselines, training, export, comparison and a report. Ctrl-C (and SIGTERM) in the training\n"
+      "finishes the step, writes a checkpoint and says how to go on; a second one ends at once.\n");
   options.positional_help("CONFIG.yaml");
   options.add_options("arguments")("config", "", cxxopts::value<std::string>());
   options.add_options()("set", "a setting that wins over the file's; may be repeated",
                         cxxopts::value<std::string>(), "KEY=VALUE");
+  options.add_options()("resume", "go on with a stopped run's training, then do the rest");
   options.add_options()("device", "where to train",
                         cxxopts::value<std::string>()->default_value("cpu"), "cpu");
   options.add_options()("json", "the comparison as one JSON object on stdout");
@@ -292,6 +308,8 @@ int run_run(int argc, char** argv) {
   if (device != "cpu") fail_usage("--device ", device, ": nibble run trains on the cpu");
 
   Run run;
+  run.resume = arguments->count("resume") > 0;
+  run.resume_command = resume_command(argc, argv);
   // Read one by one: a list option of cxxopts would cut values at their commas.
   std::vector<ConfigOverride> overrides;
   for (const cxxopts::KeyValue& argument : arguments->arguments())

@@ -5,18 +5,39 @@
 #include <string>
 
 #include "base/error.h"
+#include "io/atomic_file.h"
 
 namespace nibble {
 
 /// The resolved configuration that `nibble run` and `nibble train` leave.
 inline std::string run_config_path(const std::string& run_dir) { return run_dir + "/config.yaml"; }
 
+/// Makes the folder, removes what killed processes left unfinished in it, and writes config.yaml
+/// and plan.json, except where a stopped run is gone on with: its own stay until train() has
+/// accepted the configuration.
+inline void start_run_folder(const std::string& run_dir, const std::string& config_yaml,
+                             const std::string& plan_json, bool resume) {
+  const auto has = [&](const std::string& name) {
+    return std::filesystem::exists(run_dir + '/' + name);
+  };
+  create_folders(run_dir);
+  remove_unfinished(run_dir);
+  remove_unfinished(run_dir + "/checkpoints");
+  const bool has_checkpoint =
+      has("checkpoints/last.safetensors") || has("checkpoints/previous.safetensors");
+  if (!resume || !has_checkpoint || !has("config.yaml"))
+    write_file(run_config_path(run_dir), config_yaml);
+  if (!resume || !has_checkpoint || !has("plan.json"))
+    write_file(run_dir + "/plan.json", plan_json);
+}
+
 /// What `nibble run` decodes a quantized source to: training starts from it.
 inline std::string run_original_path(const std::string& run_dir) {
   return run_dir + "/base-f32.gguf";
 }
 
-/// The checkpoint named "last" or "best"; "": the one that ships, which is best where there is one.
+/// The checkpoint named "last" or "best"; "": the one that ships, which is best where there is one,
+/// and the one before last where a kill left no other.
 /// Throws Error (usage) for another name, and where it is not there.
 inline std::string run_checkpoint_path(const std::string& run_dir, const std::string& which) {
   if (!which.empty() && which != "last" && which != "best")
@@ -26,7 +47,9 @@ inline std::string run_checkpoint_path(const std::string& run_dir, const std::st
   const auto path_of = [&](const std::string& name) {
     return run_dir + "/checkpoints/" + name + ".safetensors";
   };
-  if (which.empty() && std::filesystem::exists(path_of("best"))) return path_of("best");
+  if (which.empty())
+    for (const char* name : {"best", "last", "previous"})
+      if (std::filesystem::exists(path_of(name))) return path_of(name);
   const std::string path = path_of(which.empty() ? "last" : which);
   check(std::filesystem::exists(path), path,
         ": no such checkpoint; the run may have ended before its first");

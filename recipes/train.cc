@@ -2,16 +2,15 @@
 // what it leaves.
 #include <cstdio>
 #include <cxxopts.hpp>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "configs/config.h"
-#include "io/atomic_file.h"
 #include "io/gguf.h"
 #include "quant/mix/plan.h"
 #include "recipes/arguments.h"
@@ -26,7 +25,9 @@ constexpr const char* kIntroduction =
     "Trains the model of a configuration for its quantized type; with quant.type none, as it is. "
     "The\n"
     "run folder (output, by default runs/NAME) gets config.yaml, plan.json, metrics.jsonl and\n"
-    "checkpoints/{last,best}.safetensors.\n";
+    "checkpoints/{last,best}.safetensors. Ctrl-C (and SIGTERM) finishes the step, writes a "
+    "checkpoint\n"
+    "and says how to go on; a second one ends at once.\n";
 constexpr const char* kExamples =
     "\nExamples:\n"
     "  nibble train configs/smollm2_q4_0_wikitext.yaml\n"
@@ -39,8 +40,8 @@ cxxopts::Options make_options() {
   options.positional_help("CONFIG.yaml");
   options.add_options("arguments")("config", "", cxxopts::value<std::string>());
   options.add_options()("set", "a setting that wins over the file's; may be repeated",
-                        cxxopts::value<std::string>(),
-                        "KEY=VALUE")("resume", "go on from the run's last checkpoint")(
+                        cxxopts::value<std::string>(), "KEY=VALUE")(
+      "resume", "go on from the last checkpoint, as if never stopped")(
       "json", "the result as one JSON object on stdout");
   options.parse_positional({"config"});
   return options;
@@ -88,13 +89,12 @@ int run_train(int argc, char** argv) {
   const GgufFile source = GgufFile::open(config.model);
   const Plan plan = plan_for(source, config.train.quant.type);
   const bool resume = arguments->count("resume") > 0;
-  std::filesystem::create_directories(config.output);
-  // A run that is gone on with keeps its own: train() refuses another configuration.
-  if (!resume || !std::filesystem::exists(run_config_path(config.output))) {
-    write_file(run_config_path(config.output), config_yaml(config));
-    write_file(config.output + "/plan.json", plan.to_json());
-  }
+  start_run_folder(config.output, config_yaml(config), plan.to_json(), resume);
   const TrainResult result = train(source, plan, config.train, config.output, resume);
+  if (!result.complete)
+    fail("stopped after step ", result.steps, "; go on with: ", resume_command(argc, argv));
+  if (resume && result.metrics.empty())
+    note(config.output, " holds the finished run: there was nothing left to do");
   print_result(result, config.output, arguments->count("json") > 0);
   return 0;
 }

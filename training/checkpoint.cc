@@ -1,6 +1,6 @@
 #include "training/checkpoint.h"
 
-#include <cstring>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <utility>
@@ -12,7 +12,8 @@ namespace nibble {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr const char* kLayout = "1";
+constexpr const char* kLayout = "2";
+constexpr const char* kLayoutWithoutChecksum = "1";
 constexpr const char* kRatios = ":scale_ratios";
 constexpr const char* kInitial = ":initial_scales";
 constexpr const char* kMoments[] = {":moment1", ":moment2"};
@@ -31,14 +32,19 @@ struct Entries {
   }
 };
 
-torch::Tensor copy_entry(const SafetensorsEntry* entry, const std::string& name) {
+using SharedFile = std::shared_ptr<const SafetensorsFile>;
+
+/// A view that keeps the file mapped.
+torch::Tensor view_entry(const SharedFile& file, const SafetensorsEntry* entry,
+                         const std::string& name) {
   check(entry, "no entry '", name, "'");
   check(entry->dtype == "F32", "entry '", name, "' has dtype ", entry->dtype, ", wanted F32");
-  torch::Tensor tensor = torch::empty(entry->shape, torch::kFloat32);
-  check(entry->data.size() == tensor.nbytes(), "entry '", name, "' has ", entry->data.size(),
-        " bytes, its shape wants ", tensor.nbytes());
-  std::memcpy(tensor.mutable_data_ptr<float>(), entry->data.data(), entry->data.size());
-  return tensor;
+  // from_blob takes no const pointer; nobody writes to what is loaded.
+  auto* values = const_cast<std::byte*>(entry->data.data());
+  const bool aligned = reinterpret_cast<uintptr_t>(values) % alignof(float) == 0;
+  const torch::Tensor view = torch::from_blob(
+      values, entry->shape, [file](void*) {}, torch::kFloat32);
+  return aligned ? view : view.clone();  // write_safetensors() aligns, others need not
 }
 
 Json describe(const TrainedTensor& tensor) {
@@ -48,7 +54,7 @@ Json describe(const TrainedTensor& tensor) {
           {"hash", tensor.materialized_hash}};
 }
 
-TrainedTensor read_tensor(const SafetensorsFile& file, const Json& description) {
+TrainedTensor read_tensor(const SharedFile& file, const Json& description) {
   TrainedTensor tensor;
   tensor.name = description.at("name").get<std::string>();
   const std::string type = description.at("type").get<std::string>();
@@ -57,11 +63,11 @@ TrainedTensor read_tensor(const SafetensorsFile& file, const Json& description) 
   tensor.type = info->type;
   tensor.mode = parse_scale_mode(description.at("scales").get<std::string>());
   tensor.materialized_hash = description.at("hash").get<uint64_t>();
-  tensor.weights = copy_entry(file.find(tensor.name), tensor.name);
+  tensor.weights = view_entry(file, file->find(tensor.name), tensor.name);
   const std::string ratios = tensor.name + kRatios, initial = tensor.name + kInitial;
-  if (const SafetensorsEntry* entry = file.find(ratios)) {
-    tensor.scale_ratios = copy_entry(entry, ratios);
-    tensor.initial_scales = copy_entry(file.find(initial), initial);
+  if (const SafetensorsEntry* entry = file->find(ratios)) {
+    tensor.scale_ratios = view_entry(file, entry, ratios);
+    tensor.initial_scales = view_entry(file, file->find(initial), initial);
   }
   return tensor;
 }
@@ -72,10 +78,15 @@ const std::string& require(const std::map<std::string, std::string>& metadata, c
   return found->second;
 }
 
-Checkpoint read_checkpoint(const SafetensorsFile& file) {
-  const auto& metadata = file.metadata();
+Checkpoint read_checkpoint(const SharedFile& file) {
+  const auto& metadata = file->metadata();
   const std::string& layout = require(metadata, "nibble.format");
-  check(layout == kLayout, "checkpoint layout ", layout, ", wanted ", kLayout);
+  check(layout == kLayout || layout == kLayoutWithoutChecksum, "checkpoint layout ", layout,
+        ", wanted ", kLayout);
+  // One damaged byte cannot make a file of one layout look like the other.
+  check(
+      file->has_checksum() == (layout == kLayout), "damaged: layout ", layout,
+      file->has_checksum() ? " has no checksum, this file one" : " has a checksum, this file none");
   Checkpoint checkpoint;
   const Json state = Json::parse(require(metadata, "nibble.state"));
   checkpoint.step = state.at("step").get<int64_t>();
@@ -89,10 +100,10 @@ Checkpoint read_checkpoint(const SafetensorsFile& file) {
   checkpoint.options_json = require(metadata, "nibble.options");
   for (const Json& description : Json::parse(require(metadata, "nibble.tensors")))
     checkpoint.tensors.push_back(read_tensor(file, description));
-  for (const SafetensorsEntry& entry : file.entries())
+  for (const SafetensorsEntry& entry : file->entries())
     for (const char* suffix : kMoments)
       if (entry.name.ends_with(suffix))
-        checkpoint.moments[entry.name] = copy_entry(&entry, entry.name);
+        checkpoint.moments[entry.name] = view_entry(file, &entry, entry.name);
   return checkpoint;
 }
 
@@ -110,7 +121,8 @@ FakeQuantizer restore_quantizer(const TrainedTensor& tensor) {
                        tensor.scale_ratios, tensor.initial_scales);
 }
 
-void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {
+void save_checkpoint(const std::string& path, const Checkpoint& checkpoint,
+                     const std::string& keep_old_as) {
   Entries all;
   Json tensors = Json::array();
   for (const TrainedTensor& tensor : checkpoint.tensors) {
@@ -132,11 +144,13 @@ void save_checkpoint(const std::string& path, const Checkpoint& checkpoint) {
                      {"nibble.state", state.dump()},
                      {"nibble.plan", checkpoint.plan.to_json()},
                      {"nibble.options", checkpoint.options_json},
-                     {"nibble.tensors", tensors.dump()}});
+                     {"nibble.tensors", tensors.dump()}},
+                    {.checksum = true, .keep_old_as = keep_old_as});
 }
 
 Checkpoint load_checkpoint(const std::string& path) {
-  const SafetensorsFile file = SafetensorsFile::open(path);
+  const auto file = std::make_shared<const SafetensorsFile>(SafetensorsFile::open(path));
+  if (file->has_checksum()) file->verify_checksum();  // before anything in it is believed
   return with_frame(path, [&] {
     try {
       return read_checkpoint(file);

@@ -1,10 +1,15 @@
 // A training run's state in one safetensors file: master weights, scales, how far it got, the plan,
-// and for a run that can go on the optimizer's moments. Written aside and renamed.
+// and for a run that can go on the optimizer's moments. Written aside and renamed; a checksum over
+// the whole file tells when a byte of it was damaged since.
+//
+// There is no state of a sampler or of random numbers: which sequences a step reads is a function
+// of seed and step (training/data.h), and nothing else is random.
 //
 // Layout: per trained tensor NAME (GGUF's) an F32 entry "NAME" with the masters,
 // "NAME:scale_ratios" and "NAME:initial_scales" where scales exist, and "NAME:moment1",
 // "NAME:moment2", "NAME:scale_ratios:moment1", ... when moments are kept. Metadata: nibble.format =
-// "1", nibble.state and nibble.tensors as JSON, nibble.plan (plan.json), nibble.options (JSON).
+// "2", nibble.state and nibble.tensors as JSON, nibble.plan (plan.json), nibble.options (JSON). The
+// last entry is "checksum" (io/safetensors.h); layout "1" had none.
 #pragma once
 
 #include <cstdint>
@@ -47,10 +52,14 @@ struct Checkpoint {
 /// tensor of type F32.
 FakeQuantizer restore_quantizer(const TrainedTensor& tensor);
 
-/// Writes aside and renames. Throws with path and the system's reason.
-void save_checkpoint(const std::string& path, const Checkpoint& checkpoint);
-/// Tensors are copies: the file may go away. Throws, naming the file, for one that nibble did not
-/// write, or of a later layout.
+/// Writes aside and renames. keep_old_as: the path that an old file of this name is renamed to when
+/// the new one is on disk; "": it is replaced. Throws with path and the system's reason.
+void save_checkpoint(const std::string& path, const Checkpoint& checkpoint,
+                     const std::string& keep_old_as = "");
+/// Tensors are read-only views of the mapped file, which lives as long as they do: a checkpoint
+/// takes no memory beside the system's cache. (The file may be replaced or removed, not written
+/// into.) Throws, naming the file, for one that nibble did not write, of a later layout, or in
+/// which any byte was changed.
 Checkpoint load_checkpoint(const std::string& path);
 
 }  // namespace nibble

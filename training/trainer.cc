@@ -4,8 +4,8 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 #include <utility>
 
@@ -13,7 +13,10 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/progress.h"
+#include "base/stop_signal.h"
 #include "io/atomic_file.h"
+#include "io/line_file.h"
+#include "io/mapped_file.h"
 #include "training/checkpoint.h"
 #include "training/data.h"
 #include "training/learner.h"
@@ -25,6 +28,14 @@ namespace nibble {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+constexpr const char* kStopNotice =
+    "\nstopping: a checkpoint follows after this step (a second signal ends at once)\n";
+
+std::string checkpoint_path(const std::string& run_dir, const char* name) {
+  return concat(run_dir, "/checkpoints/", name, ".safetensors");
+}
+std::string metrics_path(const std::string& run_dir) { return run_dir + "/metrics.jsonl"; }
 
 void check_options(const TrainOptions& options) {
   const int64_t length = options.data.sequence_length;
@@ -74,7 +85,7 @@ Json to_json(const TrainOptions& o) {
       {"seed", o.seed}};
 }
 
-std::string to_line(const StepMetrics& m) {
+Json to_json(const StepMetrics& m) {
   Json line = {{"step", m.step}, {"tokens", m.tokens}, {"seconds", m.seconds}};
   if (m.step > 0)
     line.update({{"loss", m.loss},
@@ -87,32 +98,102 @@ std::string to_line(const StepMetrics& m) {
     line.update({{"held_out_loss", m.held_out_loss},
                  {"held_out_kl", m.held_out_kl},
                  {"held_out_ce", m.held_out_ce}});
-  return line.dump() + "\n";
+  return line;
+}
+
+StepMetrics from_json(const Json& line) {
+  StepMetrics m;
+  m.step = line.value("step", m.step);
+  m.tokens = line.value("tokens", m.tokens);
+  m.seconds = line.value("seconds", m.seconds);
+  m.loss = line.value("loss", m.loss);
+  m.kl = line.value("kl", m.kl);
+  m.ce = line.value("ce", m.ce);
+  m.learning_rate = line.value("learning_rate", m.learning_rate);
+  m.grad_norm = line.value("grad_norm", m.grad_norm);
+  m.tokens_per_second = line.value("tokens_per_second", m.tokens_per_second);
+  m.held_out_loss = line.value("held_out_loss", m.held_out_loss);
+  m.held_out_kl = line.value("held_out_kl", m.held_out_kl);
+  m.held_out_ce = line.value("held_out_ce", m.held_out_ce);
+  return m;
+}
+
+/// The lines that are whole; a killed run can leave half a one.
+std::vector<Json> metrics_lines(const std::string& path) {
+  std::vector<Json> whole;
+  std::istringstream lines(std::filesystem::exists(path) ? read_file(path) : "");
+  for (std::string line; std::getline(lines, line);) {
+    Json parsed = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (parsed.is_object() && parsed.contains("step")) whole.push_back(std::move(parsed));
+  }
+  return whole;
 }
 
 /// The lines of an earlier metrics.jsonl up to `step`: what a resumed run keeps.
 std::string lines_until(const std::string& path, int64_t step) {
-  std::istringstream lines(read_file(path));
   std::string kept;
-  for (std::string line; std::getline(lines, line);) {
-    const Json parsed = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (parsed.is_object() && parsed.value("step", step + 1) <= step) kept += line + "\n";
-  }
+  for (const Json& line : metrics_lines(path))
+    if (line.value("step", step + 1) <= step) kept += line.dump() + "\n";
   return kept;
+}
+
+/// What a run is gone on from.
+struct Latest {
+  Checkpoint checkpoint;
+  bool last_is_whole = true;  // false: it is missing or damaged, this is the one before
+};
+
+/// Nothing where there is no checkpoint yet.
+std::optional<Latest> load_latest(const std::string& run_dir) {
+  const std::string last = checkpoint_path(run_dir, "last");
+  const std::string previous = checkpoint_path(run_dir, "previous");
+  const bool has_previous = std::filesystem::exists(previous);
+  if (!std::filesystem::exists(last)) {  // killed between two renames, or removed by hand
+    if (!has_previous) return std::nullopt;
+    warn(last, ": is missing; going on from ", previous);
+    return Latest{load_checkpoint(previous), false};
+  }
+  const MappedFile readable(last);  // throws: what may not be read is not damaged
+  try {
+    return Latest{load_checkpoint(last), true};
+  } catch (const Error& error) {
+    if (!has_previous)
+      fail(error.what(), "; there is no checkpoint before it: train without --resume");
+    warn(error.what(), "; going on from the one before it, ", previous);
+    return Latest{load_checkpoint(previous), false};
+  }
+}
+
+bool is_whole(const std::string& path) {
+  try {
+    load_checkpoint(path);
+    return true;
+  } catch (const Error& error) {
+    warn(error.what(), "; the best from here on is kept instead");
+    return false;
+  }
+}
+
+TrainResult result_of(const Checkpoint& last, const std::string& run_dir) {
+  TrainResult result;
+  const bool has_best = last.best_step >= 0;
+  result.checkpoint = checkpoint_path(run_dir, "last");
+  result.best_checkpoint = checkpoint_path(run_dir, has_best ? "best" : "last");
+  result.best_step = has_best ? last.best_step : last.step;
+  result.steps = last.step;
+  result.tokens = last.tokens;
+  result.seconds = last.seconds;
+  return result;
 }
 
 class Run {
  public:
   Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, std::string run_dir);
 
-  /// False when `last` says that the run was complete.
-  bool resume();
+  void go_on_from(const Latest& latest);
   TrainResult train();
 
  private:
-  std::string checkpoint_path(const char* name) const {
-    return run_dir_ + "/checkpoints/" + name + ".safetensors";
-  }
   double seconds() const {
     const auto now = std::chrono::steady_clock::now();
     return earlier_seconds_ + std::chrono::duration<double>(now - start_).count();
@@ -125,7 +206,11 @@ class Run {
   std::vector<Batch> micro_batches(const std::vector<int64_t>& rows) const;
   StepMetrics take_step();
   void evaluate(StepMetrics& metrics);
-  void save(const char* name, bool with_moments);
+  Checkpoint state() const;
+  void save_best();
+  void save_last();
+  TrainResult finish();
+  void prune(const std::vector<const char*>& names) const;
   void report(const StepMetrics& metrics);
   void show(Progress& bar, const StepMetrics& metrics) const;
 
@@ -138,8 +223,10 @@ class Run {
   std::unique_ptr<Learner> learner_;
   std::vector<Batch> held_out_;
   std::vector<torch::Tensor> held_out_teacher_;
-  std::ofstream metrics_file_;
-  TrainResult result_;
+  std::optional<LineFile> metrics_file_;
+  std::vector<StepMetrics> metrics_;
+  bool continued_ = false;     // what is in checkpoints/ is of this run
+  bool last_is_whole_ = true;  // false: `last` is damaged and must not become `previous`
   int64_t num_steps_, step_ = 0, tokens_ = 0, best_step_ = -1;
   double held_out_loss_ = -1, best_loss_ = -1, earlier_seconds_ = 0, step_seconds_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
@@ -179,27 +266,23 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
     held_out_.push_back(data_.held_out.at(rows));
   }
   held_out_teacher_.resize(held_out_.size());
-  std::filesystem::create_directories(run_dir_ + "/checkpoints");
+  create_folders(run_dir_ + "/checkpoints");
 }
 
-bool Run::resume() {
-  const std::string path = checkpoint_path("last");
-  if (!std::filesystem::exists(path)) return true;
-  Checkpoint saved = load_checkpoint(path);
-  with_frame(path, [&] {
-    check(
-        saved.options_json == to_json(options_).dump() && saved.plan.to_json() == plan_.to_json(),
-        "was made with other options or another plan; train without --resume, or in a new folder");
-    student_->restore(saved.tensors);
-    if (!saved.moments.empty()) learner_->optimizer().restore(saved.moments, saved.step);
-  });
+void Run::go_on_from(const Latest& latest) {
+  const Checkpoint& saved = latest.checkpoint;
+  student_->restore(saved.tensors);
+  learner_->optimizer().restore(saved.moments, saved.step);
   step_ = saved.step;
   tokens_ = saved.tokens;
   earlier_seconds_ = saved.seconds;
   held_out_loss_ = saved.held_out_loss;
-  best_loss_ = saved.best_held_out_loss;
-  best_step_ = saved.best_step;
-  return !saved.moments.empty();
+  if (saved.best_step >= 0 && is_whole(checkpoint_path(run_dir_, "best"))) {
+    best_loss_ = saved.best_held_out_loss;
+    best_step_ = saved.best_step;
+  }
+  continued_ = true;
+  last_is_whole_ = latest.last_is_whole;
 }
 
 std::vector<Batch> Run::micro_batches(const std::vector<int64_t>& rows) const {
@@ -255,11 +338,11 @@ void Run::evaluate(StepMetrics& metrics) {
   if (step_ > 0 && (best_step_ < 0 || held_out_loss_ < best_loss_)) {
     best_loss_ = held_out_loss_;
     best_step_ = step_;
-    save("best", /*with_moments=*/false);
+    save_best();
   }
 }
 
-void Run::save(const char* name, bool with_moments) {
+Checkpoint Run::state() const {
   Checkpoint checkpoint;
   checkpoint.step = step_;
   checkpoint.tokens = tokens_;
@@ -271,14 +354,43 @@ void Run::save(const char* name, bool with_moments) {
   checkpoint.plan = plan_;
   checkpoint.options_json = to_json(options_).dump();
   checkpoint.tensors = student_->tensors();
-  if (with_moments) checkpoint.moments = learner_->optimizer().moments();
-  save_checkpoint(checkpoint_path(name), checkpoint);
+  return checkpoint;
+}
+
+/// After a newer checkpoint is whole.
+void Run::prune(const std::vector<const char*>& names) const {
+  std::error_code ignored;  // an old file that stays does no harm
+  for (const char* name : names) std::filesystem::remove(checkpoint_path(run_dir_, name), ignored);
+}
+
+void Run::save_best() {
+  save_checkpoint(checkpoint_path(run_dir_, "best"), state());
+  if (!continued_) prune({"last", "previous"});
+  continued_ = true;
+}
+
+void Run::save_last() {
+  metrics_file_->sync();
+  Checkpoint checkpoint = state();
+  checkpoint.moments = learner_->optimizer().moments();
+  const bool keep = continued_ && last_is_whole_;
+  save_checkpoint(checkpoint_path(run_dir_, "last"), checkpoint,
+                  keep ? checkpoint_path(run_dir_, "previous") : "");
+  if (!continued_) prune({"best", "previous"});
+  continued_ = last_is_whole_ = true;
+}
+
+TrainResult Run::finish() {
+  const Checkpoint checkpoint = state();
+  save_checkpoint(checkpoint_path(run_dir_, "last"), checkpoint);
+  prune({"previous"});
+  if (best_step_ < 0) prune({"best"});
+  return result_of(checkpoint, run_dir_);
 }
 
 void Run::report(const StepMetrics& metrics) {
-  metrics_file_ << to_line(metrics) << std::flush;
-  check(metrics_file_.good(), run_dir_, "/metrics.jsonl: cannot be written");
-  result_.metrics.push_back(metrics);
+  metrics_file_->append(to_json(metrics).dump());
+  metrics_.push_back(metrics);
 }
 
 void Run::show(Progress& bar, const StepMetrics& metrics) const {
@@ -295,9 +407,9 @@ void Run::show(Progress& bar, const StepMetrics& metrics) const {
 }
 
 TrainResult Run::train() {
-  const std::string path = run_dir_ + "/metrics.jsonl";
-  write_file(path, step_ > 0 && std::filesystem::exists(path) ? lines_until(path, step_) : "");
-  metrics_file_.open(path, std::ios::app);
+  const std::string path = metrics_path(run_dir_);
+  write_file(path, step_ > 0 ? lines_until(path, step_) : "");
+  metrics_file_.emplace(path);
   start_ = std::chrono::steady_clock::now();
   if (step_ == 0) {
     StepMetrics at_start;
@@ -307,23 +419,23 @@ TrainResult Run::train() {
   const bool timed = options_.max_minutes > 0;
   Progress bar("training", timed ? static_cast<int64_t>(60 * options_.max_minutes) : num_steps_,
                timed ? "seconds" : "steps");
-  while (step_ < num_steps_ && progress() < 1) {
+  const StopRequest stop(kStopNotice);
+  bool over = step_ >= num_steps_ || progress() >= 1, stopping = false;
+  while (!over && !stopping) {
     StepMetrics metrics = take_step();
-    const bool last = step_ == num_steps_ || progress() >= 1;
-    if (last || due(options_.evaluate_every)) evaluate(metrics);
+    over = step_ == num_steps_ || progress() >= 1;
+    if (over || due(options_.evaluate_every)) evaluate(metrics);
     report(metrics);
     show(bar, metrics);
-    if (!last && due(options_.checkpoint_every)) save("last", /*with_moments=*/true);
+    stopping = stop.requested();
+    if (!over && (stopping || due(options_.checkpoint_every))) save_last();
   }
   bar.finish();
-  save("last", /*with_moments=*/false);
-  result_.checkpoint = checkpoint_path("last");
-  result_.best_checkpoint = checkpoint_path(best_step_ < 0 ? "last" : "best");
-  result_.best_step = best_step_ < 0 ? step_ : best_step_;
-  result_.steps = step_;
-  result_.tokens = tokens_;
-  result_.seconds = seconds();
-  return result_;
+  TrainResult result = over ? finish() : result_of(state(), run_dir_);
+  result.metrics = std::move(metrics_);
+  result.complete = over;
+  result.stopped = stop.requested();
+  return result;
 }
 
 }  // namespace
@@ -332,10 +444,25 @@ TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& 
                   const std::string& run_dir, bool resume) {
   check_options(options);
   keep_freed_memory();
+  std::optional<Latest> latest = resume ? load_latest(run_dir) : std::nullopt;
+  if (latest) {
+    const Checkpoint& saved = latest->checkpoint;
+    check(saved.options_json == to_json(options).dump() && saved.plan.to_json() == plan.to_json(),
+          checkpoint_path(run_dir, latest->last_is_whole ? "last" : "previous"),
+          ": was made with other options or another plan; train without --resume, or in a new "
+          "folder");
+    if (saved.moments.empty()) return result_of(saved, run_dir);
+  }
   Run run(source, plan, options, run_dir);
-  if (resume && !run.resume())
-    fail("'", run_dir, "' holds a finished run: there is nothing to resume");
+  if (latest) run.go_on_from(*latest);
+  latest.reset();
   return run.train();
+}
+
+std::vector<StepMetrics> read_metrics(const std::string& run_dir) {
+  std::vector<StepMetrics> metrics;
+  for (const Json& line : metrics_lines(metrics_path(run_dir))) metrics.push_back(from_json(line));
+  return metrics;
 }
 
 }  // namespace nibble

@@ -71,14 +71,16 @@ struct StepMetrics {
 };
 
 struct TrainResult {
-  std::vector<StepMetrics> metrics;
-  std::string checkpoint;  // path of the last one
+  std::vector<StepMetrics> metrics;  // of the steps that this call took; see read_metrics()
+  std::string checkpoint;            // path of the last one
   std::string
       best_checkpoint;  // of the lowest held-out loss; the last one where nothing was held out
   int64_t best_step = 0;
-  int64_t steps = 0, tokens = 0;
+  int64_t steps = 0, tokens = 0;  // of the whole run so far
   double seconds = 0;
   int64_t predicted_bytes = 0;  // peak memory, as estimated before the start
+  bool complete = true;  // false: to be gone on with
+  bool stopped = false;  // a signal asked for it (after the last step: complete and stopped)
 };
 
 /// Held-out tokens that an evaluation reads at most: enough to rank checkpoints, and a few steps'
@@ -87,12 +89,27 @@ constexpr int64_t kMaxHeldOutTokens = 8192;
 
 /// Trains the model loaded from `source` under `plan` and leaves
 /// `run_dir`/checkpoints/{last,best}.safetensors and `run_dir`/metrics.jsonl (one JSON object a
-/// line: the fields of StepMetrics; step 0 is the start, which has a held-out loss only). `last`
-/// can be gone on from while the run is not over; at its end it ships, without optimizer state.
+/// line: the fields of StepMetrics; step 0 is the start, which has a held-out loss only).
+///
+/// `last` can be gone on from while the run is not over; at its end it ships, without optimizer
+/// state. While the run is not over, `previous` is the `last` before: no checkpoint goes before a
+/// newer one is whole. Those of an earlier run in the folder go when this one has its first.
+///
+/// SIGINT, SIGTERM or SIGHUP: the step is finished, `last` is written, and the result is not
+/// complete; a second signal ends the process at once.
+///
 /// resume: goes on from `last` where there is one, bit for bit as if never stopped (but for a
-/// schedule that follows the clock). Throws Error naming step, batch and the first bad tensor when
-/// the loss is not finite.
+/// schedule that follows the clock); from `previous`, with a warning, where `last` is damaged or
+/// missing; a complete run is left as it is and its result returned, without metrics. A damaged
+/// `best` is warned of, and found anew among the steps that follow.
+///
+/// Throws Error naming step, batch and the first bad tensor when the loss is not finite; naming the
+/// checkpoint when it is of other options or another plan.
 TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& options,
                   const std::string& run_dir, bool resume = false);
+
+/// What is in `run_dir`/metrics.jsonl: all steps of a run, however often it was stopped. A line
+/// that is not whole is left out.
+std::vector<StepMetrics> read_metrics(const std::string& run_dir);
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 #include <span>
 #include <utility>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/threads.h"
 #include "quant/format/rows.h"
@@ -220,12 +221,6 @@ std::vector<std::byte> FakeQuantizer::blocks() const {
 
 uint64_t content_hash(const torch::Tensor& values) {
   check_float32(values, "", "hashed values");
-  // Multiply and shift (as in MurmurHash3's finalizer): each step is invertible, so no single
-  // change is lost.
-  const auto mix = [](uint64_t hash, uint64_t word) {
-    hash = (hash ^ word) * 0xff51afd7ed558ccdULL;
-    return hash ^ (hash >> 32);
-  };
   constexpr int64_t kPiece = 1 << 16;
   const int64_t count = values.numel();
   const float* data = values.const_data_ptr<float>();
@@ -235,12 +230,12 @@ uint64_t content_hash(const torch::Tensor& values) {
     for (int64_t i = begin; i < end; i += 2) {
       uint64_t word = 0;
       std::memcpy(&word, data + i, sizeof(float) * std::min<int64_t>(2, end - i));
-      hash = mix(hash, word);
+      hash = hash_step(hash, word);
     }
     hashes[piece] = hash;
   });
   uint64_t hash = static_cast<uint64_t>(count);
-  for (uint64_t piece : hashes) hash = mix(hash, piece);
+  for (uint64_t piece : hashes) hash = hash_step(hash, piece);
   return hash;
 }
 

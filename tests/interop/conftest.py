@@ -34,6 +34,12 @@ def run_nibble(nibble):
     return run
 
 
+@pytest.fixture
+def one_thread(monkeypatch):
+    """For many short runs: the threads of LibTorch's steps on so small a model mostly wait for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="session")
 def shared():
     if not SHARED.exists():

@@ -154,24 +154,46 @@ def test_a_changed_bit_is_found_and_named(exported, run_nibble, tmp_path):
     assert alone.returncode == 1 and "another hash" in alone.stdout
 
 
-def test_a_changed_checkpoint_is_refused(exported, run_nibble, tmp_path):
+@pytest.fixture
+def export_copy(exported, run_nibble, tmp_path):
+    """export_copy(write) -> the line that a copy of the run, whose checkpoint write(path) makes, is refused with."""
+
+    def run(write):
+        folder, _ = exported("Q4_0")
+        copy = tmp_path / "run"
+        (copy / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (copy / "config.yaml").write_text((folder / "config.yaml").read_text())
+        write(copy / "checkpoints" / "last.safetensors")
+        result = run_nibble("export", copy, tmp_path / "out.gguf", cwd=ROOT)
+        assert result.returncode == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert not list(tmp_path.glob("out.gguf*"))
+        return result.stderr
+
+    return run
+
+
+def test_a_changed_checkpoint_is_refused(exported, export_copy):
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    folder, _ = exported("Q4_0")
-    with safe_open(shipped_checkpoint(folder), "np") as file:
+    with safe_open(shipped_checkpoint(exported("Q4_0")[0]), "np") as file:
         tensors = {name: file.get_tensor(name).copy() for name in file.keys()}
         metadata = file.metadata()
     tensors["blk.1.attn_v.weight:scale_ratios"].reshape(-1)[11] *= np.float32(1.01)
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "config.yaml").write_text((folder / "config.yaml").read_text())
-    save_file(tensors, run / "checkpoints" / "last.safetensors", metadata=metadata)
-    out = tmp_path / "out.gguf"
-    result = run_nibble("export", run, out, cwd=ROOT)
-    assert result.returncode == 1
-    assert "tensor 'blk.1.attn_v.weight'" in result.stderr and len(result.stderr.strip().splitlines()) == 1
-    assert not list(tmp_path.glob("out.gguf*"))
+    write = lambda path: save_file(tensors, path, metadata=metadata)
+    assert "last.safetensors: " in export_copy(write)
+    # Where no checksum stands in the way (layout 1 had none), the hash of the weights tells.
+    del tensors["checksum"]
+    metadata["nibble.format"] = "1"
+    assert "tensor 'blk.1.attn_v.weight'" in export_copy(write)
+
+
+def test_a_damaged_byte_of_the_checkpoint_is_noticed(exported, export_copy):
+    whole = shipped_checkpoint(exported("Q4_0")[0]).read_bytes()
+    for at in [0, 9, 1000, *range(5000, len(whole), len(whole) // 20), len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        assert "last.safetensors: " in export_copy(lambda path: path.write_bytes(damaged)), at
 
 
 GENERATE = """

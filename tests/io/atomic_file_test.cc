@@ -7,11 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <functional>
 
 #include "base/error.h"
+#include "base/stop_signal.h"
 #include "tests/io/temporary_folder.h"
 
 namespace nibble {
@@ -71,6 +73,85 @@ TEST(AtomicFile, LeftoversOfKilledWritersAreRemovedAndLivingWritersAreNot) {
             std::string::npos);
   first.commit();
   EXPECT_EQ(read_file(folder.file("out")), "first");
+}
+
+TEST(AtomicFile, KeepsTheOldFileUnderTheNameItIsGiven) {
+  TemporaryFolder folder;
+  for (const char* text : {"first", "second", "third"}) {
+    AtomicFile file(folder.file("out"));
+    file.write(std::string_view(text));
+    file.commit(folder.file("before"));
+  }
+  EXPECT_EQ(read_file(folder.file("out")), "third");
+  EXPECT_EQ(read_file(folder.file("before")), "second");
+  EXPECT_EQ(folder.num_files(), 2u);
+}
+
+TEST(AtomicFile, ASignalLeavesTheOldFileAlone) {
+  TemporaryFolder folder;
+  const std::string path = folder.file("out");
+  write_file(path, "old");
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    handle_signals();
+    AtomicFile file(path);
+    file.write(std::string(3 << 20, 'x'));
+    raise(SIGINT);
+    _exit(1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  EXPECT_EQ(WTERMSIG(status), SIGINT);
+  EXPECT_EQ(read_file(path), "old");
+  EXPECT_EQ(folder.num_files(), 1u);
+}
+
+TEST(AtomicFile, RemovesWhatKilledWritersLeftInAFolder) {
+  TemporaryFolder folder;
+  for (const char* name : {"a.tmp.12345", "b.gguf.tmp.1", "c.tmp.1x", ".tmp.5", "d"})
+    write_file(folder.file(name), "text");
+  AtomicFile living(folder.file("living"));
+  remove_unfinished(folder.path());
+  EXPECT_FALSE(std::filesystem::exists(folder.file("a.tmp.12345")));
+  EXPECT_FALSE(std::filesystem::exists(folder.file("b.gguf.tmp.1")));
+  for (const char* name : {"c.tmp.1x", ".tmp.5", "d"})
+    EXPECT_TRUE(std::filesystem::exists(folder.file(name))) << name;
+  living.commit();
+  EXPECT_TRUE(std::filesystem::exists(folder.file("living")));
+  remove_unfinished(folder.file("none"));
+}
+
+/// As somebody who may not write there: the error, by way of a child that gives up root.
+std::string message_without_permission(const std::string& folder,
+                                       const std::function<void()>& body) {
+  std::filesystem::permissions(folder, std::filesystem::perms{0555});
+  int ends[2];
+  if (pipe(ends) != 0) return "no pipe";
+  const pid_t child = fork();
+  if (child == 0) {
+    if (getuid() == 0 && setuid(65534) != 0) _exit(1);
+    const std::string message = message_of(body);
+    _exit(write(ends[1], message.data(), message.size()) < 0);
+  }
+  close(ends[1]);
+  std::string message(1000, '\0');
+  message.resize(static_cast<size_t>(std::max<ssize_t>(0, read(ends[0], message.data(), 1000))));
+  close(ends[0]);
+  waitpid(child, nullptr, 0);
+  std::filesystem::permissions(folder, std::filesystem::perms{0755});
+  return message;
+}
+
+TEST(AtomicFile, NamesWhatItMayNotWrite) {
+  TemporaryFolder folder;
+  const std::string path = folder.file("out");
+  EXPECT_EQ(message_without_permission(folder.path(), [&] { write_file(path, "text"); }),
+            path + ": cannot write: Permission denied");
+  EXPECT_EQ(message_without_permission(folder.path(), [&] { create_folders(path + "/inner"); }),
+            path + "/inner: cannot make the folder: Permission denied");
+  EXPECT_EQ(folder.num_files(), 0u);
 }
 
 TEST(AtomicFile, RefusesFoldersAndDevices) {

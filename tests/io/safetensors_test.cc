@@ -126,6 +126,28 @@ TEST(Safetensors, RefusesEveryTruncationAndAnyTail) {
   refusal(whole + '\0');
 }
 
+TEST(Safetensors, AChecksumNoticesEveryDamagedByte) {
+  const std::string path = temporary_path("file.safetensors");
+  write_safetensors(path, sample_entries(), {{"step", "12"}}, {.checksum = true});
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  EXPECT_TRUE(file.has_checksum());
+  EXPECT_EQ(file.entries().back().name, kChecksumEntry);
+  EXPECT_EQ(file.entries().size(), sample_entries().size() + 1);
+  file.verify_checksum();
+
+  const std::string whole = slurp(path);
+  const std::string damaged = temporary_path("damaged.safetensors");
+  for (size_t at = 0; at < whole.size(); ++at) {
+    std::string text = whole;
+    text[at] = static_cast<char>(text[at] ^ (1 << at % 8));
+    spill(damaged, text);
+    EXPECT_THROW(SafetensorsFile::open(damaged).verify_checksum(), Error) << "byte " << at;
+  }
+  write_safetensors(path, sample_entries(), {});
+  EXPECT_FALSE(SafetensorsFile::open(path).has_checksum());
+  EXPECT_THROW(SafetensorsFile::open(path).verify_checksum(), Error);
+}
+
 // Any single byte of length or header may change: the file is either refused or still consistent,
 // never read out of bounds (the sanitizer build is what makes the second half of this a test).
 TEST(Safetensors, SurvivesEveryChangedHeaderByte) {

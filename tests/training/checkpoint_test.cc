@@ -5,7 +5,10 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "io/atomic_file.h"
@@ -130,15 +133,75 @@ TEST_F(CheckpointTest, RefusesOtherFilesByName) {
   EXPECT_NE(error_of(path("none.safetensors")).find("none.safetensors"), std::string::npos);
 }
 
+/// A checkpoint's file, to be written again with a change.
+struct Copy {
+  explicit Copy(const std::string& path)
+      : file(SafetensorsFile::open(path)), metadata(file.metadata()) {}
+  void write(const std::string& path, const std::string& without, bool checksum) const {
+    std::vector<SafetensorsEntry> entries;
+    for (const SafetensorsEntry& entry : file.entries())
+      if (entry.name != without && entry.name != kChecksumEntry) entries.push_back(entry);
+    write_safetensors(path, entries, metadata, {.checksum = checksum});
+  }
+  SafetensorsFile file;
+  std::map<std::string, std::string> metadata;
+};
+
 TEST_F(CheckpointTest, NamesAMissingTensor) {
-  Checkpoint saved = make_checkpoint();
-  save_checkpoint(path("a.safetensors"), saved);
-  const SafetensorsFile file = SafetensorsFile::open(path("a.safetensors"));
-  std::vector<SafetensorsEntry> entries;
-  for (const SafetensorsEntry& entry : file.entries())
-    if (entry.name != "norm") entries.push_back(entry);
-  write_safetensors(path("b.safetensors"), entries, file.metadata());
+  save_checkpoint(path("a.safetensors"), make_checkpoint());
+  Copy(path("a.safetensors")).write(path("b.safetensors"), "norm", /*checksum=*/true);
   EXPECT_NE(error_of(path("b.safetensors")).find("no entry 'norm'"), std::string::npos);
+}
+
+TEST_F(CheckpointTest, NoticesEveryDamagedByte) {
+  save_checkpoint(path("a.safetensors"), make_checkpoint());
+  std::string bytes = read_file(path("a.safetensors"));
+  const std::string damaged = path("damaged.safetensors");
+  std::ofstream out(damaged, std::ios::binary);
+  for (size_t at = 0; at < bytes.size(); ++at) {
+    const char whole = bytes[at];
+    bytes[at] = static_cast<char>(whole ^ (1 << at % 8));
+    out.seekp(0);
+    out << bytes << std::flush;
+    EXPECT_EQ(error_of(damaged).rfind(damaged + ": ", 0), 0u) << "byte " << at;
+    bytes[at] = whole;
+  }
+  EXPECT_NE(error_of(damaged).find("damaged"), std::string::npos);  // the last byte, of the sum
+  out.seekp(0);
+  out << bytes << std::flush;
+  EXPECT_EQ(error_of(damaged), "");
+}
+
+TEST_F(CheckpointTest, ReadsTheLayoutWithoutChecksum) {
+  save_checkpoint(path("a.safetensors"), make_checkpoint());
+  Copy copy(path("a.safetensors"));
+  copy.write(path("lost.safetensors"), "", /*checksum=*/false);
+  EXPECT_NE(error_of(path("lost.safetensors")).find("this file none"), std::string::npos);
+  copy.metadata["nibble.format"] = "1";
+  copy.write(path("earlier.safetensors"), "", /*checksum=*/false);
+  EXPECT_EQ(load_checkpoint(path("earlier.safetensors")).step, 12);
+  copy.write(path("both.safetensors"), "", /*checksum=*/true);
+  EXPECT_NE(error_of(path("both.safetensors")).find("this file one"), std::string::npos);
+}
+
+TEST_F(CheckpointTest, KeepsTheOneBefore) {
+  Checkpoint checkpoint = make_checkpoint();
+  for (int64_t step : {1, 2, 3}) {
+    checkpoint.step = step;
+    save_checkpoint(path("last.safetensors"), checkpoint, path("previous.safetensors"));
+  }
+  EXPECT_EQ(load_checkpoint(path("last.safetensors")).step, 3);
+  EXPECT_EQ(load_checkpoint(path("previous.safetensors")).step, 2);
+}
+
+TEST_F(CheckpointTest, StaysReadableWhenItsFileIsReplaced) {
+  Checkpoint checkpoint = make_checkpoint();
+  save_checkpoint(path("a.safetensors"), checkpoint);
+  const Checkpoint loaded = load_checkpoint(path("a.safetensors"));
+  const torch::Tensor wanted = checkpoint.tensors[0].weights.clone();
+  checkpoint.tensors[0].weights.zero_();
+  save_checkpoint(path("a.safetensors"), checkpoint);
+  EXPECT_TRUE(at::equal(loaded.tensors[0].weights, wanted));
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include "training/trainer.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -208,9 +210,178 @@ TEST_F(TrainerTest, ResumedRunIsTheRunThatNeverStopped) {
   }
 }
 
-TEST_F(TrainerTest, FinishedOrOtherRunIsNotResumed) {
+/// Sends this process a signal, as Ctrl-C does, when metrics.jsonl has so many lines.
+class Stopper {
+ public:
+  Stopper(fs::path metrics, size_t num_lines)
+      : thread_([this, metrics = std::move(metrics), num_lines] {
+          while (!done_ && lines_of(metrics).size() < num_lines)
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          if (!done_) ::kill(::getpid(), SIGINT);
+        }) {}
+  ~Stopper() {
+    done_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> done_ = false;
+  std::thread thread_;
+};
+
+class StoppedRunTest : public TrainerTest {
+ protected:
+  void SetUp() override {
+    TrainerTest::SetUp();
+    if (IsSkipped()) return;
+    options_.max_tokens = 256 * 60;  // far more than are taken before the signal comes
+    options_.evaluate_every = 4;
+    options_.checkpoint_every = 3;
+  }
+  fs::path file(const std::string& run, const std::string& checkpoint) const {
+    return folder_ / run / "checkpoints" / (checkpoint + ".safetensors");
+  }
+  bool has(const std::string& run, const std::string& checkpoint) const {
+    return fs::exists(file(run, checkpoint));
+  }
+  Checkpoint load(const std::string& run, const std::string& checkpoint) const {
+    return load_checkpoint(file(run, checkpoint).string());
+  }
+  /// Stops when `steps` or a few more are taken.
+  TrainResult train_until_stopped(const std::string& run, int64_t steps,
+                                  bool resume = false) const {
+    const Stopper stopper(folder_ / run / "metrics.jsonl", static_cast<size_t>(1 + steps));
+    const TrainResult result = train(run, resume);
+    EXPECT_FALSE(result.complete);
+    EXPECT_TRUE(result.stopped);
+    return result;
+  }
+  void damage(const std::string& run, const std::string& checkpoint) const {
+    std::fstream bytes(file(run, checkpoint), std::ios::in | std::ios::out | std::ios::binary);
+    bytes.seekg(100'000);
+    const int byte = bytes.get();
+    bytes.seekp(100'000);
+    bytes.put(static_cast<char>(byte ^ 1));
+  }
+  void expect_same_end(const std::string& one, const std::string& two) const {
+    for (const char* name : {"last", "best"}) {
+      const Checkpoint a = load(one, name), b = load(two, name);
+      EXPECT_EQ(a.step, b.step);
+      EXPECT_EQ(a.best_step, b.best_step);
+      EXPECT_EQ(a.held_out_loss, b.held_out_loss);
+      ASSERT_EQ(a.tensors.size(), b.tensors.size());
+      for (size_t i = 0; i < a.tensors.size(); ++i) {
+        EXPECT_EQ(a.tensors[i].materialized_hash, b.tensors[i].materialized_hash) << name;
+        EXPECT_TRUE(at::equal(a.tensors[i].weights, b.tensors[i].weights)) << name;
+      }
+      EXPECT_FALSE(has(two, "previous"));
+    }
+  }
+};
+
+TEST_F(StoppedRunTest, ASignalCheckpointsAndTheRunGoesOn) {
+  const TrainResult stopped = train_until_stopped("stopped", 7);
+  EXPECT_GE(stopped.steps, 7);
+  EXPECT_EQ(load("stopped", "last").step, stopped.steps);
+  EXPECT_LT(load("stopped", "previous").step, stopped.steps);
+  const TrainResult resumed = train("stopped", /*resume=*/true);
+  EXPECT_TRUE(resumed.complete);
+  EXPECT_FALSE(resumed.stopped);
+  EXPECT_EQ(resumed.metrics.front().step, stopped.steps + 1);
+  train("whole");
+  expect_same_end("whole", "stopped");
+  const std::vector<StepMetrics> all = read_metrics((folder_ / "stopped").string()),
+                                 wanted = read_metrics((folder_ / "whole").string());
+  ASSERT_EQ(all.size(), wanted.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    EXPECT_EQ(all[i].step, wanted[i].step);
+    EXPECT_EQ(all[i].loss, wanted[i].loss);
+    EXPECT_EQ(all[i].held_out_loss, wanted[i].held_out_loss);
+  }
+}
+
+TEST_F(StoppedRunTest, TheCheckpointBeforeADamagedOneIsUsed) {
+  const TrainResult stopped = train_until_stopped("stopped", 7);
+  const int64_t before = load("stopped", "previous").step;
+  damage("stopped", "last");
+  EXPECT_THROW(load("stopped", "last"), Error);
+  testing::internal::CaptureStderr();
+  const TrainResult resumed = train("stopped", /*resume=*/true);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("last.safetensors: damaged"), std::string::npos) << said;
+  EXPECT_NE(said.find("going on from the one before it"), std::string::npos) << said;
+  EXPECT_EQ(resumed.metrics.front().step, before + 1);
+  EXPECT_LT(before, stopped.steps);
+  train("whole");
+  expect_same_end("whole", "stopped");
+}
+
+TEST_F(StoppedRunTest, AGoodCheckpointOutlivesADamagedOne) {
+  const TrainResult first = train_until_stopped("stopped", 7);
+  damage("stopped", "last");
+  const TrainResult second = train_until_stopped("stopped", first.steps + 1, /*resume=*/true);
+  EXPECT_EQ(load("stopped", "last").step, second.steps);
+  EXPECT_LT(load("stopped", "previous").step, second.steps);
+}
+
+TEST_F(StoppedRunTest, WhatCannotBeGoneOnWithIsNamed) {
+  train_until_stopped("stopped", 7);
+  const int64_t before = load("stopped", "previous").step;
+  damage("stopped", "last");
+  options_.checkpoint_every = 0;
+  EXPECT_NE(error_of([&] { train("stopped", true); }, 1).find("other options"), std::string::npos);
+  EXPECT_EQ(load("stopped", "previous").step, before);
+  options_.checkpoint_every = 3;
+  damage("stopped", "previous");
+  EXPECT_NE(error_of([&] { train("stopped", true); }, 1).find("previous.safetensors: damaged"),
+            std::string::npos);
+  fs::remove(file("stopped", "previous"));
+  EXPECT_NE(error_of([&] { train("stopped", true); }, 1).find("there is no checkpoint before it"),
+            std::string::npos);
+}
+
+TEST_F(StoppedRunTest, AMissingLastIsTheOneBefore) {
+  train_until_stopped("stopped", 7);
+  const int64_t before = load("stopped", "previous").step;
+  fs::remove(file("stopped", "last"));
+  const TrainResult resumed = train("stopped", /*resume=*/true);
+  EXPECT_EQ(resumed.metrics.front().step, before + 1);
+}
+
+TEST_F(StoppedRunTest, ADamagedBestIsFoundAnew) {
+  const TrainResult stopped = train_until_stopped("stopped", 7);
+  damage("stopped", "best");
+  const TrainResult resumed = train("stopped", /*resume=*/true);
+  EXPECT_GT(resumed.best_step, stopped.steps);
+  EXPECT_EQ(load("stopped", "best").step, resumed.best_step);
+}
+
+TEST_F(StoppedRunTest, AnotherRunInTheFolderReplacesTheCheckpoints) {
+  train_until_stopped("run", 7);
+  options_.seed = 2;
+  options_.data.held_out = 0;  // so that it has no best of its own
+  options_.max_tokens = 256 * 10;
   train("run");
-  EXPECT_NE(error_of([&] { train("run", true); }, 1).find("finished"), std::string::npos);
+  EXPECT_EQ(load("run", "last").step, 10);
+  EXPECT_FALSE(has("run", "previous"));
+  EXPECT_FALSE(has("run", "best"));
+}
+
+TEST_F(TrainerTest, AFinishedRunIsLeftAsItIs) {
+  const TrainResult whole = train("run");
+  const auto written = fs::last_write_time(whole.checkpoint);
+  const TrainResult again = train("run", /*resume=*/true);
+  EXPECT_TRUE(again.complete);
+  EXPECT_TRUE(again.metrics.empty());
+  EXPECT_EQ(again.steps, whole.steps);
+  EXPECT_EQ(again.tokens, whole.tokens);
+  EXPECT_EQ(again.best_step, whole.best_step);
+  EXPECT_EQ(again.best_checkpoint, whole.best_checkpoint);
+  EXPECT_EQ(fs::last_write_time(whole.checkpoint), written);
+}
+
+TEST_F(TrainerTest, AnotherRunIsNotResumed) {
+  train("run");
   options_.optimizer.learning_rate *= 2;
   EXPECT_NE(error_of([&] { train("run", true); }, 1).find("other options"), std::string::npos);
 }
