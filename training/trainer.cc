@@ -186,6 +186,19 @@ TrainResult result_of(const Checkpoint& last, const std::string& run_dir) {
   return result;
 }
 
+/// After a newer checkpoint is whole.
+void prune(const std::string& run_dir, const std::vector<const char*>& names) {
+  std::error_code ignored;  // an old file that stays does no harm
+  for (const char* name : names) std::filesystem::remove(checkpoint_path(run_dir, name), ignored);
+}
+
+/// The run is over: only what ships stays, though a kill came between the last checkpoint and here.
+TrainResult finish(const Checkpoint& last, const std::string& run_dir) {
+  prune(run_dir, {"previous"});
+  if (last.best_step < 0) prune(run_dir, {"best"});
+  return result_of(last, run_dir);
+}
+
 class Run {
  public:
   Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, std::string run_dir);
@@ -209,8 +222,6 @@ class Run {
   Checkpoint state() const;
   void save_best();
   void save_last();
-  TrainResult finish();
-  void prune(const std::vector<const char*>& names) const;
   void report(const StepMetrics& metrics);
   void show(Progress& bar, const StepMetrics& metrics) const;
 
@@ -357,15 +368,9 @@ Checkpoint Run::state() const {
   return checkpoint;
 }
 
-/// After a newer checkpoint is whole.
-void Run::prune(const std::vector<const char*>& names) const {
-  std::error_code ignored;  // an old file that stays does no harm
-  for (const char* name : names) std::filesystem::remove(checkpoint_path(run_dir_, name), ignored);
-}
-
 void Run::save_best() {
   save_checkpoint(checkpoint_path(run_dir_, "best"), state());
-  if (!continued_) prune({"last", "previous"});
+  if (!continued_) prune(run_dir_, {"last", "previous"});
   continued_ = true;
 }
 
@@ -376,16 +381,8 @@ void Run::save_last() {
   const bool keep = continued_ && last_is_whole_;
   save_checkpoint(checkpoint_path(run_dir_, "last"), checkpoint,
                   keep ? checkpoint_path(run_dir_, "previous") : "");
-  if (!continued_) prune({"best", "previous"});
+  if (!continued_) prune(run_dir_, {"best", "previous"});
   continued_ = last_is_whole_ = true;
-}
-
-TrainResult Run::finish() {
-  const Checkpoint checkpoint = state();
-  save_checkpoint(checkpoint_path(run_dir_, "last"), checkpoint);
-  prune({"previous"});
-  if (best_step_ < 0) prune({"best"});
-  return result_of(checkpoint, run_dir_);
 }
 
 void Run::report(const StepMetrics& metrics) {
@@ -431,7 +428,9 @@ TrainResult Run::train() {
     if (!over && (stopping || due(options_.checkpoint_every))) save_last();
   }
   bar.finish();
-  TrainResult result = over ? finish() : result_of(state(), run_dir_);
+  const Checkpoint end = state();
+  if (over) save_checkpoint(checkpoint_path(run_dir_, "last"), end);
+  TrainResult result = over ? finish(end, run_dir_) : result_of(end, run_dir_);
   result.metrics = std::move(metrics_);
   result.complete = over;
   result.stopped = stop.requested();
@@ -451,7 +450,7 @@ TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& 
           checkpoint_path(run_dir, latest->last_is_whole ? "last" : "previous"),
           ": was made with other options or another plan; train without --resume, or in a new "
           "folder");
-    if (saved.moments.empty()) return result_of(saved, run_dir);
+    if (saved.moments.empty()) return finish(saved, run_dir);
   }
   Run run(source, plan, options, run_dir);
   if (latest) run.go_on_from(*latest);

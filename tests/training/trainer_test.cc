@@ -370,7 +370,11 @@ TEST_F(StoppedRunTest, AnotherRunInTheFolderReplacesTheCheckpoints) {
 TEST_F(TrainerTest, AFinishedRunIsLeftAsItIs) {
   const TrainResult whole = train("run");
   const auto written = fs::last_write_time(whole.checkpoint);
+  // As if killed after its last checkpoint, before it removed the one before.
+  const fs::path previous = folder_ / "run" / "checkpoints" / "previous.safetensors";
+  fs::copy_file(whole.checkpoint, previous);
   const TrainResult again = train("run", /*resume=*/true);
+  EXPECT_FALSE(fs::exists(previous));
   EXPECT_TRUE(again.complete);
   EXPECT_TRUE(again.metrics.empty());
   EXPECT_EQ(again.steps, whole.steps);
