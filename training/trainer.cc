@@ -164,6 +164,19 @@ std::optional<Latest> load_latest(const std::string& run_dir) {
   }
 }
 
+/// A forgotten --resume must not cost a run unseen: its checkpoints stay until the first new one.
+void warn_of_unfinished(const std::string& run_dir) {
+  const std::string last = checkpoint_path(run_dir, "last");
+  try {
+    if (!std::filesystem::exists(last) || load_checkpoint(last).moments.empty()) return;
+  } catch (const Error&) {
+    return;  // not one that could be gone on with
+  }
+  warn(run_dir,
+       " holds a run that was stopped before its end; this one begins anew and its first "
+       "checkpoint replaces it (--resume would go on)");
+}
+
 bool is_whole(const std::string& path) {
   try {
     load_checkpoint(path);
@@ -443,6 +456,7 @@ TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& 
                   const std::string& run_dir, bool resume) {
   check_options(options);
   keep_freed_memory();
+  if (!resume) warn_of_unfinished(run_dir);
   std::optional<Latest> latest = resume ? load_latest(run_dir) : std::nullopt;
   if (latest) {
     const Checkpoint& saved = latest->checkpoint;

@@ -93,7 +93,8 @@ constexpr int64_t kMaxHeldOutTokens = 8192;
 ///
 /// `last` can be gone on from while the run is not over; at its end it ships, without optimizer
 /// state. While the run is not over, `previous` is the `last` before: no checkpoint goes before a
-/// newer one is whole. Those of an earlier run in the folder go when this one has its first.
+/// newer one is whole. Those of an earlier run in the folder go when this one has its first; where
+/// it was not over, a warning says so.
 ///
 /// SIGINT, SIGTERM or SIGHUP: the step is finished, `last` is written, and the result is not
 /// complete; a second signal ends the process at once.

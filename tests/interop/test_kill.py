@@ -1,7 +1,7 @@
 """kill -9 at random moments: no file is ever broken, what is left over does not pile up, and who goes on reaches the same
 bytes as who was never killed.
 
-NIBBLE_KILLS sets how often (10 without it; 100 takes three minutes), NIBBLE_KILL_SEED the moments.
+NIBBLE_KILLS sets how often (10 without it; 100 takes two minutes), NIBBLE_KILL_SEED the moments.
 """
 
 import json

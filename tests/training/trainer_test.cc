@@ -361,8 +361,14 @@ TEST_F(StoppedRunTest, AnotherRunInTheFolderReplacesTheCheckpoints) {
   options_.seed = 2;
   options_.data.held_out = 0;  // so that it has no best of its own
   options_.max_tokens = 256 * 10;
+  testing::internal::CaptureStderr();
   train("run");
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("stopped before its end"),
+            std::string::npos);
   EXPECT_EQ(load("run", "last").step, 10);
+  testing::internal::CaptureStderr();
+  train("run");  // that one was over
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   EXPECT_FALSE(has("run", "previous"));
   EXPECT_FALSE(has("run", "best"));
 }
