@@ -251,6 +251,7 @@ class Run {
   std::vector<StepMetrics> metrics_;
   bool continued_ = false;     // what is in checkpoints/ is of this run
   bool last_is_whole_ = true;  // false: `last` is damaged and must not become `previous`
+  int64_t predicted_bytes_ = 0;
   int64_t num_steps_, step_ = 0, tokens_ = 0, best_step_ = -1;
   double held_out_loss_ = -1, best_loss_ = -1, earlier_seconds_ = 0, step_seconds_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
@@ -264,10 +265,10 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_metadata(source.metadata());
   data_ = TextData::load(options.data, *tokenizer, options.seed);
   const bool distils = loss_shares(options.loss).kl > 0;
-  result_.predicted_bytes =
+  predicted_bytes_ =
       check_memory(source, plan, options, resident_memory_bytes(), available_memory_bytes())
           .total();
-  note("memory: about ", format_bytes(result_.predicted_bytes), " at the peak");
+  note("memory: about ", format_bytes(predicted_bytes_), " at the peak");
   std::unique_ptr<Model> model = load_model(source);
   if (options.data.sequence_length > model->shape().context_length)
     fail_usage("data.sequence_length is ", options.data.sequence_length,
@@ -447,6 +448,7 @@ TrainResult Run::train() {
   result.metrics = std::move(metrics_);
   result.complete = over;
   result.stopped = stop.requested();
+  result.predicted_bytes = predicted_bytes_;
   return result;
 }
 

@@ -78,7 +78,8 @@ struct TrainResult {
   int64_t best_step = 0;
   int64_t steps = 0, tokens = 0;  // of the whole run so far
   double seconds = 0;
-  int64_t predicted_bytes = 0;  // peak memory, as estimated before the start
+  int64_t predicted_bytes =
+      0;                 // peak memory, as estimated before the start; 0: nothing was left to train
   bool complete = true;  // false: to be gone on with
   bool stopped = false;  // a signal asked for it (after the last step: complete and stopped)
 };
