@@ -129,6 +129,25 @@ LlamaOptions read_llama_options(const GgufFile& file) {
   });
 }
 
+GgufMetadata llama_metadata(const LlamaOptions& options) {
+  GgufMetadata metadata;
+  metadata.set("general.architecture", std::string("llama"));
+  const auto set = [&](const char* name, int64_t count) {
+    metadata.set(concat("llama.", name), static_cast<uint32_t>(count));
+  };
+  set("block_count", options.shape.num_layers);
+  set("context_length", options.shape.context_length);
+  set("embedding_length", options.shape.width);
+  set("vocab_size", options.shape.vocab_size);
+  set("feed_forward_length", options.feed_forward);
+  set("attention.head_count", options.num_heads);
+  set("attention.head_count_kv", options.num_kv_heads);
+  set("rope.dimension_count", options.rope.dimensions);
+  metadata.set("llama.attention.layer_norm_rms_epsilon", static_cast<float>(options.norm_epsilon));
+  metadata.set("llama.rope.freq_base", static_cast<float>(options.rope.base));
+  return metadata;
+}
+
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   const ModelShape& shape = options.shape;
   const auto number = [&](Size size) -> int64_t {

@@ -24,6 +24,9 @@ struct LlamaOptions {
 
 /// From llama.* keys. Throws for a missing or impossible one, naming the key.
 LlamaOptions read_llama_options(const GgufFile& file);
+/// The keys from which read_llama_options() reads `options` again, general.architecture with them.
+/// Of rope, dimensions and base only: a new model scales nothing.
+GgufMetadata llama_metadata(const LlamaOptions& options);
 /// Every tensor that a llama file of these options may hold.
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options);
 /// Counted from what the functions of model/layers.h and model/attention.h save.
