@@ -52,7 +52,7 @@ Stream tokenize(const std::vector<std::string>& documents, const Tokenizer& toke
       ids[i] = tokenizer.encode(documents[i], /*add_special=*/true, /*parse_special=*/false);
   });
   Stream stream;
-  for (int64_t i : permutation(count, seed)) {
+  for (int64_t i : document_order(count, seed)) {
     stream.tokens.insert(stream.tokens.end(), ids[i].begin(), ids[i].end());
     stream.document.insert(stream.document.end(), ids[i].size(), i);
   }
@@ -132,6 +132,10 @@ TextData TextData::load(const DataOptions& options, const Tokenizer& tokenizer, 
   for (const PackedData* part : {&data.train, &data.held_out})
     data.fingerprint = hash(part->document, hash(part->tokens, data.fingerprint));
   return data;
+}
+
+std::vector<int64_t> document_order(int64_t count, uint64_t seed) {
+  return permutation(count, seed);
 }
 
 std::vector<int64_t> step_sequences(uint64_t seed, int64_t step, int64_t count,

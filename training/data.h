@@ -45,6 +45,10 @@ struct TextData {
   static TextData load(const DataOptions& options, const Tokenizer& tokenizer, uint64_t seed);
 };
 
+/// The order in which documents are laid end to end; the held-out part, at most twice the share
+/// that the options name, is its end.
+std::vector<int64_t> document_order(int64_t count, uint64_t seed);
+
 /// The sequences that step `step` (from 0) trains on, `count` of `num_sequences`: every epoch is a
 /// new permutation of all of them, and the last sequences of one epoch share a step with the first
 /// of the next. A pure function of its arguments, so a run resumes at any step, on any machine.
