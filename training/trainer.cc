@@ -282,12 +282,14 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   learner_ = std::make_unique<Learner>(*student_, teacher_.get(), options);
 
   const int64_t length = options.data.sequence_length;
-  const int64_t wanted =
-      std::min(data_.held_out.num_sequences(), std::max<int64_t>(1, kMaxHeldOutTokens / length));
+  const int64_t there = data_.held_out.num_sequences();
+  const int64_t wanted = std::min(there, std::max<int64_t>(1, kMaxHeldOutTokens / length));
   const int64_t together = options.micro_batch_tokens / length;
   for (int64_t first = 0; first < wanted; first += together) {
     std::vector<int64_t> rows;
-    for (int64_t row = first; row < std::min(wanted, first + together); ++row) rows.push_back(row);
+    // Spread over all that is held out: neighbours are often one document.
+    for (int64_t row = first; row < std::min(wanted, first + together); ++row)
+      rows.push_back(row * there / wanted);
     held_out_.push_back(data_.held_out.at(rows));
   }
   held_out_teacher_.resize(held_out_.size());
