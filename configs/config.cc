@@ -9,7 +9,8 @@
 #include "configs/field.h"
 #include "configs/yaml.h"
 #include "io/atomic_file.h"
-#include "quant/mix/plan.h"
+#include "quant/format/registry.h"
+#include "training/train_tokenizer.h"
 
 namespace nibble {
 namespace {
@@ -26,6 +27,15 @@ std::vector<std::string> type_choices(bool with_none) {
   return names;
 }
 
+/// Types that single tensors can be asked to have.
+std::vector<std::string> tensor_type_choices() {
+  std::vector<std::string> names;
+  for (const Format& format : formats()) names.emplace_back(format.name);
+  return names;
+}
+
+const std::string kNewModel = "new_model.";
+
 /// The whole schema, in the order in which it is written back.
 std::vector<Field> config_fields(RunConfig& c) {
   TrainOptions& t = c.train;
@@ -33,7 +43,19 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"name", &c.name},
       {"model", &c.model},
       {"output", &c.output},
+      {"new_model.architecture", &c.new_model.architecture, 0, 0, {"llama"}},
+      {"new_model.width", &c.new_model.width, 1, 1 << 17},
+      {"new_model.feed_forward", &c.new_model.feed_forward, 1, 1 << 20},
+      {"new_model.layers", &c.new_model.layers, 1, 4096},
+      {"new_model.heads", &c.new_model.heads, 1, 4096},
+      {"new_model.kv_heads", &c.new_model.kv_heads, 1, 4096},
+      {"new_model.context", &c.new_model.context, 2, 1 << 24},
+      {"new_model.vocab_size", &c.new_model.vocab_size, kMinVocabSize, 1 << 20},
+      {"new_model.tied", &c.new_model.tied},
       {"quant.type", &t.quant.type, 0, 0, type_choices(true)},
+      {"quant.pure", &c.mix.pure},
+      {"quant.output_tensor_type", &c.mix.output_tensor_type, 0, 0, tensor_type_choices()},
+      {"quant.token_embedding_type", &c.mix.token_embedding_type, 0, 0, tensor_type_choices()},
       {"quant.scales", &t.quant.scales, 0, 0, {"learned", "dynamic", "frozen"}},
       {"quant.initial", &t.quant.initial, 0, 0, {"search", "ggml", "rtn"}},
       {"data.files", &t.data.files},
@@ -86,7 +108,9 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
     for (std::string& key : keys) ignored.push_back({std::move(key), reason});
   };
   const bool none = t.quant.type == "none";
-  ignore(none, "quant.type is none", {"quant.scales", "quant.initial", "baselines"});
+  ignore(none, "quant.type is none",
+         {"quant.scales", "quant.initial", "quant.pure", "quant.output_tensor_type",
+          "quant.token_embedding_type", "baselines"});
   ignore(none || t.quant.scales != "learned",
          "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
   ignore(!none && t.quant.scales == "dynamic",
@@ -109,11 +133,13 @@ class Checker {
       : config_(config), origin_(std::move(origin)), given_(std::move(given)) {}
 
   void check_all() {
+    check_model();
     check_required();
     for (const Ignored& setting : ignored_settings(config_))
       if (const GivenKey* key = find(setting.key))
         fail_usage(key->place, ": ", key->key, ": has no effect, since ", setting.reason);
     check_sizes();
+    if (config_.makes_model()) check_new_model();
     check_paths();
   }
 
@@ -130,9 +156,39 @@ class Checker {
     fail_usage(given ? given->place : origin_, ": ", key, ": ", args...);
   }
 
+  /// Either a file or a new model, and of that all that has no default.
+  void check_model() const {
+    const auto made = std::find_if(given_.begin(), given_.end(), [](const GivenKey& given) {
+      return given.key.starts_with(kNewModel);
+    });
+    if (find("model") && config_.model.empty()) refuse("model", "is empty");
+    if (find("model") && made != given_.end())
+      fail_usage(made->place, ": ", made->key,
+                 ": model is given too; a run starts from a file or from a new model");
+    if (!find("model") && made == given_.end())
+      refuse("model", "is missing: name a GGUF file, or give new_model to train from scratch");
+    if (made == given_.end()) return;
+    for (const char* key : {"width", "feed_forward", "layers", "heads", "vocab_size"})
+      if (!find(kNewModel + key)) refuse(kNewModel + key, "is missing and has no default");
+  }
+  void check_new_model() const {
+    const NewModelOptions& m = config_.new_model;
+    if (m.width % m.heads != 0)
+      refuse("new_model.heads", "must divide new_model.width ", m.width, ", found ", m.heads);
+    if (m.width / m.heads % 2 != 0)
+      refuse("new_model.heads", m.heads, " heads of a width of ", m.width, " are ",
+             m.width / m.heads, " wide each; rotary positions want an even number");
+    if (m.heads % m.kv_heads != 0)
+      refuse("new_model.kv_heads", "must divide new_model.heads ", m.heads, ", found ", m.kv_heads);
+    const TrainOptions& t = config_.train;
+    if (t.data.sequence_length > m.context)
+      refuse("data.sequence_length", t.data.sequence_length, " is more than new_model.context ",
+             m.context);
+    if (t.loss.kind != "ce")
+      refuse("loss.kind", "wants ce, found ", t.loss.kind, ": a new model has nothing to teach");
+  }
   void check_required() const {
-    for (const char* key : {"model", "data.files"})
-      if (!find(key)) refuse(key, "is missing and has no default");
+    if (!find("data.files")) refuse("data.files", "is missing and has no default");
     if (config_.train.data.files.empty()) refuse("data.files", "is empty");
     if (config_.name.empty() || config_.name.find('/') != std::string::npos)
       refuse("name", "wants a name without '/', found '", config_.name, "'");
@@ -167,7 +223,7 @@ class Checker {
   }
 
   void check_paths() {
-    resolve_file("model", config_.model);
+    if (!config_.makes_model()) resolve_file("model", config_.model);
     for (std::string& pattern : config_.train.data.files) resolve_glob(pattern);
     if (!config_.compare.text.empty()) resolve_file("compare.text", config_.compare.text);
     for (std::string& path : config_.compare.also) resolve_file("compare.also", path);
@@ -225,6 +281,7 @@ RunConfig parse_config(const std::string& text, const std::string& origin,
   };
   if (!is_given("name")) config.name = fs::path(origin).stem().string();
   if (!is_given("output")) config.output = "runs/" + config.name;
+  if (!is_given("new_model.kv_heads")) config.new_model.kv_heads = config.new_model.heads;
   if (!is_given("micro_batch_tokens")) fit_micro_batch(config.train);
   Checker(config, origin, std::move(given)).check_all();
   return config;
@@ -236,11 +293,31 @@ RunConfig load_config(const std::string& path, const std::vector<ConfigOverride>
   return parse_config(read_file(path), path, overrides);
 }
 
+PlanOptions plan_options(const RunConfig& config) {
+  const std::string& type = config.train.quant.type;
+  PlanOptions options;
+  options.type_name = type == "none" ? "F32" : type;
+  options.allow_requantize = true;  // of a source that is decoded; training starts from float32
+  options.pure = config.mix.pure;
+  if (const Format* format = find_format(config.mix.output_tensor_type))
+    options.output_type = format->type;
+  if (const Format* format = find_format(config.mix.token_embedding_type))
+    options.token_embedding_type = format->type;
+  return options;
+}
+
 std::string config_yaml(const RunConfig& config) {
   RunConfig copy = config;
   std::vector<std::string> without;
   for (const Ignored& setting : ignored_settings(config)) without.push_back(setting.key);
-  return write_fields(config_fields(copy), without);
+  const std::vector<Field> fields = config_fields(copy);
+  for (const Field& field : fields)
+    if (field.key.starts_with(kNewModel) && !config.makes_model()) without.push_back(field.key);
+  if (config.makes_model()) without.push_back("model");
+  // Where llama-quantize's rules hold there is no type to write.
+  if (config.mix.output_tensor_type.empty()) without.push_back("quant.output_tensor_type");
+  if (config.mix.token_embedding_type.empty()) without.push_back("quant.token_embedding_type");
+  return write_fields(fields, without);
 }
 
 std::vector<std::string> config_keys() {

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <vector>
 
+#include "model/new_model.h"
+#include "quant/mix/plan.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -26,16 +28,27 @@ struct CompareOptions {
   std::vector<std::string> also;  // paths of more GGUF files to put in the table
 };
 
+/// Which tensor gets which type, where llama-quantize's rules for quant.type are not wanted.
+struct MixOptions {
+  bool pure = false;               // every matrix gets the type itself
+  std::string output_tensor_type;  // "": by the rules
+  std::string token_embedding_type;
+};
+
 struct RunConfig {
-  std::string name;    // default: the YAML file's name without its ending
-  std::string model;   // a GGUF file
-  std::string output;  // folder of the run; default: runs/<name>
+  std::string name;           // default: the YAML file's name without its ending
+  std::string model;          // a GGUF file, or "": new_model
+  NewModelOptions new_model;  // what to make and train from scratch
+  MixOptions mix;             // its keys stand under quant
+  std::string output;         // folder of the run; default: runs/<name>
   TrainOptions
       train;  // its keys stand at the top level: quant, data, loss, optimizer, batch_tokens, ...
   std::vector<std::string> baselines = {"ggml", "search"};  // PTQ methods under the same plan
   CompareOptions compare;
   std::vector<std::string> prompts;  // answered by each model in the report
   int64_t prompt_tokens = 48;        // length of an answer
+
+  bool makes_model() const { return model.empty(); }
 };
 
 /// "optimizer.learning_rate=3e-4": the value is YAML, so a list is [a, b]. Wins over the file.
@@ -45,6 +58,9 @@ RunConfig load_config(const std::string& path, const std::vector<ConfigOverride>
 /// As load_config, from text. `origin` names it in errors; files are also looked for in its folder.
 RunConfig parse_config(const std::string& text, const std::string& origin,
                        const std::vector<ConfigOverride>& overrides = {});
+
+/// What make_plan() wants for the type that is trained.
+PlanOptions plan_options(const RunConfig& config);
 
 /// The resolved configuration as YAML, every setting that has an effect: load_config() gives the
 /// same config again.

@@ -46,8 +46,8 @@ void print_stats(const ExportStats& stats, const std::string& path, bool as_json
       static_cast<long long>(stats.weights_checked));
 }
 
-// What the run trained: its decoded original where it made one, else the model its configuration
-// names.
+// What the run trained: the float32 file that it made to start from, else the model its
+// configuration names.
 std::string source_path(const std::string& run_dir) {
   if (std::filesystem::exists(run_original_path(run_dir))) return run_original_path(run_dir);
   if (!std::filesystem::exists(run_config_path(run_dir)))
@@ -83,6 +83,7 @@ int run_export(int argc, char** argv) {
   ExportInfo info;
   if (std::filesystem::exists(config_path)) info.config_hash = sha256_file(config_path);
   const Checkpoint checkpoint = load_checkpoint(path);
+  if (checkpoint.plan.type_name == "F32") info.method = "training";
   const ExportStats stats = with_frame(
       path, [&] { return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info); });
   print_stats(stats, out_path, arguments->count("json") > 0);

@@ -242,6 +242,8 @@ std::string make_report(Run& run, const GgufFile& original, const std::string& t
 }
 
 void check_runnable(const RunConfig& config) {
+  if (config.makes_model())
+    fail_usage("new_model: an untrained model is nothing to compare with; use nibble train");
   if (config.train.quant.type == "none")
     fail_usage("quant.type is none: there is nothing to compare; use nibble train");
   if (config.compare.text.empty())
@@ -274,7 +276,7 @@ std::string run_all(Run& run) {
 
   make_original(run);
   const GgufFile original = GgufFile::open(run.original_path);
-  const Plan plan = plan_for(original, run.config.train.quant.type);
+  const Plan plan = make_plan(original, plan_options(run.config));
   start_run_folder(run.config.output, config_yaml(run.config), plan.to_json(), run.resume);
   make_baselines(run, original, plan);
   const std::string trained_path = train_and_export(run, original, plan);

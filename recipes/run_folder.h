@@ -31,7 +31,8 @@ inline void start_run_folder(const std::string& run_dir, const std::string& conf
     write_file(run_dir + "/plan.json", plan_json);
 }
 
-/// What `nibble run` decodes a quantized source to: training starts from it.
+/// The float32 file that training starts from where that is not the configuration's own: what
+/// `nibble run` decodes a quantized source to, or a new model.
 inline std::string run_original_path(const std::string& run_dir) {
   return run_dir + "/base-f32.gguf";
 }

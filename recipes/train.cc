@@ -1,7 +1,9 @@
 // nibble train: only the training part of a configuration; nibble export makes the GGUF file of
 // what it leaves.
+#include <chrono>
 #include <cstdio>
 #include <cxxopts.hpp>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -11,11 +13,14 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "configs/config.h"
+#include "io/atomic_file.h"
 #include "io/gguf.h"
+#include "model/new_model.h"
 #include "quant/mix/plan.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
+#include "training/train_tokenizer.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -27,12 +32,15 @@ constexpr const char* kIntroduction =
     "run folder (output, by default runs/NAME) gets config.yaml, plan.json, metrics.jsonl and\n"
     "checkpoints/{last,best}.safetensors. Ctrl-C (and SIGTERM) finishes the step, writes a "
     "checkpoint\n"
-    "and says how to go on; a second one ends at once.\n";
+    "and says how to go on; a second one ends at once.\n"
+    "With new_model instead of model it trains from scratch: a tokenizer is trained on data.files\n"
+    "(tokenizer.model) and a llama of random weights is written (base-f32.gguf).\n";
 constexpr const char* kExamples =
     "\nExamples:\n"
     "  nibble train configs/smollm2_q4_0_wikitext.yaml\n"
     "  nibble train configs/smollm2_q4_0_wikitext.yaml --set optimizer.learning_rate=2e-4\n"
     "  nibble train configs/smollm2_q4_0_wikitext.yaml --resume    goes on where it was stopped\n"
+    "  nibble train configs/pretrain_python_6m.yaml                a new model, from scratch\n"
     "  nibble export runs/smollm2_q4_0_wikitext trained.gguf\n";
 
 cxxopts::Options make_options() {
@@ -47,11 +55,29 @@ cxxopts::Options make_options() {
   return options;
 }
 
-Plan plan_for(const GgufFile& source, const std::string& type) {
-  PlanOptions options;
-  options.type_name = type == "none" ? "F32" : type;
-  options.allow_requantize = true;  // of a source that is decoded; the model itself is float32
-  return make_plan(source, options);
+/// Trains a tokenizer on the run's text and writes a model of random weights into the run folder;
+/// returns its path. A run that is gone on with keeps the one it has.
+std::string make_new_model(const RunConfig& config, bool resume) {
+  const std::string path = run_original_path(config.output);
+  const std::string config_path = run_config_path(config.output);
+  if (resume && std::filesystem::exists(path) && std::filesystem::exists(config_path)) {
+    if (load_config(config_path).new_model != config.new_model)
+      fail_usage("new_model: differs from that of the run in '", config.output,
+                 "'; train without --resume, or in a new folder");
+    return path;
+  }
+  create_folders(config.output);
+  const uint64_t seed = config.train.seed;
+  const auto start = std::chrono::steady_clock::now();
+  const std::string tokenizer =
+      train_tokenizer(tokenizer_sample(config.train.data, seed), config.new_model.vocab_size);
+  write_file(config.output + "/tokenizer.model", tokenizer);
+  write_new_model(path, config.new_model, tokenizer_metadata(tokenizer), config.name, seed);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  note("new model in ", path, ", with a tokenizer of ", config.new_model.vocab_size,
+       " tokens; made in ", format_duration(seconds));
+  return path;
 }
 
 void print_result(const TrainResult& result, const std::string& run_dir, bool json) {
@@ -86,9 +112,10 @@ int run_train(int argc, char** argv) {
     if (argument.key() == "set") overrides.push_back(argument.value());
   const RunConfig config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
 
-  const GgufFile source = GgufFile::open(config.model);
-  const Plan plan = plan_for(source, config.train.quant.type);
   const bool resume = arguments->count("resume") > 0;
+  const GgufFile source =
+      GgufFile::open(config.makes_model() ? make_new_model(config, resume) : config.model);
+  const Plan plan = make_plan(source, plan_options(config));
   start_run_folder(config.output, config_yaml(config), plan.to_json(), resume);
   const TrainResult result = train(source, plan, config.train, config.output, resume);
   if (!result.complete)

@@ -140,7 +140,8 @@ TEST_F(ConfigTest, UnknownQuantizationTypeNamesTheNearest) {
 }
 
 TEST_F(ConfigTest, MissingFilesAndKeys) {
-  EXPECT_EQ(error_of("data: {files: [a.txt]}\n"), "f.yaml: model: is missing and has no default");
+  EXPECT_EQ(error_of("data: {files: [a.txt]}\n"),
+            "f.yaml: model: is missing: name a GGUF file, or give new_model to train from scratch");
   EXPECT_EQ(error_of("model: m.gguf\n"), "f.yaml: data.files: is missing and has no default");
   EXPECT_EQ(error_of("model: n.gguf\ndata: {files: [a.txt]}\n"),
             "f.yaml:1:8: model: no such file: n.gguf");
@@ -186,6 +187,83 @@ TEST_F(ConfigTest, ImpossibleSizes) {
             "f.yaml:4:12: baselines: 'ggml' is given twice");
 }
 
+const std::string kNew =
+    R"(new_model: {width: 64, feed_forward: 96, layers: 2, heads: 4, vocab_size: 300}
+data: {files: [a.txt]}
+loss: {kind: ce}
+quant: {type: none}
+)";
+
+TEST_F(ConfigTest, ANewModelInTheModelsPlace) {
+  const RunConfig config = parse_config(kNew, "f.yaml", {"new_model.tied=true"});
+  EXPECT_TRUE(config.makes_model());
+  EXPECT_EQ(config.new_model.architecture, "llama");
+  EXPECT_EQ(config.new_model.width, 64);
+  EXPECT_EQ(config.new_model.feed_forward, 96);
+  EXPECT_EQ(config.new_model.layers, 2);
+  EXPECT_EQ(config.new_model.kv_heads, 4) << "as many as heads, unless given";
+  EXPECT_EQ(config.new_model.vocab_size, 300);
+  EXPECT_EQ(config.new_model.context, 512);
+  EXPECT_TRUE(config.new_model.tied);
+  EXPECT_EQ(plan_options(config).type_name, "F32");
+  EXPECT_EQ(parse_config(kNew, "f.yaml", {"new_model.kv_heads=2"}).new_model.kv_heads, 2);
+  EXPECT_FALSE(parse_config(kSmall, "f.yaml").makes_model());
+}
+
+TEST_F(ConfigTest, MistakesInANewModel) {
+  EXPECT_EQ(error_of(kNew + "model: m.gguf\n"),
+            "f.yaml:1:20: new_model.width: model is given too; a run starts from a file or from a "
+            "new model");
+  EXPECT_EQ(error_of(kSmall, {"new_model.width=64"}),
+            "--set: new_model.width: model is given too; a run starts from a file or from a new "
+            "model");
+  EXPECT_EQ(error_of("new_model: {width: 64}\ndata: {files: [a.txt]}\n"),
+            "f.yaml: new_model.feed_forward: is missing and has no default");
+  EXPECT_EQ(error_of("new_model: {widht: 64}\ndata: {files: [a.txt]}\n"),
+            "f.yaml:1:13: new_model.widht: unknown key (did you mean 'width'?)");
+  EXPECT_EQ(error_of("new_model: {width: wide}\ndata: {files: [a.txt]}\n"),
+            "f.yaml:1:20: new_model.width: wants a whole number, found 'wide'");
+  EXPECT_EQ(error_of(kNew, {"new_model.tied=1"}),
+            "--set: new_model.tied: wants true or false, found '1'");
+  EXPECT_EQ(error_of(kNew, {"new_model.tied='true'"}),
+            "--set: new_model.tied: wants true or false, found 'true'");
+  EXPECT_EQ(error_of(kNew, {"new_model.vocab_size=259"}),
+            "--set: new_model.vocab_size: wants 260 to 1048576, found '259'");
+  EXPECT_EQ(error_of(kNew, {"new_model.architecture=lama"}),
+            "--set: new_model.architecture: wants one of llama, found 'lama' (did you mean "
+            "'llama'?)");
+  EXPECT_EQ(error_of(kNew, {"new_model.heads=5"}),
+            "--set: new_model.heads: must divide new_model.width 64, found 5");
+  EXPECT_EQ(error_of(kNew, {"new_model.heads=64"}),
+            "--set: new_model.heads: 64 heads of a width of 64 are 1 wide each; rotary positions "
+            "want an even number");
+  EXPECT_EQ(error_of(kNew, {"new_model.kv_heads=3"}),
+            "--set: new_model.kv_heads: must divide new_model.heads 4, found 3");
+  EXPECT_EQ(error_of(kNew, {"new_model.context=256"}),
+            "f.yaml: data.sequence_length: 512 is more than new_model.context 256");
+  EXPECT_EQ(error_of(kNew, {"loss.kind=kl"}),
+            "--set: loss.kind: wants ce, found kl: a new model has nothing to teach");
+}
+
+TEST_F(ConfigTest, TypesOfSingleTensors) {
+  const RunConfig config =
+      parse_config(kSmall +
+                       "quant: {type: Q2_0, pure: true, output_tensor_type: Q8_0, "
+                       "token_embedding_type: Q4_0}\n",
+                   "f.yaml");
+  const PlanOptions options = plan_options(config);
+  EXPECT_EQ(options.type_name, "Q2_0");
+  EXPECT_TRUE(options.pure);
+  EXPECT_EQ(options.output_type, GgmlType::kQ8_0);
+  EXPECT_EQ(options.token_embedding_type, GgmlType::kQ4_0);
+  const PlanOptions none = plan_options(parse_config(kSmall, "f.yaml"));
+  EXPECT_FALSE(none.pure || none.output_type || none.token_embedding_type);
+  EXPECT_NE(error_of(kSmall + "quant: {output_tensor_type: Q8_O}\n").find("did you mean 'Q8_0'"),
+            std::string::npos);
+  EXPECT_EQ(error_of(kSmall, {"quant.type=none", "quant.pure=true"}),
+            "--set: quant.pure: has no effect, since quant.type is none");
+}
+
 TEST_F(ConfigTest, OverridesWin) {
   const RunConfig config =
       parse_config(kSmall + "seed: 1\n", "f.yaml",
@@ -200,8 +278,16 @@ TEST_F(ConfigTest, OverridesWin) {
 }
 
 TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
+  const std::string made = config_yaml(parse_config(kNew, "f.yaml"));
+  EXPECT_EQ(config_yaml(parse_config(made, "other.yaml")), made);
+  EXPECT_NE(made.find("new_model:\n  architecture: llama\n"), std::string::npos) << made;
+  EXPECT_EQ(made.find("\nmodel:"), std::string::npos) << made;
+  EXPECT_EQ(config_yaml(parse_config(kSmall, "f.yaml")).find("new_model"), std::string::npos);
   const std::vector<std::string> endings = {
-      "", "quant: {scales: dynamic}\n", "quant: {type: none}\n",
+      "quant: {pure: true, output_tensor_type: Q8_0}\n",
+      "",
+      "quant: {scales: dynamic}\n",
+      "quant: {type: none}\n",
       "loss: {kind: mix, ce_weight: 0.1}\noptimizer: {learning_rate: 3e-5}\n",
       "prompts: ['def f(x):\n\n  return', '<|im_start|>']\ncompare: {text: b.txt}\n"};
   for (const std::string& extra : endings) {
@@ -217,6 +303,7 @@ TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
     const std::string key = line.substr(0, line.find(':'));
     const std::string value = line.substr(line.find(':') + 2);
     if (value == "\"\"" || value == "[]" || key == "output" || depend.count(key)) continue;
+    if (key.starts_with("new_model.")) continue;  // in the place of a model, and all of it
     EXPECT_NO_THROW(
         parse_config(kSmall, "f.yaml", {"compare.text=b.txt", "prompts=[p]", key + "=" + value}))
         << line;
