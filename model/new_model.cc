@@ -63,16 +63,19 @@ LlamaOptions llama_options(const NewModelOptions& options) {
   return llama;
 }
 
-/// Matrices whose product is added to the residual stream: one per half of a layer.
-bool writes_residual(const std::string& name) {
-  return name.ends_with("attn_output.weight") || name.ends_with("ffn_down.weight");
+double initial_deviation(const std::string& name, const NewModelOptions& options) {
+  const double output = 1 / std::sqrt(static_cast<double>(options.width));
+  if (name == "token_embd.weight") return options.tied ? output : 1;
+  if (name == "output.weight") return output;
+  const bool writes_residual =
+      name.ends_with("attn_output.weight") || name.ends_with("ffn_down.weight");
+  return writes_residual ? kDeviation / std::sqrt(2.0 * options.layers) : kDeviation;
 }
 
-std::vector<float> initial_weights(const GgufWriter::Tensor& tensor, int64_t layers,
+std::vector<float> initial_weights(const GgufWriter::Tensor& tensor, const NewModelOptions& options,
                                    NormalValues& values) {
   if (tensor.shape.size() == 1) return std::vector<float>(tensor.shape[0], 1.0f);  // a norm
-  const double deviation =
-      writes_residual(tensor.name) ? kDeviation / std::sqrt(2.0 * layers) : kDeviation;
+  const double deviation = initial_deviation(tensor.name, options);
   std::vector<float> weights(tensor.shape[0] * tensor.shape[1]);
   for (float& weight : weights) weight = values.next(deviation);
   return weights;
@@ -102,7 +105,7 @@ void write_new_model(const std::string& path, const NewModelOptions& options,
   GgufWriter writer(path, metadata, tensors);
   NormalValues values(seed);
   for (const GgufWriter::Tensor& tensor : tensors) {
-    const std::vector<float> weights = initial_weights(tensor, options.layers, values);
+    const std::vector<float> weights = initial_weights(tensor, options, values);
     writer.write(std::as_bytes(std::span(weights)));
   }
   writer.finish();

@@ -51,8 +51,9 @@ def pretrained(corpus, run_nibble):
 def test_it_learns(pretrained):
     rows = [json.loads(line) for line in (pretrained[0] / "metrics.jsonl").read_text().splitlines()]
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
-    # Random weights know nothing; how often each token occurs is alone worth a nat.
-    assert held_out[0] == pytest.approx(math.log(512), abs=0.1)
+    # Random weights know nothing, and logits of unit variance cost half a nat more than none; how often each token
+    # occurs is alone worth a nat.
+    assert held_out[0] == pytest.approx(math.log(512) + 0.5, abs=0.2)
     assert held_out[-1] < math.log(512) - 1.5
 
 
