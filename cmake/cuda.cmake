@@ -27,3 +27,10 @@ find_library(cudart NAMES cudart libcudart.so.13
 add_library(nibble_cudart INTERFACE)
 target_include_directories(nibble_cudart SYSTEM INTERFACE ${cuda_include})
 target_link_libraries(nibble_cudart INTERFACE ${cudart})
+
+# A target that knows of CUDA. The others compile as they do without it, so that both builds share a
+# compiler cache.
+function(nibble_use_cuda target)
+  target_compile_definitions(${target} PRIVATE NIBBLE_CUDA=1)
+  target_link_libraries(${target} PRIVATE nibble_cudart)
+endfunction()

@@ -9,11 +9,6 @@
 #include "base/float16.h"
 #include "base/host_device.h"
 
-// As NIBBLE_HD, for host code that the GPU never runs (PTQ). Always inlined too: these functions
-// end up inside row functions that are compiled once per instruction set, and must not exist
-// outside them.
-#define NIBBLE_HOST inline __attribute__((always_inline))
-
 namespace nibble {
 
 /// Weights that decode() unpacks at a time.

@@ -12,7 +12,7 @@ namespace nibble {
 /// Weighted squared error of a block, in double: blocks are chosen by it, and a sum over a row must
 /// not hide a tie.
 template <class F>
-NIBBLE_HOST double block_error(const float* weights, const float* importance,
+NIBBLE_HD double block_error(const float* weights, const float* importance,
                                const typename F::Block& block) {
   float decoded[F::kBlockSize];
   F::decode(block, decoded);
@@ -25,7 +25,7 @@ NIBBLE_HOST double block_error(const float* weights, const float* importance,
 }
 
 template <class F>
-NIBBLE_HOST void encode_by_range(const float* weights, typename F::Block& block) {
+NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
   float scales[F::kNumScales], snapped[F::kNumScales];
   if constexpr (kNumGroups < F >> 1)
     range_sub_scales<F>(weights, scales);
@@ -41,7 +41,7 @@ NIBBLE_HOST void encode_by_range(const float* weights, typename F::Block& block)
 
 /// Scales of least weighted squared error found; false where there is nothing to search.
 template <class F>
-NIBBLE_HOST bool search_block(const float* weights, const float* importance, float* scales) {
+NIBBLE_HD bool search_block(const float* weights, const float* importance, float* scales) {
   if constexpr (kNumGroups < F >> 1) {
     return search_sub_scales<F>(weights, importance, scales);
   } else {
@@ -58,7 +58,7 @@ NIBBLE_HOST bool search_block(const float* weights, const float* importance, flo
 
 /// Replaces ggml's choice in `block` where search or range has less error. importance: at most 1.
 template <class F>
-NIBBLE_HOST void improve_by_search(const float* weights, const float* importance,
+NIBBLE_HD void improve_by_search(const float* weights, const float* importance,
                                    typename F::Block& block) {
   float scales[F::kNumScales];
   F::scales_of(block, scales);
@@ -81,7 +81,7 @@ NIBBLE_HOST void improve_by_search(const float* weights, const float* importance
 /// Scales importance to at most 1; all ones where there is none or it is all zero, so that such a
 /// block is still encoded well. Returns whether any was given.
 template <int kBlockSize>
-NIBBLE_HOST bool relative_importance(const float* importance, float* relative) {
+NIBBLE_HD bool relative_importance(const float* importance, float* relative) {
   float largest = 0.0f;
   for (int i = 0; importance && i < kBlockSize; ++i) largest = std::fmax(largest, importance[i]);
   for (int i = 0; i < kBlockSize; ++i)
@@ -91,7 +91,7 @@ NIBBLE_HOST bool relative_importance(const float* importance, float* relative) {
 
 /// sigma2: mean_square() of the row.
 template <class F>
-NIBBLE_HOST void encode_by_ggml(const float* weights, const float* importance, float sigma2,
+NIBBLE_HD void encode_by_ggml(const float* weights, const float* importance, float sigma2,
                                 typename F::Block& block) {
   if constexpr (kNumGroups < F >> 1) {
     F::encode_ggml(weights, importance, block);  // weighs, if at all, by itself
@@ -104,7 +104,7 @@ NIBBLE_HOST void encode_by_ggml(const float* weights, const float* importance, f
 
 /// weights, importance (or nullptr): `length` numbers.
 template <class F>
-NIBBLE_HOST void encode_row(const float* weights, const float* importance, std::byte* blocks,
+NIBBLE_HD void encode_row(const float* weights, const float* importance, std::byte* blocks,
                             int64_t length, EncodeMethod method) {
   using Block = typename F::Block;
   if constexpr (F::kNumScales == 0) {

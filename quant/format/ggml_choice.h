@@ -20,17 +20,17 @@ struct BlockChoice {
 };
 
 /// What x86's cvttss2si gives, also where C++ leaves the conversion undefined.
-NIBBLE_HOST int32_t truncate_to_int(float x) {
+NIBBLE_HD int32_t truncate_to_int(float x) {
   return x > -2147483648.0f && x < 2147483648.0f ? static_cast<int32_t>(x) : INT32_MIN;
 }
 
 /// roundf for |x| < 2^23: ties away from zero. 0.49999997 so that the float below 0.5 rounds to 0.
-NIBBLE_HOST float round_half_away(float x) {
+NIBBLE_HD float round_half_away(float x) {
   return static_cast<float>(truncate_to_int(x + std::copysign(0.49999997f, x)));
 }
 
 /// The element of largest magnitude, the first one of several.
-NIBBLE_HOST float signed_extreme(const float* x, int count) {
+NIBBLE_HD float signed_extreme(const float* x, int count) {
   float magnitude = 0.0f, extreme = 0.0f;
   for (int i = 0; i < count; ++i) {
     if (magnitude < std::fabs(x[i])) {
@@ -42,14 +42,14 @@ NIBBLE_HOST float signed_extreme(const float* x, int count) {
 }
 
 /// ggml weighs an imatrix row by sqrt(sigma2 + x^2), sigma2 the mean square of the row.
-NIBBLE_HOST float mean_square(const float* row, int64_t length) {
+NIBBLE_HD float mean_square(const float* row, int64_t length) {
   float sum = 0.0f;
   for (int64_t i = 0; i < length; ++i) sum += row[i] * row[i];
   return sum / static_cast<float>(length);
 }
 
 template <int kBlockSize>
-NIBBLE_HOST void weigh(const float* x, const float* importance, float sigma2, float* weights) {
+NIBBLE_HD void weigh(const float* x, const float* importance, float sigma2, float* weights) {
   for (int i = 0; i < kBlockSize; ++i) {
     weights[i] = importance[i] * std::sqrt(sigma2 + x[i] * x[i]);
   }
@@ -57,7 +57,7 @@ NIBBLE_HOST void weigh(const float* x, const float* importance, float sigma2, fl
 
 /// Q4_0, Q5_0: the extreme element becomes code 0 (q = -2^(bits-1)).
 template <int kBlockSize>
-NIBBLE_HOST BlockChoice<kBlockSize> ggml_extreme_choice(const float* x, int half_range) {
+NIBBLE_HD BlockChoice<kBlockSize> ggml_extreme_choice(const float* x, int half_range) {
   BlockChoice<kBlockSize> choice;
   choice.d = signed_extreme(x, kBlockSize) / static_cast<float>(-half_range);
   const float inverse = choice.d != 0.0f ? 1.0f / choice.d : 0.0f;
@@ -72,7 +72,7 @@ NIBBLE_HOST BlockChoice<kBlockSize> ggml_extreme_choice(const float* x, int half
 
 /// Q4_1, Q5_1: the range of the block, its minimum at code 0.
 template <int kBlockSize>
-NIBBLE_HOST BlockChoice<kBlockSize> ggml_range_choice(const float* x, int largest) {
+NIBBLE_HD BlockChoice<kBlockSize> ggml_range_choice(const float* x, int largest) {
   BlockChoice<kBlockSize> choice;
   float min = x[0], max = x[0];
   for (int i = 1; i < kBlockSize; ++i) {
@@ -90,18 +90,18 @@ NIBBLE_HOST BlockChoice<kBlockSize> ggml_range_choice(const float* x, int larges
 }
 
 /// ggml's nearest_int: round_to_int, with its wrap-around beyond 2^22.
-NIBBLE_HOST int32_t ggml_nearest_int(float x) {
+NIBBLE_HD int32_t ggml_nearest_int(float x) {
   return static_cast<int32_t>(bits_of(x + kRoundingBias) & 0x007fffffu) - 0x00400000;
 }
 
-NIBBLE_HOST int32_t ggml_code(float x, int32_t lo, int32_t hi) {
+NIBBLE_HD int32_t ggml_code(float x, int32_t lo, int32_t hi) {
   const int32_t code = ggml_nearest_int(x);
   return code < lo ? lo : code > hi ? hi : code;
 }
 
 /// Weighted sums of x * q and q * q for the codes that the inverse scale gives.
 template <int kBlockSize>
-NIBBLE_HOST void ggml_correlate(const float* x, const float* weights, int half_range, float inverse,
+NIBBLE_HD void ggml_correlate(const float* x, const float* weights, int half_range, float inverse,
                                 float* sum_xq, float* sum_qq) {
   float xq = 0.0f, qq = 0.0f;
   for (int i = 0; i < kBlockSize; ++i) {
@@ -119,7 +119,7 @@ constexpr float kGgmlGroupEpsilon = 1e-15f;
 /// Q4_0, Q5_0 with importance, the groups of Q6_K: 19 scales around the extreme, each refitted by
 /// least squares.
 template <int kBlockSize>
-NIBBLE_HOST BlockChoice<kBlockSize> ggml_weighted_choice(const float* x, const float* weights,
+NIBBLE_HD BlockChoice<kBlockSize> ggml_weighted_choice(const float* x, const float* weights,
                                                          int half_range) {
   BlockChoice<kBlockSize> choice;
   const float extreme = signed_extreme(x, kBlockSize);
@@ -156,7 +156,7 @@ struct FitSums {
 };
 
 /// The least-squares d and m for given codes, m at most 0; false where they are not determined.
-NIBBLE_HOST bool ggml_fit(const FitSums& sums, float* d, float* m) {
+NIBBLE_HD bool ggml_fit(const FitSums& sums, float* d, float* m) {
   const float determinant = sums.w * sums.qq - sums.q * sums.q;
   if (!(determinant > 0.0f)) return false;
   *d = (sums.w * sums.xq - sums.x * sums.q) / determinant;
@@ -169,7 +169,7 @@ NIBBLE_HOST bool ggml_fit(const FitSums& sums, float* d, float* m) {
 }
 
 template <int kBlockSize>
-NIBBLE_HOST float ggml_error(const float* x, const float* weights, const uint8_t* codes, float d,
+NIBBLE_HD float ggml_error(const float* x, const float* weights, const uint8_t* codes, float d,
                              float m) {
   float error = 0.0f;
   for (int i = 0; i < kBlockSize; ++i) {
@@ -189,7 +189,7 @@ constexpr RangeTrials kImportanceTrials = {-0.9f, 0.05f, 36};
 /// Q4_1, Q5_1 with importance, the groups of Q4_K and Q5_K: some scales, d and m refitted for each,
 /// the least error kept.
 template <int kBlockSize>
-NIBBLE_HOST BlockChoice<kBlockSize> ggml_weighted_range_choice(
+NIBBLE_HD BlockChoice<kBlockSize> ggml_weighted_range_choice(
     const float* x, const float* weights, int largest,
     const RangeTrials& trials = kImportanceTrials) {
   BlockChoice<kBlockSize> choice;

@@ -38,7 +38,7 @@ struct KScales {
 
 /// ggml's integers 0 to `largest` for positive numbers x, weighted, and their common step.
 template <int kCount>
-NIBBLE_HOST float ggml_positive_choice(const float* x, const float* weights, int largest,
+NIBBLE_HD float ggml_positive_choice(const float* x, const float* weights, int largest,
                                        uint8_t* codes) {
   float max = 0.0f;
   for (int i = 0; i < kCount; ++i) max = x[i] > max ? x[i] : max;
@@ -104,7 +104,7 @@ struct KGroups {
 };
 
 /// trials: of the search without importance. largest: code.
-NIBBLE_HOST void ggml_k_groups(const float* x, const float* importance, int largest,
+NIBBLE_HD void ggml_k_groups(const float* x, const float* importance, int largest,
                                const RangeTrials& trials, KGroups* found) {
   constexpr int kSize = KGroups::kSize;
   float square_sum = 0.0f;
@@ -130,7 +130,7 @@ NIBBLE_HOST void ggml_k_groups(const float* x, const float* importance, int larg
 }
 
 /// float16 bits of the step that `x` share, and their integers: by the largest without importance.
-NIBBLE_HOST uint16_t ggml_k_step(const float* x, const float* weights, uint8_t* integers) {
+NIBBLE_HD uint16_t ggml_k_step(const float* x, const float* weights, uint8_t* integers) {
   constexpr int kLargest = 63;
   if (weights)
     return float_to_float16(ggml_positive_choice<KGroups::kGroups>(x, weights, kLargest, integers));
@@ -146,7 +146,7 @@ NIBBLE_HOST uint16_t ggml_k_step(const float* x, const float* weights, uint8_t* 
 
 /// llama-quantize's choice for a whole block; importance: as the imatrix has it, or nullptr.
 template <class F>
-NIBBLE_HOST void encode_ggml_k(const float* x, const float* importance, const RangeTrials& trials,
+NIBBLE_HD void encode_ggml_k(const float* x, const float* importance, const RangeTrials& trials,
                                typename F::Block& block) {
   KGroups groups;
   ggml_k_groups(x, importance, F::kQMax, trials, &groups);

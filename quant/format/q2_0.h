@@ -40,7 +40,7 @@ struct Q2_0 : StepFormat<Q2_0> {
   }
 
   /// ggml has no use for importance here.
-  static NIBBLE_HOST void encode_ggml(const float* weights, const float*, Block& block) {
+  static NIBBLE_HD void encode_ggml(const float* weights, const float*, Block& block) {
     const float d = std::fabs(signed_extreme(weights, kBlockSize));
     const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
     int8_t codes[kBlockSize];

@@ -33,7 +33,7 @@ struct Q4_0 : StepFormat<Q4_0> {
   }
 
   /// importance: weighed by weigh(), or nullptr.
-  static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
+  static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     const auto choice = importance ? ggml_weighted_choice<kBlockSize>(weights, importance, 8)
                                    : ggml_extreme_choice<kBlockSize>(weights, 8);
     block.d = float_to_float16(choice.d);

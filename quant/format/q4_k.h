@@ -29,7 +29,7 @@ struct Q4_K : KFormat<Q4_K> {
     for (int k = 0; k < kChunk; ++k) codes[k] = bytes[k] >> shift & 15;
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) { pack_k_nibbles(codes, block.qs); }
-  static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
+  static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     encode_ggml_k<Q4_K>(weights, importance, {-1.0f, 0.1f, 20}, block);
   }
 };

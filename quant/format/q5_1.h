@@ -38,7 +38,7 @@ struct Q5_1 : StepOffsetFormat<Q5_1> {
   }
 
   /// importance: weighed by weigh(), or nullptr.
-  static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
+  static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     const auto choice = importance
                             ? ggml_weighted_range_choice<kBlockSize>(weights, importance, kQMax)
                             : ggml_range_choice<kBlockSize>(weights, kQMax);

@@ -40,7 +40,7 @@ struct Q5_K : KFormat<Q5_K> {
       block.qh[j] = static_cast<uint8_t>(bits);
     }
   }
-  static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
+  static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     encode_ggml_k<Q5_K>(weights, importance, {-0.5f, 0.1f, 15}, block);
   }
 };

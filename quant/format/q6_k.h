@@ -67,7 +67,7 @@ struct Q6_K : SubScaleFormat<Q6_K> {
   }
 
   /// importance: as the imatrix has it, or nullptr: x^2 then.
-  static NIBBLE_HOST void encode_ggml(const float* weights, const float* importance, Block& block) {
+  static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     float steps[kBlockSize / kGroupSize];
     int8_t codes[kBlockSize];
     for (int j = 0; j < kBlockSize / kGroupSize; ++j) {

@@ -31,7 +31,7 @@ struct Q8_0 : StepFormat<Q8_0> {
   }
 
   /// ggml has no use for importance here.
-  static NIBBLE_HOST void encode_ggml(const float* weights, const float*, Block& block) {
+  static NIBBLE_HD void encode_ggml(const float* weights, const float*, Block& block) {
     const float d = std::fabs(signed_extreme(weights, kBlockSize)) / 127.0f;
     const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
     block.d = float_to_float16(d);

@@ -11,7 +11,7 @@ namespace nibble {
 constexpr float kOverflow = 65520.0f;
 
 /// The largest float16 that is not above x.
-NIBBLE_HOST float float16_at_most(float x) {
+NIBBLE_HD float float16_at_most(float x) {
   const float snapped = snap_offset(x);
   if (snapped <= x) return snapped;
   const uint16_t bits = float_to_float16(snapped);
@@ -21,7 +21,7 @@ NIBBLE_HOST float float16_at_most(float x) {
 
 /// The scales that put every weight within half a step of its value, without clamping.
 template <class F>
-NIBBLE_HOST void range_scales(const float* weights, float* scales) {
+NIBBLE_HD void range_scales(const float* weights, float* scales) {
   float min = weights[0], max = weights[0];
   for (int i = 1; i < F::kBlockSize; ++i) {
     min = weights[i] < min ? weights[i] : min;

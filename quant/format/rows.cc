@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "quant/format/kernels.h"
 
 namespace nibble {
 namespace {
@@ -54,7 +55,8 @@ void check_importance(std::span<const float> importance, int64_t row_length) {
 
 }  // namespace
 
-void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
+void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out,
+                   const Device& device) {
   const Format& format = require_format(type);
   const int64_t num_weights = static_cast<int64_t>(out.size());
   const int64_t num_blocks = num_weights / format.block_size;
@@ -63,6 +65,8 @@ void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<fl
   check(static_cast<int64_t>(bytes.size()) == num_blocks * format.block_bytes, bytes.size(),
         " bytes of ", format.name, ", wanted ", num_blocks * format.block_bytes, " for ",
         num_weights, " weights");
+  if (device.cuda)
+    return cuda_decode_rows(device.index, type, bytes.data(), out.data(), num_blocks);
   parallel_for(num_blocks, grain_of(format.block_size), [&](int64_t begin, int64_t end) {
     format.decode(bytes.data() + begin * format.block_bytes, out.data() + begin * format.block_size,
                   end - begin);
@@ -71,7 +75,7 @@ void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<fl
 
 std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weights,
                                      int64_t row_length, std::span<const float> importance,
-                                     EncodeMethod method, int64_t first_row) {
+                                     EncodeMethod method, int64_t first_row, const Device& device) {
   const Format& format = require_format(type);
   check(row_length > 0 && row_length % format.block_size == 0, "rows of ", row_length,
         " weights are no whole blocks of ", format.block_size, " (", format.name, ")");
@@ -83,16 +87,31 @@ std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weigh
   const int64_t blocks_per_row = row_length / format.block_size;
   const int64_t row_bytes = blocks_per_row * format.block_bytes;
   std::vector<std::byte> bytes(num_rows * row_bytes);
-  parallel_for(num_rows, grain_of(row_length), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch;
-    for (int64_t row = begin; row < end; ++row) {
-      const std::span<const float> values = weights.subspan(row * row_length, row_length);
-      std::byte* blocks = bytes.data() + row * row_bytes;
+  const bool on_gpu = device.cuda && importance.empty();
+  const auto for_rows = [&](const auto& body) {
+    parallel_for(num_rows, grain_of(row_length), [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch;
+      for (int64_t row = begin; row < end; ++row) {
+        body(row, weights.subspan(row * row_length, row_length), bytes.data() + row * row_bytes,
+             scratch);
+      }
+    });
+  };
+  if (on_gpu) {
+    for_rows([&](int64_t row, std::span<const float> values, std::byte*, std::vector<float>&) {
+      check_finite(values, first_row + row);
+    });
+    cuda_encode_rows(device.index, type, weights.data(), bytes.data(), num_rows * blocks_per_row,
+                     method);
+  }
+  for_rows([&](int64_t row, std::span<const float> values, std::byte* blocks,
+               std::vector<float>& scratch) {
+    if (!on_gpu) {
       check_finite(values, first_row + row);
       format.encode(values.data(), importance.empty() ? nullptr : importance.data(), blocks,
                     row_length, method);
-      check_encoded(format, blocks, blocks_per_row, first_row + row, scratch);
     }
+    check_encoded(format, blocks, blocks_per_row, first_row + row, scratch);
   });
   return bytes;
 }

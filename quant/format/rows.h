@@ -1,5 +1,5 @@
-// Whole tensors: rows handed to a format's functions on all threads, with the checks that a file
-// needs.
+// Whole tensors: rows handed to a format's functions on all threads, or to a GPU, with the checks
+// that a file needs. Both devices give the same bits.
 #pragma once
 
 #include <cstddef>
@@ -7,18 +7,21 @@
 #include <span>
 #include <vector>
 
+#include "quant/format/device.h"
 #include "quant/format/registry.h"
 
 namespace nibble {
 
 /// Decodes a tensor's bytes to float32. out.size() weights; bytes.size() must fit them.
-void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out);
+void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out,
+                   const Device& device = {});
 /// Encodes rows of `row_length`. importance: empty, or one row of weights that every row shares.
 /// Throws Error naming the row and column of a NaN or infinity, or the row whose scale overflows
 /// float16. Errors count rows from `first_row`, for a caller that hands over a tensor piece by
-/// piece. Shows no progress.
+/// piece. With importance the CPU does it, whatever the device. Shows no progress.
 std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weights,
                                      int64_t row_length, std::span<const float> importance,
-                                     EncodeMethod method, int64_t first_row = 0);
+                                     EncodeMethod method, int64_t first_row = 0,
+                                     const Device& device = {});
 
 }  // namespace nibble

@@ -32,7 +32,7 @@ struct SearchBest {
 };
 
 template <class F>
-NIBBLE_HOST ResidualSums residual_sums(const SearchBlock& block, const Grid& grid) {
+NIBBLE_HD ResidualSums residual_sums(const SearchBlock& block, const Grid& grid) {
   float rr[kChunk] = {}, r[kChunk] = {}, rq[kChunk] = {}, q[kChunk] = {}, qq[kChunk] = {};
   for (int first = 0; first < F::kBlockSize; first += kChunk) {
     for (int k = 0; k < kChunk; ++k) {
@@ -56,7 +56,7 @@ NIBBLE_HOST ResidualSums residual_sums(const SearchBlock& block, const Grid& gri
 
 /// Moves the scales to the least-squares fit for the codes that they gave; returns the error there.
 template <class F>
-NIBBLE_HOST float refit(const SearchBlock& block, const ResidualSums& sums, float* scales) {
+NIBBLE_HD float refit(const SearchBlock& block, const ResidualSums& sums, float* scales) {
   if constexpr (F::kHasOffset) {
     const float determinant = block.importance_sum * sums.qq - sums.q * sums.q;
     if (!(determinant > 0.0f)) return sums.rr;
@@ -76,7 +76,7 @@ NIBBLE_HOST float refit(const SearchBlock& block, const ResidualSums& sums, floa
 /// Snaps the scales, keeps them if they are the best yet, and moves them on to their refit; returns
 /// its error.
 template <class F>
-NIBBLE_HOST float assess(const SearchBlock& block, float* scales, SearchBest* best) {
+NIBBLE_HD float assess(const SearchBlock& block, float* scales, SearchBest* best) {
   float snapped[2];
   F::snap(scales, snapped);
   const ResidualSums sums = residual_sums<F>(block, F::grid(snapped, 0));
@@ -89,13 +89,13 @@ NIBBLE_HOST float assess(const SearchBlock& block, float* scales, SearchBest* be
 }
 
 /// The float16 `steps` further from 0.
-NIBBLE_HOST float neighbour(float x, int steps) {
+NIBBLE_HD float neighbour(float x, int steps) {
   return float16_to_float(static_cast<uint16_t>(float_to_float16(x) + steps));
 }
 
 /// From one start: refits while they help, then the neighbours of the best.
 template <class F>
-NIBBLE_HOST void refine(const SearchBlock& block, const float* start, SearchBest* best) {
+NIBBLE_HD void refine(const SearchBlock& block, const float* start, SearchBest* best) {
   constexpr int kMaxRefits = 6;
   float scales[2] = {start[0], start[1]};
   SearchBest own;
@@ -124,13 +124,13 @@ constexpr float kLeastRange = F::kQMax - F::kQMin > 10 ? 1.0f - 8.0f / (F::kQMax
 constexpr int kClippings = 16;
 
 template <class F>
-NIBBLE_HOST float clipping(int i) {
+NIBBLE_HD float clipping(int i) {
   return 1.0f - (1.0f - kLeastRange<F>)*static_cast<float>(i) / (kClippings - 1);
 }
 
 /// One step: both signs, as the codes reach further on one side of 0.
 template <class F>
-NIBBLE_HOST void search_step(const SearchBlock& block, SearchBest* best) {
+NIBBLE_HD void search_step(const SearchBlock& block, SearchBest* best) {
   constexpr float kLo = F::kQMin, kHi = F::kQMax;
   for (int sign = 1; sign >= (kLo == -kHi ? 1 : -1); sign -= 2) {
     const float up = std::fmax(sign > 0 ? block.max : -block.min, 0.0f);
@@ -152,7 +152,7 @@ NIBBLE_HOST void search_step(const SearchBlock& block, SearchBest* best) {
 
 /// A step and an offset: what is clipped is taken from the top, from both ends, or from the bottom.
 template <class F>
-NIBBLE_HOST void search_step_offset(const SearchBlock& block, SearchBest* best) {
+NIBBLE_HD void search_step_offset(const SearchBlock& block, SearchBest* best) {
   const float range = block.max - block.min;
   float start[2] = {range / F::kQMax, block.min};
   float least = std::numeric_limits<float>::infinity();
@@ -172,7 +172,7 @@ NIBBLE_HOST void search_step_offset(const SearchBlock& block, SearchBest* best) 
 }
 
 template <class F>
-NIBBLE_HOST bool lies_on(const float* weights, const Grid& grid) {
+NIBBLE_HD bool lies_on(const float* weights, const Grid& grid) {
   for (int first = 0; first < F::kBlockSize; first += kChunk) {
     int off = 0;
     for (int k = 0; k < kChunk; ++k) {
@@ -186,7 +186,7 @@ NIBBLE_HOST bool lies_on(const float* weights, const Grid& grid) {
 
 /// The step of a block whose weights are multiples of one: that of the largest is one of the codes.
 template <class F>
-NIBBLE_HOST bool find_exact_step(const SearchBlock& block, float* scales) {
+NIBBLE_HD bool find_exact_step(const SearchBlock& block, float* scales) {
   // A float16 step times a code of up to 7 bits fills 18 of the 24 bits of a float.
   uint32_t used = 0;
   for (int i = 0; i < F::kBlockSize; ++i) used |= bits_of(block.weights[i]);
@@ -204,7 +204,7 @@ NIBBLE_HOST bool find_exact_step(const SearchBlock& block, float* scales) {
 /// Whether the weights' distances from the smallest are multiples of a step. A sixteenth: what
 /// rounding an offset some thousand times the step leaves; lies_on() decides.
 template <class F>
-NIBBLE_HOST bool looks_even(const SearchBlock& block, float inverse) {
+NIBBLE_HD bool looks_even(const SearchBlock& block, float inverse) {
   for (int first = 0; first < F::kBlockSize; first += kChunk) {
     int off = 0;
     for (int k = 0; k < kChunk; ++k) {
@@ -219,7 +219,7 @@ NIBBLE_HOST bool looks_even(const SearchBlock& block, float inverse) {
 /// The step and offset of a block that lies on such a grid: the range is `span` steps, the weight
 /// at the lower end has some code.
 template <class F>
-NIBBLE_HOST bool find_exact_step_offset(const SearchBlock& block, float* scales) {
+NIBBLE_HD bool find_exact_step_offset(const SearchBlock& block, float* scales) {
   for (int span = F::kQMax; span >= 1; --span) {
     const float step = snap_step((block.max - block.min) / static_cast<float>(span));
     if (!looks_even<F>(block, inverse_of(step))) continue;
@@ -236,7 +236,7 @@ NIBBLE_HOST bool find_exact_step_offset(const SearchBlock& block, float* scales)
 }
 
 template <class F>
-NIBBLE_HOST SearchBest search_scales(const SearchBlock& block) {
+NIBBLE_HD SearchBest search_scales(const SearchBlock& block) {
   SearchBest best;
   if constexpr (F::kHasOffset) {
     if (find_exact_step_offset<F>(block, best.scales)) return best;

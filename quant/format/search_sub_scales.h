@@ -41,7 +41,7 @@ constexpr float kLeastGroup = 1e-30f;
 
 /// Step and minus-offset of a group; u is not negative, so neither is minus the offset.
 template <class F>
-NIBBLE_HOST void find_group_step(SearchBlock* group, float* step, float* min) {
+NIBBLE_HD void find_group_step(SearchBlock* group, float* step, float* min) {
   *step = *min = 0.0f;
   if (std::fmax(group->max, -group->min) < kLeastGroup) return;
   if (F::kHasOffset && group->min > 0.0f) group->min = 0.0f;
@@ -58,7 +58,7 @@ NIBBLE_HOST void find_group_step(SearchBlock* group, float* step, float* min) {
 }
 
 template <class F>
-NIBBLE_HOST void find_group_steps(const float* weights, const float* importance,
+NIBBLE_HD void find_group_steps(const float* weights, const float* importance,
                                   SearchGroups<F>* found) {
   for (int j = 0; j < kNumGroups<F>; ++j) {
     const float* group = weights + j * F::kGroupSize;
@@ -78,7 +78,7 @@ NIBBLE_HOST void find_group_steps(const float* weights, const float* importance,
 
 /// Of a group on the grid of integers t and u.
 template <class F>
-NIBBLE_HOST ResidualSums group_sums(const SearchBlock& group, const float* snapped, float t,
+NIBBLE_HD ResidualSums group_sums(const SearchBlock& group, const float* snapped, float t,
                                     float u) {
   const float step = snapped[0] * t;
   const float offset = F::kHasOffset ? -(snapped[1] * u) : 0.0f;
@@ -87,7 +87,7 @@ NIBBLE_HOST ResidualSums group_sums(const SearchBlock& group, const float* snapp
 
 /// The best of the integers around the group's own step and minus-offset; their sums.
 template <class F>
-NIBBLE_HOST ResidualSums choose_integers(const SearchGroups<F>& found, int group,
+NIBBLE_HD ResidualSums choose_integers(const SearchGroups<F>& found, int group,
                                          const float* snapped, float* t, float* u) {
   const float middle_t = snap_sub_scale<F>(found.steps[group] * inverse_of(snapped[0]));
   const float middle_u =
@@ -115,7 +115,7 @@ NIBBLE_HOST ResidualSums choose_integers(const SearchGroups<F>& found, int group
 struct BlockSums {
   float error = 0.0f, aa = 0.0f, ab = 0.0f, bb = 0.0f, ar = 0.0f, br = 0.0f;
 
-  NIBBLE_HOST void add(const ResidualSums& sums, float weight, float t, float u) {
+  NIBBLE_HD void add(const ResidualSums& sums, float weight, float t, float u) {
     error += sums.rr;
     aa += t * t * sums.qq;
     ab -= t * u * sums.q;
@@ -124,7 +124,7 @@ struct BlockSums {
     br -= u * sums.r;
   }
   /// Moves d and dmin to the least-squares fit; false where they are not determined.
-  NIBBLE_HOST bool refit(bool has_offset, float* scales) const {
+  NIBBLE_HD bool refit(bool has_offset, float* scales) const {
     const float determinant = has_offset && bb > 0.0f ? aa * bb - ab * ab : aa;
     if (!(determinant > 0.0f)) return false;
     if (!has_offset || !(bb > 0.0f)) {
@@ -140,7 +140,7 @@ struct BlockSums {
 
 /// From one d and dmin: integers, refit, integers again. Keeps in `best` the scales of least error.
 template <class F>
-NIBBLE_HOST void fit_sub_scales(const SearchGroups<F>& found, float d, float dmin, float* best,
+NIBBLE_HD void fit_sub_scales(const SearchGroups<F>& found, float d, float dmin, float* best,
                                 float* best_error) {
   constexpr int kRounds = 2, kFirst = 1 + F::kHasOffset;
   float start[2] = {d, dmin};
@@ -166,7 +166,7 @@ NIBBLE_HOST void fit_sub_scales(const SearchGroups<F>& found, float d, float dmi
 
 /// Scales of least weighted squared error found; false where the block is nearly 0.
 template <class F>
-NIBBLE_HOST bool search_sub_scales(const float* weights, const float* importance, float* scales) {
+NIBBLE_HD bool search_sub_scales(const float* weights, const float* importance, float* scales) {
   SearchGroups<F> found;
   find_group_steps<F>(weights, importance, &found);
   if (found.largest_step == 0.0f && found.largest_min == 0.0f) return false;
@@ -189,7 +189,7 @@ NIBBLE_HOST bool search_sub_scales(const float* weights, const float* importance
 /// more than the largest needs, so that rounding the unit to float16 makes no integer exceed its
 /// largest.
 template <class F>
-NIBBLE_HOST float range_unit(const float* values, float* integers) {
+NIBBLE_HD float range_unit(const float* values, float* integers) {
   float largest = 0.0f;
   for (int j = 0; j < kNumGroups<F>; ++j) largest = std::fmax(largest, std::fabs(values[j]));
   const float unit = largest / static_cast<float>(F::kTMax) * (1.0f + 0x1p-10f);
@@ -201,7 +201,7 @@ NIBBLE_HOST float range_unit(const float* values, float* integers) {
 
 /// The scales that clamp no weight.
 template <class F>
-NIBBLE_HOST void range_sub_scales(const float* weights, float* scales) {
+NIBBLE_HD void range_sub_scales(const float* weights, float* scales) {
   float steps[kNumGroups<F>];
   if constexpr (F::kHasOffset) {
     float mins[kNumGroups<F>], maxs[kNumGroups<F>];

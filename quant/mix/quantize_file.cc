@@ -18,6 +18,8 @@ constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/includ
 // Rows are handled in pieces of about this many weights: 256 kB as float32, which stay in a core's
 // second-level cache.
 constexpr int64_t kPieceWeights = int64_t{1} << 16;
+// A GPU's are larger: each is a copy there and back.
+constexpr int64_t kGpuPieceWeights = int64_t{1} << 24;
 
 struct MethodName {
   EncodeMethod method;
@@ -74,14 +76,21 @@ void check_finite(std::span<const float> weights, int64_t first_row, int64_t row
   fail("row ", first_row + index / row_length, ", column ", index % row_length, " is ", *found);
 }
 
+/// How the numbers of a file are encoded.
+struct Encoding {
+  EncodeMethod method;
+  Device device;
+};
+
 /// The bytes of rows [first, first + rows) in the target type, in `encoded` or in the map.
 std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType target,
-                                        EncodeMethod method, int64_t first, int64_t rows,
+                                        const Encoding& encoding, int64_t first, int64_t rows,
                                         std::vector<std::byte>& encoded) {
   thread_local std::vector<float> buffer;
   if (target != tensor.type) {
     const auto weights = rows_of(tensor, first, rows, buffer);
-    return encoded = encode_tensor(target, weights, tensor.row_length(), {}, method, first);
+    return encoded = encode_tensor(target, weights, tensor.row_length(), {}, encoding.method,
+                                   first, encoding.device);
   }
   if (find_format(target))
     check_finite(rows_of(tensor, first, rows, buffer), first, tensor.row_length());
@@ -93,16 +102,17 @@ std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType targe
 /// Each thread takes a piece of rows through decoding, encoding and writing while it is in its
 /// cache.
 void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType target,
-                  EncodeMethod method, GgufWriter& writer) {
+                  const Encoding& encoding, GgufWriter& writer) {
   const std::string frame = concat(source.path(), ": tensor '", tensor.name, "'");
   const int64_t rows = tensor.num_rows(), stride = row_bytes(target, tensor.row_length());
-  const int64_t piece = std::max<int64_t>(1, kPieceWeights / tensor.row_length());
+  const int64_t piece = std::max<int64_t>(
+      1, (encoding.device.cuda ? kGpuPieceWeights : kPieceWeights) / tensor.row_length());
   writer.write_pieces([&](const GgufWriter::Put& put) {
     parallel_for((rows + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
       std::vector<std::byte> encoded;
       for (int64_t first = begin * piece; first < std::min(end * piece, rows); first += piece)
         put(first * stride, with_frame(frame, [&] {
-              return convert_rows(tensor, target, method, first, std::min(piece, rows - first),
+              return convert_rows(tensor, target, encoding, first, std::min(piece, rows - first),
                                   encoded);
             }));
     });
@@ -143,7 +153,7 @@ GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, Encod
 }
 
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
-                            const std::string& out_path) {
+                            const std::string& out_path, const Device& device) {
   const auto start = std::chrono::steady_clock::now();
   with_frame(source.path(), [&] { check_plan(source, plan); });
   std::vector<GgufWriter::Tensor> table;
@@ -155,7 +165,7 @@ QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMeth
   Progress progress("quantize", static_cast<int64_t>(table.size()), "tensors");
   for (const PlanEntry& entry : plan.entries) {
     const GgufTensor& tensor = source.tensors()[static_cast<size_t>(stats.num_tensors)];
-    write_tensor(source, tensor, entry.target, method, writer);
+    write_tensor(source, tensor, entry.target, {method, device}, writer);
     source.release(tensor);
     stats.num_converted += entry.target != entry.source;
     stats.num_weights += tensor.num_weights();

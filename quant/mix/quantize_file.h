@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "io/gguf.h"
+#include "quant/format/device.h"
 #include "quant/format/registry.h"
 #include "quant/mix/plan.h"
 
@@ -35,8 +36,8 @@ GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, Encod
 /// Writes `out_path` whole or not at all, tensors in the source's order, a bounded number of rows
 /// in memory. Shows a progress bar. Throws Error: a tensor that the plan and the source do not
 /// agree on, a type without a codec (both before anything is written), a NaN or infinity (tensor,
-/// row, column), a full disk.
+/// row, column), a full disk. device: what encodes; the bytes are the same.
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
-                            const std::string& out_path);
+                            const std::string& out_path, const Device& device = {});
 
 }  // namespace nibble

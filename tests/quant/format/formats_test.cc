@@ -1,27 +1,29 @@
-// Every format of the registry against the laws in format_checks.h: a new row is tested without new
-// test code.
+// Every format of the registry, on the CPU and on a GPU, against the laws in format_checks.h: a new
+// row is tested without new test code.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cctype>
 
+#include "cuda_formats.h"
 #include "format_checks.h"
 #include "quant/format/targets.h"
 
 namespace nibble {
 namespace {
 
-class FormatTest : public testing::TestWithParam<size_t> {
+class FormatTest : public testing::TestWithParam<DeviceFormat> {
  protected:
-  const Format& format() const { return formats()[GetParam()]; }
+  void SetUp() override { NIBBLE_SKIP_WITHOUT_DEVICE(GetParam().cuda); }
+  const Format& format() const { return GetParam().format(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(All, FormatTest, testing::Range<size_t>(0, formats().size()),
-                         [](const auto& info) { return std::string(formats()[info.param].name); });
+INSTANTIATE_TEST_SUITE_P(All, FormatTest, testing::ValuesIn(all_on_both_devices()),
+                         [](const auto& info) { return info.param.name(); });
 
 using ScaledFormatTest = FormatTest;
-INSTANTIATE_TEST_SUITE_P(All, ScaledFormatTest, testing::ValuesIn(formats_where(has_scales)),
-                         [](const auto& info) { return std::string(formats()[info.param].name); });
+INSTANTIATE_TEST_SUITE_P(All, ScaledFormatTest, testing::ValuesIn(on_both_devices(has_scales)),
+                         [](const auto& info) { return info.param.name(); });
 
 std::vector<float> skewed_importance(uint32_t seed) {
   std::vector<float> importance = gaussian_row(seed, 2.0f);
@@ -42,10 +44,12 @@ TEST_P(FormatTest, IsFoundByTypeAndByName) {
   std::string lower(format().name);
   std::transform(lower.begin(), lower.end(), lower.begin(),
                  [](unsigned char c) { return std::tolower(c); });
-  EXPECT_EQ(find_format(format().type), &format());
-  EXPECT_EQ(find_format(format().name), &format());
-  EXPECT_EQ(find_format(lower), &format());
-  EXPECT_EQ(&require_format(format().type), &format());
+  const Format* found = find_format(format().type);
+  ASSERT_NE(found, nullptr);
+  EXPECT_EQ(found->name, format().name);
+  EXPECT_EQ(find_format(format().name), found);
+  EXPECT_EQ(find_format(lower), found);
+  EXPECT_EQ(&require_format(format().type), found);
 }
 
 TEST_P(FormatTest, WhatTrainsIsWhatShips) {
@@ -158,31 +162,49 @@ TEST_P(FormatTest, NaNWeightsAreSeenInTraining) {
   EXPECT_TRUE(std::isnan(fake_quantize(format(), weights, scales)[3]));
 }
 
-TEST_P(FormatTest, InstructionSetsAgreeBitForBit) {
-  int compared = 0;
+/// A NaN's bits are the device's own.
+void make_nans_equal(std::vector<float>& values) {
+  for (float& value : values) {
+    if (std::isnan(value)) value = std::nanf("");
+  }
+}
+
+/// All functions of a format against those of the generic code, bit for bit.
+void expect_agreement(const Format& format, const Format& generic, bool same_nans) {
+  const auto decoded = [&](const Format& by, const std::vector<std::byte>& blocks) {
+    std::vector<float> values = decode(by, blocks);
+    if (!same_nans) make_nans_equal(values);
+    return values;
+  };
+  for (const Row& row : make_rows(10)) {
+    SCOPED_TRACE(row.name);
+    for (const EncodeMethod method :
+         {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch}) {
+      for (const auto& importance : {std::vector<float>(), skewed_importance(1)}) {
+        const auto blocks = encode(generic, row.weights, importance, method);
+        EXPECT_EQ(encode(format, row.weights, importance, method), blocks);
+        EXPECT_EQ(compare_bits(decoded(format, blocks), decoded(generic, blocks), "decode"), "");
+      }
+    }
+    const auto scales = trained_scales(generic, row.weights, 0.5f, 10);
+    const auto snapped = snap(format, scales);
+    EXPECT_EQ(compare_bits(snapped, snap(generic, scales), "snap"), "");
+    EXPECT_EQ(encode_with(format, row.weights, snapped),
+              encode_with(generic, row.weights, snapped));
+    EXPECT_EQ(compare_bits(fake_quantize(format, row.weights, scales),
+                           fake_quantize(generic, row.weights, scales), "fake_quantize"),
+              "");
+  }
+}
+
+TEST_P(FormatTest, InstructionSetsAndDevicesAgreeBitForBit) {
+  const Format& generic = targets()[0].formats[GetParam().index];
+  if (GetParam().cuda) return expect_agreement(format(), generic, /*same_nans=*/false);
   for (const Target& target : targets()) {
     if (!target.supported) continue;
-    ++compared;
-    const Format &wide = target.formats[GetParam()], &generic = targets()[0].formats[GetParam()];
-    for (const Row& row : make_rows(10)) {
-      SCOPED_TRACE(concat(target.name, ", ", row.name));
-      for (const EncodeMethod method :
-           {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch}) {
-        for (const auto& importance : {std::vector<float>(), skewed_importance(1)}) {
-          const auto blocks = encode(wide, row.weights, importance, method);
-          EXPECT_EQ(blocks, encode(generic, row.weights, importance, method));
-          EXPECT_EQ(compare_bits(decode(wide, blocks), decode(generic, blocks), "decode"), "");
-        }
-      }
-      const auto scales = trained_scales(generic, row.weights, 0.5f, 10);
-      const auto snapped = snap(wide, scales);
-      EXPECT_EQ(compare_bits(snapped, snap(generic, scales), "snap"), "");
-      EXPECT_EQ(encode_with(wide, row.weights, snapped),
-                encode_with(generic, row.weights, snapped));
-      EXPECT_EQ(check_parity(wide, row.weights, scales), "");
-    }
+    SCOPED_TRACE(target.name);
+    expect_agreement(target.formats[GetParam().index], generic, /*same_nans=*/true);
   }
-  EXPECT_GE(compared, 1);
 }
 
 TEST(Registry, RefusesTypesWithoutCodec) {

@@ -5,28 +5,30 @@
 
 #include <functional>
 
+#include "cuda_formats.h"
 #include "format_checks.h"
 #include "quant/format/targets.h"
 
 namespace nibble {
 namespace {
 
-class GradientTest : public testing::TestWithParam<size_t> {
+class GradientTest : public testing::TestWithParam<DeviceFormat> {
  protected:
-  const Format& format() const { return formats()[GetParam()]; }
+  void SetUp() override { NIBBLE_SKIP_WITHOUT_DEVICE(GetParam().cuda); }
+  const Format& format() const { return GetParam().format(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(All, GradientTest, testing::Range<size_t>(0, formats().size()),
-                         [](const auto& info) { return std::string(formats()[info.param].name); });
+INSTANTIATE_TEST_SUITE_P(All, GradientTest, testing::ValuesIn(all_on_both_devices()),
+                         [](const auto& info) { return info.param.name(); });
 
 using ScaledGradientTest = GradientTest;
-INSTANTIATE_TEST_SUITE_P(All, ScaledGradientTest, testing::ValuesIn(formats_where(has_scales)),
-                         [](const auto& info) { return std::string(formats()[info.param].name); });
+INSTANTIATE_TEST_SUITE_P(All, ScaledGradientTest, testing::ValuesIn(on_both_devices(has_scales)),
+                         [](const auto& info) { return info.param.name(); });
 
 using FloatGradientTest = GradientTest;
 INSTANTIATE_TEST_SUITE_P(All, FloatGradientTest,
-                         testing::ValuesIn(formats_where(std::not_fn(has_scales))),
-                         [](const auto& info) { return std::string(formats()[info.param].name); });
+                         testing::ValuesIn(on_both_devices(std::not_fn(has_scales))),
+                         [](const auto& info) { return info.param.name(); });
 
 struct Gradients {
   std::vector<float> weights, scales;
@@ -161,19 +163,21 @@ TEST_P(GradientTest, MayOverwriteTheirInput) {
   EXPECT_EQ(scale_gradients, apart.scales);
 }
 
-TEST_P(GradientTest, InstructionSetsAgreeBitForBit) {
+TEST_P(GradientTest, InstructionSetsAndDevicesAgreeBitForBit) {
+  std::vector<const Format*> all;
   for (const Target& target : targets()) {
-    if (!target.supported) continue;
+    if (target.supported && !GetParam().cuda) all.push_back(&target.formats[GetParam().index]);
+  }
+  if (GetParam().cuda) all.push_back(&format());
+  for (const Format* wide : all) {
     for (const Row& row : make_rows(80)) {
       const auto scales = trained_scales(format(), row.weights, 0.5f, 8);
       const std::vector<float> grad_out = gaussian_row(81, 1.0f);
-      const Gradients wide = backward(target.formats[GetParam()], row.weights, scales, grad_out);
+      const Gradients found = backward(*wide, row.weights, scales, grad_out);
       const Gradients generic =
-          backward(targets()[0].formats[GetParam()], row.weights, scales, grad_out);
-      EXPECT_EQ(compare_bits(wide.weights, generic.weights, "dL/dW"), "")
-          << target.name << ", " << row.name;
-      EXPECT_EQ(compare_bits(wide.scales, generic.scales, "dL/dscales"), "")
-          << target.name << ", " << row.name;
+          backward(targets()[0].formats[GetParam().index], row.weights, scales, grad_out);
+      EXPECT_EQ(compare_bits(found.weights, generic.weights, "dL/dW"), "") << row.name;
+      EXPECT_EQ(compare_bits(found.scales, generic.scales, "dL/dscales"), "") << row.name;
     }
   }
 }

@@ -52,6 +52,25 @@ TEST(Rows, TensorsEqualTheirRowsOnAnyNumberOfThreads) {
   set_num_threads(threads);
 }
 
+TEST(Rows, AGpuGivesTheSameBytesAndRefusesTheSame) {
+  const CudaGpus gpus = cuda_gpus();
+  if (gpus.count == 0) GTEST_SKIP() << gpus.problem;
+  const Device gpu = {true, 0};
+  std::vector<float> weights = rows_of_length(300, 640);
+  for (const Format& format : formats()) {
+    const auto bytes = encode_tensor(format.type, weights, 640, {}, EncodeMethod::kSearch);
+    EXPECT_EQ(encode_tensor(format.type, weights, 640, {}, EncodeMethod::kSearch, 0, gpu), bytes);
+    std::vector<float> decoded(weights.size());
+    decode_tensor(format.type, bytes, decoded, gpu);
+    EXPECT_EQ(decoded, decode(format, bytes)) << format.name;
+  }
+  weights[3 * 640 + 17] = std::nanf("");
+  EXPECT_EQ(message_of([&] {
+              encode_tensor(GgmlType::kQ4_0, weights, 640, {}, EncodeMethod::kRtn, 0, gpu);
+            }),
+            "row 3, column 17 holds a NaN");
+}
+
 TEST(Rows, NameTheRowAndColumnThatIsNotFinite) {
   for (const Format& format : formats()) {
     std::vector<float> weights = rows_of_length(5, 256);
