@@ -1,5 +1,7 @@
 #include "quant/fake/quantizer.h"
 
+#include <c10/core/DeviceGuard.h>
+
 #include <algorithm>
 #include <cstring>
 #include <span>
@@ -8,6 +10,8 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/threads.h"
+#include "quant/fake/torch_device.h"
+#include "quant/format/kernels.h"
 #include "quant/format/rows.h"
 
 namespace nibble {
@@ -18,10 +22,11 @@ namespace {
 /// threads.
 constexpr int64_t kPieceWeights = 4096;
 
-void check_float32(const torch::Tensor& tensor, const std::string& name, const char* what) {
+void check_float32(const torch::Tensor& tensor, const std::string& name, const char* what,
+                   torch::Device device) {
   check(tensor.defined() && tensor.scalar_type() == torch::kFloat32 && tensor.is_contiguous() &&
-            tensor.device().is_cpu(),
-        "tensor '", name, "': ", what, " must be contiguous float32 on the CPU");
+            tensor.device() == device,
+        "tensor '", name, "': ", what, " must be contiguous float32 on device ", device.str());
 }
 
 /// Sixteen running sums, so that the loop vectorizes with a fixed order of additions.
@@ -78,13 +83,13 @@ FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode m
                              torch::Tensor weights, const torch::Tensor& importance,
                              EncodeMethod initial)
     : name_(std::move(name)), format_(&format), mode_(mode), weights_(std::move(weights)) {
-  check_float32(weights_, name_, "weights");
   check_shapes();
   if (mode_ == ScaleMode::kDynamic || format.num_scales == 0) return;
-  const std::span<const float> values(weights_.const_data_ptr<float>(), weights_.numel());
+  const torch::Tensor on_cpu = weights_.cpu();
+  const std::span<const float> values(on_cpu.const_data_ptr<float>(), on_cpu.numel());
   std::span<const float> shared;
   if (importance.defined()) {
-    check_float32(importance, name_, "importance");
+    check_float32(importance, name_, "importance", torch::kCPU);
     shared = {importance.const_data_ptr<float>(), static_cast<size_t>(importance.numel())};
   }
   const std::vector<std::byte> blocks = with_frame("tensor '" + name_ + "'", [&] {
@@ -93,6 +98,7 @@ FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode m
   initial_scales_ =
       torch::empty({weights_.size(0), num_blocks() / weights_.size(0) * format.num_scales});
   format.scales_of(blocks.data(), initial_scales_.mutable_data_ptr<float>(), num_blocks());
+  initial_scales_ = initial_scales_.to(weights_.device());
   scale_ratios_ = torch::ones_like(initial_scales_);
 }
 
@@ -105,22 +111,27 @@ FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode m
       weights_(std::move(weights)),
       scale_ratios_(std::move(scale_ratios)),
       initial_scales_(std::move(initial_scales)) {
-  check_float32(weights_, name_, "weights");
   check_shapes();
   const bool wanted = mode_ != ScaleMode::kDynamic && format.num_scales > 0;
   check(scale_ratios_.defined() == wanted && initial_scales_.defined() == wanted, "tensor '", name_,
         "': ", wanted ? "no scales for " : "scales given for ", format.name, " in ",
         scale_mode_name(mode_), " mode");
   if (!wanted) return;
-  check_float32(scale_ratios_, name_, "scale ratios");
-  check_float32(initial_scales_, name_, "initial scales");
+  check_like_weights(scale_ratios_, "scale ratios");
+  check_like_weights(initial_scales_, "initial scales");
   const int64_t scales = num_blocks() * format.num_scales;
   check(scale_ratios_.numel() == scales && initial_scales_.numel() == scales, "tensor '", name_,
         "': ", scale_ratios_.numel(), " ratios and ", initial_scales_.numel(),
         " initial scales, wanted ", scales);
 }
 
+void FakeQuantizer::check_like_weights(const torch::Tensor& tensor, const char* what) const {
+  check_float32(tensor, name_, what, weights_.device());
+}
+
 void FakeQuantizer::check_shapes() const {
+  check(weights_.defined(), "tensor '", name_, "': no weights");
+  check_like_weights(weights_, "weights");
   check(weights_.dim() == 2 && weights_.numel() > 0, "tensor '", name_, "': ", weights_.dim(),
         " dimensions, wanted rows of weights");
   check(weights_.size(1) % format_->block_size == 0, "tensor '", name_, "': row length ",
@@ -136,12 +147,13 @@ void FakeQuantizer::scales_of_blocks(int64_t begin, int64_t end, float* out) con
 }
 
 void FakeQuantizer::materialize(torch::Tensor& out) const {
-  check_float32(out, name_, "W^");
+  check_like_weights(out, "W^");
   check(out.sizes() == weights_.sizes(), "tensor '", name_, "': W^ has another shape than W");
+  if (weights_.is_cuda()) return materialize_on_cuda(out);
   const float* weights = weights_.const_data_ptr<float>();
   float* values = out.mutable_data_ptr<float>();
   const Format& format = *format_;
-  if (mode_ == ScaleMode::kDynamic && format.num_scales > 0) {
+  if (is_dynamic()) {
     const int64_t length = weights_.size(1), row_blocks = length / format.block_size;
     for_each_piece(weights_.size(0), 1, [&](int64_t, int64_t row, int64_t) {
       thread_local std::vector<std::byte> codes;
@@ -161,16 +173,56 @@ void FakeQuantizer::materialize(torch::Tensor& out) const {
   });
 }
 
+void FakeQuantizer::materialize_on_cuda(torch::Tensor& out) const {
+  const c10::DeviceGuard guard(weights_.device());
+  void* stream = cuda_stream(weights_.device());
+  const float* weights = weights_.const_data_ptr<float>();
+  float* values = out.mutable_data_ptr<float>();
+  with_frame(concat("tensor '", name_, "'"), [&] {
+    if (is_dynamic()) {
+      torch::Tensor blocks = torch::empty({num_blocks() * format_->block_bytes},
+                                          weights_.options().dtype(torch::kUInt8));
+      auto* bytes = reinterpret_cast<std::byte*>(blocks.mutable_data_ptr<uint8_t>());
+      cuda_encode(format_->type, weights, bytes, num_blocks(), EncodeMethod::kRtn, stream);
+      cuda_decode(format_->type, bytes, values, DeviceFloat::kFloat32, num_blocks(), stream);
+      return;
+    }
+    TrainedScales scales{nullptr};
+    if (has_scales())
+      scales = {initial_scales_.const_data_ptr<float>(), scale_ratios_.const_data_ptr<float>()};
+    cuda_fake_quantize(format_->type, weights, scales, values, num_blocks(), stream);
+  });
+}
+
+void FakeQuantizer::backward_on_cuda(torch::Tensor& grad_out, torch::Tensor& grad_ratios) const {
+  const c10::DeviceGuard guard(weights_.device());
+  const TrainedScales scales = {initial_scales_.const_data_ptr<float>(),
+                                scale_ratios_.const_data_ptr<float>()};
+  float* grads = grad_out.mutable_data_ptr<float>();
+  with_frame(concat("tensor '", name_, "'"), [&] {
+    cuda_fake_quantize_backward(
+        format_->type, weights_.const_data_ptr<float>(), scales, grads, grads,
+        grad_ratios.defined() ? grad_ratios.mutable_data_ptr<float>() : nullptr, num_blocks(),
+        cuda_stream(weights_.device()));
+  });
+}
+
 FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
                                                  torch::Tensor grad_ratios) const {
-  check_float32(grad_out, name_, "the gradient");
+  check_like_weights(grad_out, "the gradient");
   check(grad_out.sizes() == weights_.sizes(), "tensor '", name_,
         "': the gradient has another shape than W");
   // Without scale parameters nothing is clamped by a learned range: straight through.
-  if (!has_scales()) return {grad_out, {}, nibble::squared_norm(grad_out)};
+  const bool on_cpu = weights_.is_cpu();
+  if (!has_scales()) return {grad_out, {}, on_cpu ? nibble::squared_norm(grad_out) : 0.0};
 
   const bool learned = mode_ == ScaleMode::kLearned;
+  if (!learned) grad_ratios = torch::Tensor();
   if (learned && !grad_ratios.defined()) grad_ratios = torch::empty_like(scale_ratios_);
+  if (!on_cpu) {
+    backward_on_cuda(grad_out, grad_ratios);
+    return {grad_out, grad_ratios, 0.0};
+  }
   const Format& format = *format_;
   const float* weights = weights_.const_data_ptr<float>();
   const float* initial = initial_scales_.const_data_ptr<float>();
@@ -194,10 +246,18 @@ FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
       ratio_grads[first + i] = scale_grads[i] * initial[first + i];
     sums[piece] += squared_norm_of(ratio_grads + first, count);
   });
-  return {grad_out, learned ? grad_ratios : torch::Tensor(), total(sums)};
+  return {grad_out, grad_ratios, total(sums)};
 }
 
 std::vector<std::byte> FakeQuantizer::blocks() const {
+  if (!weights_.is_cpu()) {
+    const auto on_cpu = [](const torch::Tensor& tensor) {
+      return tensor.defined() ? tensor.cpu() : tensor;
+    };
+    return FakeQuantizer(name_, *format_, mode_, weights_.cpu(), on_cpu(scale_ratios_),
+                         on_cpu(initial_scales_))
+        .blocks();
+  }
   const Format& format = *format_;
   const float* weights = weights_.const_data_ptr<float>();
   std::vector<std::byte> bytes(num_blocks() * format.block_bytes);
@@ -205,7 +265,7 @@ std::vector<std::byte> FakeQuantizer::blocks() const {
   for_each_piece(weights_.size(0), 1, [&](int64_t, int64_t row, int64_t) {
     const float* in = weights + row * weights_.size(1);
     std::byte* out = bytes.data() + row * row_blocks * format.block_bytes;
-    if (mode_ == ScaleMode::kDynamic && format.num_scales > 0) {
+    if (is_dynamic()) {
       format.encode(in, nullptr, out, weights_.size(1), EncodeMethod::kRtn);
       return;
     }
@@ -219,8 +279,9 @@ std::vector<std::byte> FakeQuantizer::blocks() const {
   return bytes;
 }
 
-uint64_t content_hash(const torch::Tensor& values) {
-  check_float32(values, "", "hashed values");
+uint64_t content_hash(const torch::Tensor& on_any_device) {
+  const torch::Tensor values = on_any_device.cpu();
+  check_float32(values, "", "hashed values", torch::kCPU);
   constexpr int64_t kPiece = 1 << 16;
   const int64_t count = values.numel();
   const float* data = values.const_data_ptr<float>();
@@ -240,13 +301,21 @@ uint64_t content_hash(const torch::Tensor& values) {
 }
 
 double squared_norm(const torch::Tensor& values) {
-  check_float32(values, "", "values");
+  check_float32(values, "", "values", torch::kCPU);
   const float* data = values.const_data_ptr<float>();
   std::vector<double> sums((values.numel() + kPieceWeights - 1) / kPieceWeights);
   for_each_piece(values.numel(), kPieceWeights, [&](int64_t piece, int64_t begin, int64_t end) {
     sums[piece] = squared_norm_of(data + begin, end - begin);
   });
   return total(sums);
+}
+
+double squared_norm_of_all(const std::vector<torch::Tensor>& tensors) {
+  std::vector<torch::Tensor> defined;
+  for (const torch::Tensor& tensor : tensors)
+    if (tensor.defined() && tensor.numel() > 0) defined.push_back(tensor);
+  if (defined.empty()) return 0.0;
+  return at::stack(at::_foreach_norm(defined)).to(torch::kFloat64).square().sum().item<double>();
 }
 
 }  // namespace nibble

@@ -3,7 +3,8 @@
 // decode to.
 //
 // Scales train as ratios to their initial values: scale = initial * max(ratio, 0), so that one
-// learning rate is relative for all of them and signs are fixed at the start. Estimator:
+// learning rate is relative for all of them and signs are fixed at the start. All of it lies on one
+// device, where materialize() and backward() work; a GPU's kernels give the CPU's bits. Estimator:
 // straight-through for weights, LSQ for scales (Esser et al. 2020, "Learned Step Size
 // Quantization"), as the format's row functions define them.
 #pragma once
@@ -32,9 +33,10 @@ ScaleMode parse_scale_mode(std::string_view name);
 
 class FakeQuantizer {
  public:
-  /// weights: [rows, row length] float32 on the CPU, contiguous, the masters (kept, not copied).
-  /// Scales start where `encode` with `initial` puts them; importance: one row of weights or
-  /// undefined. Throws Error naming tensor and row for weights that the format cannot hold.
+  /// weights: [rows, row length] float32, contiguous, the masters (kept, not copied).
+  /// Scales start where `encode` with `initial` puts them, on the weights' device; importance: one
+  /// row of weights on the CPU, or undefined. Throws Error naming tensor and row for weights that
+  /// the format cannot hold.
   FakeQuantizer(std::string name, const Format& format, ScaleMode mode, torch::Tensor weights,
                 const torch::Tensor& importance, EncodeMethod initial);
   /// Restores saved state. scale_ratios and initial_scales: as the accessors below give them.
@@ -55,11 +57,12 @@ class FakeQuantizer {
   torch::Tensor& initial_scales() { return initial_scales_; }
   const torch::Tensor& initial_scales() const { return initial_scales_; }
 
-  /// Writes W^ into `out` ([rows, row length] float32, contiguous).
+  /// Writes W^ into `out` ([rows, row length] float32, contiguous, on the weights' device).
   void materialize(torch::Tensor& out) const;
   struct Gradients {
     torch::Tensor weights, scale_ratios;  // scale_ratios: undefined unless the mode is learned
-    double squared_norm = 0;              // of both together
+    /// Of both together, where it costs no pass of its own: on the CPU. 0 on a GPU.
+    double squared_norm = 0;
   };
   /// Maps dL/dW^ to the masters' gradient (in place of grad_out, which is returned as it) and the
   /// ratios' gradient, written into `grad_ratios` when that is defined (so that its memory is used
@@ -70,10 +73,15 @@ class FakeQuantizer {
 
  private:
   bool has_scales() const { return scale_ratios_.defined(); }
+  /// Whether scales follow from the weights in each step.
+  bool is_dynamic() const { return mode_ == ScaleMode::kDynamic && format_->num_scales > 0; }
   int64_t num_blocks() const { return weights_.numel() / format_->block_size; }
   /// The scales of blocks [begin, end), num_scales each, into `out`.
   void scales_of_blocks(int64_t begin, int64_t end, float* out) const;
   void check_shapes() const;
+  void check_like_weights(const torch::Tensor& tensor, const char* what) const;
+  void materialize_on_cuda(torch::Tensor& out) const;
+  void backward_on_cuda(torch::Tensor& grad_out, torch::Tensor& grad_ratios) const;
 
   std::string name_;
   const Format* format_;
@@ -81,10 +89,14 @@ class FakeQuantizer {
   torch::Tensor weights_, scale_ratios_, initial_scales_;
 };
 
-/// 64 bits over a float32 tensor's bytes, the same for any number of threads: two tensors of equal
-/// bits have equal hashes. Not cryptographic.
+/// 64 bits over a float32 tensor's bytes, the same for any number of threads and on any device: two
+/// tensors of equal bits have equal hashes. Computed on the CPU. Not cryptographic.
 uint64_t content_hash(const torch::Tensor& values);
-/// Sum of squares, in float64 over pieces of fixed size, the same for any number of threads.
+/// Sum of squares of a tensor on the CPU, in float64 over pieces of fixed size, the same for any
+/// number of threads.
 double squared_norm(const torch::Tensor& values);
+/// The same of all tensors together, on any device: a few launches and one transfer. Undefined
+/// tensors count as empty.
+double squared_norm_of_all(const std::vector<torch::Tensor>& tensors);
 
 }  // namespace nibble

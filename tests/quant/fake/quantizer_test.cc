@@ -1,5 +1,5 @@
-// Parity law and gradients of the fake quantizer, for every format and mode. Parity is equality of
-// bits: what trains is what ships.
+// Parity law and gradients of the fake quantizer, for every format and mode, on the CPU and on a
+// GPU. Parity is equality of bits: what trains is what ships.
 #include "quant/fake/quantizer.h"
 
 #include <gtest/gtest.h>
@@ -11,7 +11,9 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "quant/fake/torch_device.h"
 #include "quant/format/rows.h"
+#include "tests/quant/format/cuda_formats.h"
 
 namespace nibble {
 namespace {
@@ -30,22 +32,24 @@ torch::Tensor random_weights(int64_t seed) {
   return weights;
 }
 
+/// W^, on the CPU.
 torch::Tensor materialized(const FakeQuantizer& quantizer) {
   torch::Tensor out =
       torch::full_like(quantizer.weights(), std::numeric_limits<float>::quiet_NaN());
   quantizer.materialize(out);
-  return out;
+  return out.cpu();
 }
 
 torch::Tensor decoded(const FakeQuantizer& quantizer) {
-  torch::Tensor out = torch::empty_like(quantizer.weights());
+  torch::Tensor out = torch::empty(quantizer.weights().sizes());
   const std::vector<std::byte> blocks = quantizer.blocks();
   decode_tensor(quantizer.format().type, blocks,
                 {out.mutable_data_ptr<float>(), static_cast<size_t>(out.numel())});
   return out;
 }
 
-bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
+bool same_bits(const torch::Tensor& on_a, const torch::Tensor& on_b) {
+  const torch::Tensor a = on_a.cpu(), b = on_b.cpu();
   return a.sizes() == b.sizes() &&
          std::memcmp(a.const_data_ptr<float>(), b.const_data_ptr<float>(), a.nbytes()) == 0;
 }
@@ -61,13 +65,18 @@ void perturb(FakeQuantizer& quantizer) {
   ratios.select(1, 1).fill_(1e-9f);
 }
 
-class QuantizerTest : public testing::TestWithParam<size_t> {
+class QuantizerTest : public testing::TestWithParam<DeviceFormat> {
  protected:
-  const Format& format() const { return formats()[GetParam()]; }
+  void SetUp() override { NIBBLE_SKIP_WITHOUT_DEVICE(GetParam().cuda); }
+  const Format& format() const { return formats()[GetParam().index]; }
+  torch::Device device() const { return torch_device({GetParam().cuda, 0}); }
+  torch::Tensor random_weights(int64_t seed) const {
+    return nibble::random_weights(seed).to(device());
+  }
 };
 
-INSTANTIATE_TEST_SUITE_P(All, QuantizerTest, testing::Range<size_t>(0, formats().size()),
-                         [](const auto& info) { return std::string(formats()[info.param].name); });
+INSTANTIATE_TEST_SUITE_P(All, QuantizerTest, testing::ValuesIn(all_on_both_devices()),
+                         [](const auto& info) { return info.param.name(); });
 
 TEST_P(QuantizerTest, WhatTrainsIsWhatShips) {
   for (ScaleMode mode : kModes)
@@ -83,9 +92,9 @@ TEST_P(QuantizerTest, WhatTrainsIsWhatShips) {
 }
 
 TEST_P(QuantizerTest, StartsAtTheScalesOfPtq) {
-  const torch::Tensor weights = random_weights(2);
-  const FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, weights.clone(), {},
-                                EncodeMethod::kSearch);
+  const torch::Tensor weights = nibble::random_weights(2);
+  const FakeQuantizer quantizer("w", format(), ScaleMode::kLearned,
+                                weights.to(device(), false, true), {}, EncodeMethod::kSearch);
   const std::vector<std::byte> blocks =
       encode_tensor(format().type, {weights.const_data_ptr<float>(), kRows * kLength}, kLength, {},
                     EncodeMethod::kSearch);
@@ -100,26 +109,33 @@ TEST_P(QuantizerTest, RatioGradientIsInitialTimesScaleGradient) {
   if (format().num_scales == 0) GTEST_SKIP() << "no scales";
   FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(5), {},
                           EncodeMethod::kSearch);
-  quantizer.scale_ratios().mul_(0.7);  // so that weights at the ends are clamped
+  quantizer.scale_ratios().mul_(0.7);                  // so that weights at the ends are clamped
+  quantizer.scale_ratios().select(1, 3).fill_(-0.5f);  // which stands for 0
   const torch::Tensor grad_out = torch::randn({kRows, kLength});
-  const torch::Tensor scales = quantizer.scale_ratios() * quantizer.initial_scales();
+  const torch::Tensor initial = quantizer.initial_scales().cpu();
+  const torch::Tensor scales = quantizer.scale_ratios().cpu().clamp_min(0) * initial;
   torch::Tensor grad_weights = torch::empty_like(grad_out), grad_scales = torch::empty_like(scales);
   format().fake_quantize_backward(
-      quantizer.weights().const_data_ptr<float>(), scales.const_data_ptr<float>(),
+      quantizer.weights().cpu().const_data_ptr<float>(), scales.const_data_ptr<float>(),
       grad_out.const_data_ptr<float>(), grad_weights.mutable_data_ptr<float>(),
       grad_scales.mutable_data_ptr<float>(), kRows * kLength / format().block_size);
 
-  const FakeQuantizer::Gradients got = quantizer.backward(grad_out.clone());
+  const FakeQuantizer::Gradients got = quantizer.backward(grad_out.clone().to(device()));
   EXPECT_TRUE(same_bits(got.weights, grad_weights));
-  EXPECT_TRUE(same_bits(got.scale_ratios, grad_scales * quantizer.initial_scales()));
+  EXPECT_TRUE(same_bits(got.scale_ratios, grad_scales * initial));
   const double norm = (got.weights.to(torch::kFloat64).square().sum() +
                        got.scale_ratios.to(torch::kFloat64).square().sum())
                           .item<double>();
-  EXPECT_NEAR(got.squared_norm, norm, 1e-5 * norm);  // float32 sums of 4096 squares
+  // Float32 sums of 4096 squares.
+  EXPECT_NEAR(squared_norm_of_all({got.weights, torch::Tensor(), got.scale_ratios}), norm,
+              1e-5 * norm);
+  if (!GetParam().cuda) {
+    EXPECT_NEAR(got.squared_norm, norm, 1e-5 * norm);
+  }
 }
 
 TEST_P(QuantizerTest, StraightThroughWithoutLearnedScales) {
-  const torch::Tensor grad_out = torch::randn({kRows, kLength});
+  const torch::Tensor grad_out = torch::randn({kRows, kLength}).to(device());
   const FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
                               EncodeMethod::kSearch);
   EXPECT_TRUE(same_bits(dynamic.backward(grad_out.clone()).weights, grad_out));
@@ -145,6 +161,24 @@ TEST_P(QuantizerTest, RestoredStateGivesTheSameWeights) {
   }
 }
 
+TEST_P(QuantizerTest, SameAsOnTheCpu) {
+  for (ScaleMode mode : kModes) {
+    FakeQuantizer trained("w", format(), mode, nibble::random_weights(6), {},
+                          EncodeMethod::kSearch);
+    perturb(trained);
+    const auto moved = [&](const torch::Tensor& tensor) {
+      return tensor.defined() ? tensor.to(device()) : tensor;
+    };
+    const FakeQuantizer on_gpu("w", format(), mode, moved(trained.weights()),
+                               moved(trained.scale_ratios()), moved(trained.initial_scales()));
+    EXPECT_TRUE(same_bits(materialized(on_gpu), materialized(trained))) << scale_mode_name(mode);
+    EXPECT_EQ(on_gpu.blocks(), trained.blocks());
+    torch::Tensor w = torch::empty_like(on_gpu.weights());
+    on_gpu.materialize(w);
+    EXPECT_EQ(content_hash(w), content_hash(materialized(trained)));
+  }
+}
+
 TEST_P(QuantizerTest, SameForAnyNumberOfThreads) {
   const int threads = num_threads();
   std::vector<torch::Tensor> outs, grads;
@@ -155,7 +189,8 @@ TEST_P(QuantizerTest, SameForAnyNumberOfThreads) {
                                   EncodeMethod::kSearch);
     outs.push_back(materialized(quantizer));
     torch::manual_seed(9);
-    const FakeQuantizer::Gradients gradients = quantizer.backward(torch::randn({kRows, kLength}));
+    const FakeQuantizer::Gradients gradients =
+        quantizer.backward(torch::randn({kRows, kLength}).to(device()));
     grads.push_back(gradients.weights);
     norms.push_back(gradients.squared_norm);
   }
