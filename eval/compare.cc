@@ -11,6 +11,7 @@
 #include "eval/kl_base.h"
 #include "io/atomic_file.h"
 #include "io/gguf.h"
+#include "quant/fake/torch_device.h"
 #include "quant/format/rows.h"
 
 namespace nibble {
@@ -23,6 +24,7 @@ struct Base {
   ModelShape shape;
   std::vector<std::vector<int32_t>> chunks;  // as they go into a model
   KlBase log_probs;
+  torch::Device device;
 };
 
 std::string mismatch(const char* what, const auto& found, const CompareEntry& base,
@@ -88,7 +90,8 @@ Base measure_base(const CompareEntry& entry, const std::string& text,
         with_frame(entry.path, [&] { return Tokenizer::from_metadata(file.metadata()); });
     const auto chunks =
         with_frame(comparison.text, [&] { return perplexity_chunks(*tokenizer, text, options); });
-    const auto model = load_model(file);
+    const torch::Device device = torch_device(options.device);
+    const auto model = load_model(file, device);
     KlBase log_probs(KlBaseText{options.ctx, model->shape().vocab_size, {}});
     std::vector<TokenDivergence> own;
     const PerplexityResult result = perplexity(
@@ -104,7 +107,7 @@ Base measure_base(const CompareEntry& entry, const std::string& text,
     comparison.base_ppl_16bit = summarize(own).ppl_base.value;
     comparison.chunks = chunks.size();
     comparison.tokens = result.tokens;
-    return Base{entry, std::move(file), model->shape(), chunks, std::move(log_probs)};
+    return Base{entry, std::move(file), model->shape(), chunks, std::move(log_probs), device};
   });
 }
 
@@ -134,7 +137,7 @@ ModelFigures measure_model(const CompareEntry& entry, const Base& base,
                            std::vector<std::string>& warnings) {
   return with_frame(concat("model '", entry.name, "'"), [&] {
     const GgufFile file = GgufFile::open(entry.path);
-    const auto model = load_model(file);
+    const auto model = load_model(file, base.device);
     with_frame(entry.path, [&] { check_comparable(file, model->shape(), base); });
     if (const auto warning = warn_of_differences(file, entry, base)) {
       warn(*warning);

@@ -19,12 +19,12 @@ namespace {
 constexpr int64_t kTokensPerForward = 2048;
 
 torch::Tensor tokens_tensor(const std::vector<std::vector<int32_t>>& chunks, size_t begin,
-                            size_t end, torch::Device device) {
+                            size_t end) {
   const int64_t length = chunks[begin].size();
   torch::Tensor tokens = torch::empty({static_cast<int64_t>(end - begin), length}, torch::kInt64);
   int64_t* out = tokens.data_ptr<int64_t>();
   for (size_t i = begin; i < end; ++i) out = std::copy(chunks[i].begin(), chunks[i].end(), out);
-  return tokens.to(device);
+  return tokens;
 }
 
 /// -ln p of the token after each row of logits [R, V].
@@ -83,8 +83,7 @@ PerplexityResult perplexity(Model& model, const std::vector<std::vector<int32_t>
   Progress progress("perplexity", chunks.size(), "chunks");
   for (size_t begin = 0; begin < chunks.size(); begin += group) {
     const size_t end = std::min(begin + group, chunks.size());
-    const torch::Tensor hidden = model.hidden(
-        {tokens_tensor(chunks, begin, end, model.output_weight().device()), torch::Tensor()});
+    const torch::Tensor hidden = model.hidden({tokens_tensor(chunks, begin, end), torch::Tensor()});
     for (size_t i = begin; i < end; ++i) {
       const torch::Tensor logits = linear(hidden[i - begin].narrow(0, first, scored),
                                           model.output_weight(), {}, model.compute_dtype())

@@ -10,12 +10,14 @@
 
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "quant/format/device.h"
 
 namespace nibble {
 
 struct PerplexityOptions {
   int64_t ctx = 512;
   int64_t chunks = -1;  // -1: all
+  Device device = {};   // that the models of compare() are loaded to
 };
 
 /// The chunks of a text as llama-perplexity cuts them, each of ctx tokens of the text. Throws when
@@ -37,12 +39,13 @@ struct PerplexityResult {
   double seconds = 0;
 };
 
-/// Called with each chunk's scored logits: [ctx - 1 - ctx/2, V] float32 (rows ctx/2 ... ctx-2) and
-/// the token that follows each row.
+/// Called with each chunk's scored logits on the CPU: [ctx - 1 - ctx/2, V] float32 (rows ctx/2 ...
+/// ctx-2), and the token that follows each row.
 using LogitsVisitor = std::function<void(int64_t chunk, const torch::Tensor& logits,
                                          const std::vector<int32_t>& next_tokens)>;
 
-/// `chunks` as they go into the model, all of one length. Shows progress.
+/// `chunks` as they go into the model, all of one length. The model computes on its device; rows of
+/// logits are scored on the CPU, so that all devices share one definition. Shows progress.
 PerplexityResult perplexity(Model& model, const std::vector<std::vector<int32_t>>& chunks,
                             const LogitsVisitor& visit = {});
 

@@ -11,7 +11,8 @@ namespace nibble {
 
 /// Where the documents of a batch lie once its rows are put one after the other.
 struct Packing {
-  torch::Tensor positions;       // [N] int64, counted from each document's first token
+  // [N] int64, counted from each document's first token; on the batch's device.
+  torch::Tensor positions;
   std::vector<int64_t> lengths;  // of the documents, in order; their sum is N
   int64_t longest = 0;
 };

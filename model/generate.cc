@@ -29,8 +29,7 @@ std::vector<int32_t> generate(Model& model, const Tokenizer& tokenizer,
   std::vector<int32_t> ids;
   std::vector<int64_t> next(prompt.begin(), prompt.end());
   while (static_cast<int64_t>(ids.size()) < options.max_tokens) {
-    const torch::Tensor tokens = torch::tensor(next, torch::kInt64).to(output.device());
-    const torch::Tensor hidden = model.hidden_next(tokens, *cache);
+    const torch::Tensor hidden = model.hidden_next(torch::tensor(next, torch::kInt64), *cache);
     const torch::Tensor logits = torch::mv(output, hidden[-1].to(output.dtype())).cpu();
     const int32_t id = choose(logits, options.temperature, generator);
     if (tokenizer.is_end_of_generation(id)) break;

@@ -147,11 +147,19 @@ torch::Tensor embed_tokens(const torch::Tensor& table, const torch::Tensor& toke
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon) {
   if (x.is_cpu()) return RmsNorm::apply(x.contiguous(), weight.contiguous(), epsilon);
-  return at::rms_norm(x, {x.size(-1)}, weight, epsilon);
+  return aten_rms_norm(x, weight, epsilon);
 }
 
 torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up) {
   if (gate.is_cpu()) return Swiglu::apply(gate.contiguous(), up.contiguous());
+  return aten_swiglu(gate, up);
+}
+
+torch::Tensor aten_rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon) {
+  return at::rms_norm(x, {x.size(-1)}, weight, epsilon);
+}
+
+torch::Tensor aten_swiglu(const torch::Tensor& gate, const torch::Tensor& up) {
   return at::silu(gate) * up;
 }
 

@@ -266,8 +266,8 @@ torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, cons
 
 torch::Tensor Llama::hidden(const Batch& batch) {
   const Packing packing = pack_documents(batch);
-  const torch::Tensor rotation = rope_.rotation(packing.positions, packing.longest);
-  torch::Tensor x = embed_tokens(token_embedding_->value, batch.tokens.flatten());
+  const torch::Tensor rotation = rope_.rotation(packing.positions.to(device()), packing.longest);
+  torch::Tensor x = embed_tokens(token_embedding_->value, batch.tokens.flatten().to(device()));
   for (const LlamaLayer& layer : layers_) {
     const auto run = [this, &layer, packing, rotation](const torch::Tensor& in) {
       return block(layer, in, packing, rotation);
@@ -282,8 +282,9 @@ std::unique_ptr<KvCache> Llama::new_cache() {
   return std::make_unique<LlamaCache>(options_.shape.num_layers);
 }
 
-torch::Tensor Llama::hidden_next(const torch::Tensor& tokens, KvCache& cache) {
+torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& cache) {
   const torch::NoGradGuard no_grad;
+  const torch::Tensor tokens = from_anywhere.to(device());
   LlamaCache& stored = dynamic_cast<LlamaCache&>(cache);
   const int64_t start = stored.length(), end = start + tokens.size(0);
   const torch::Tensor rotation = rope_.rotation(at::arange(start, end, tokens.options()), end);

@@ -21,7 +21,8 @@ struct Weight {
   GgmlType source = GgmlType::kF32;
 };
 
-/// Shape letters: B sequences, T positions, D model width, V vocabulary.
+/// Shape letters: B sequences, T positions, D model width, V vocabulary. It may lie on the CPU
+/// whatever the model's device is.
 struct Batch {
   torch::Tensor tokens;  // [B, T] int64
   torch::Tensor
@@ -56,11 +57,13 @@ class Model {
   virtual torch::Tensor hidden(const Batch& batch) = 0;
   /// [V, D]: output.weight, or token_embd.weight where tied.
   virtual const torch::Tensor& output_weight() const = 0;
+  /// Where all weights lie, and what hidden() returns.
+  torch::Device device() const { return output_weight().device(); }
   /// [B, T, V] float32.
   torch::Tensor logits(const Batch& batch);
 
   virtual std::unique_ptr<KvCache> new_cache() = 0;
-  /// [T, D] for tokens [T] int64 that follow what the cache holds.
+  /// [T, D] for tokens [T] int64, on any device, that follow what the cache holds.
   virtual torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) = 0;
 
   /// bfloat16: matmuls and attention run in bfloat16, everything else in float32.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "quant/fake/torch_device.h"
 
 namespace nibble {
 namespace {
@@ -11,13 +12,17 @@ namespace {
 /// Adds the time since the last mark to one of a step's times.
 class Stopwatch {
  public:
+  explicit Stopwatch(torch::Device device) : device_(device) {}
+
   void add_to(double& seconds) {
+    synchronize(device_);
     const auto now = std::chrono::steady_clock::now();
     seconds += std::chrono::duration<double>(now - mark_).count();
     mark_ = now;
   }
 
  private:
+  torch::Device device_;
   std::chrono::steady_clock::time_point mark_ = std::chrono::steady_clock::now();
 };
 
@@ -44,12 +49,13 @@ torch::Tensor next_token_targets(const Batch& batch) {
   return targets.flatten();
 }
 
-torch::Dtype parse_compute_dtype(const std::string& name) {
+torch::Dtype parse_compute_dtype(const std::string& name, torch::Device device) {
   if (name == "float32") return torch::kFloat32;
   if (name == "bfloat16") return torch::kBFloat16;
   // Where the processor has no bfloat16 dot product, bfloat16 matmuls are slower than float32 ones.
   if (name == "auto")
-    return __builtin_cpu_supports("avx512bf16") ? torch::kBFloat16 : torch::kFloat32;
+    return device.is_cuda() || __builtin_cpu_supports("avx512bf16") ? torch::kBFloat16
+                                                                    : torch::kFloat32;
   fail_usage("no dtype '", name, "' for training; auto, float32 or bfloat16",
              did_you_mean(name, {"auto", "float32", "bfloat16"}));
 }
@@ -58,10 +64,11 @@ Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
     : student_(&student),
       teacher_(teacher),
       shares_(loss_shares(options.loss)),
-      loss_(options.loss.chunk_positions, parse_compute_dtype(options.dtype)),
+      loss_(options.loss.chunk_positions,
+            parse_compute_dtype(options.dtype, student.model().device())),
       optimizer_(options.optimizer) {
   check(teacher || shares_.kl == 0, "a KL loss needs a teacher");
-  const torch::Dtype dtype = parse_compute_dtype(options.dtype);
+  const torch::Dtype dtype = parse_compute_dtype(options.dtype, student.model().device());
   student.model().set_compute_dtype(dtype);
   if (teacher) teacher->set_compute_dtype(dtype);
   student.add_parameters(optimizer_);
@@ -99,7 +106,7 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
   for (const Batch& batch : micro_batches) learn(batch, totals, result);
   result.loss = mean_loss(result.sums);
 
-  Stopwatch watch;
+  Stopwatch watch(student_->model().device());
   result.grad_norm = student_->backward();
   watch.add_to(result.times.quant_backward);
   if (!std::isfinite(result.grad_norm)) fail_not_finite("gradient norm", result.grad_norm, {}, {});
@@ -112,7 +119,7 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
 }
 
 void Learner::learn(const Batch& batch, const Totals& totals, StepResult& result) {
-  Stopwatch watch;
+  Stopwatch watch(student_->model().device());
   const torch::Tensor teacher_hidden = ask_teacher(batch);
   watch.add_to(result.times.teacher);
   const torch::Tensor hidden = by_position(student_->model().hidden(batch));

@@ -14,7 +14,8 @@
 
 namespace nibble {
 
-/// Where a step's time goes, seconds. loss: output matrix, softmax and their gradients.
+/// Where a step's time goes, seconds; on a GPU each part ends when its work is done. loss: output
+/// matrix, softmax and their gradients.
 struct StepTimes {
   double teacher = 0, forward = 0, loss = 0, backward = 0;
   double quant_backward = 0, optimizer = 0, materialize = 0;
@@ -68,7 +69,8 @@ class Learner {
 
 /// [B * T] int64: the token that follows each position, -1 at the last of a document or sequence.
 torch::Tensor next_token_targets(const Batch& batch);
-/// "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies it natively. Throws Error (usage) for another name.
-torch::Dtype parse_compute_dtype(const std::string& name);
+/// "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it natively. Throws Error
+/// (usage) for another name.
+torch::Dtype parse_compute_dtype(const std::string& name, torch::Device device);
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "training/aten_softmax_loss.h"
 #include "training/softmax_loss.h"
 
 namespace nibble {
@@ -32,6 +33,39 @@ LossSums rows_loss(torch::Tensor& student, torch::Tensor& teacher, const int64_t
   return sums;
 }
 
+/// The same on a GPU, where sums stay until all chunks are queued.
+class DeviceLoss {
+ public:
+  explicit DeviceLoss(const LossInputs& in) : in_(in) {
+    if (in.hidden.is_cpu()) return;
+    sums_ = torch::zeros({2}, in.hidden.options().dtype(torch::kFloat64));
+    if (in.targets.defined()) targets_ = in.targets.to(in.hidden.device());
+  }
+
+  /// student: rows of the positions from `begin` on; becomes dL/dlogits when gradients are wanted.
+  void add(torch::Tensor& student, const torch::Tensor& teacher, int64_t begin,
+           const PositionWeights& weights) {
+    const torch::Tensor targets =
+        targets_.defined() ? targets_.narrow(0, begin, student.size(0)) : targets_;
+    sums_.add_(aten_softmax_loss(student, teacher, targets, weights));
+  }
+
+  LossSums sums() const {
+    const torch::Tensor on_cpu = sums_.cpu();
+    LossSums sums;
+    sums.kl = on_cpu[0].item<double>();
+    sums.ce = on_cpu[1].item<double>();
+    if (in_.teacher_hidden.defined()) sums.kl_positions = in_.hidden.size(0);
+    if (in_.targets.defined()) sums.ce_positions = in_.targets.ge(0).sum().item<int64_t>();
+    return sums;
+  }
+
+ private:
+  const LossInputs& in_;
+  torch::Tensor targets_;
+  torch::Tensor sums_;  // [2] float64: KL and CE
+};
+
 void check_inputs(const LossInputs& in) {
   check(in.hidden.dim() == 2 && in.output_weight.dim() == 2 &&
             in.hidden.size(1) == in.output_weight.size(1),
@@ -44,8 +78,8 @@ void check_inputs(const LossInputs& in) {
           in.hidden.size(0));
   if (!in.targets.defined()) return;
   check(in.targets.scalar_type() == torch::kInt64 && in.targets.is_contiguous() &&
-            in.targets.numel() == in.hidden.size(0),
-        "loss: targets must be int64, one a position");
+            in.targets.is_cpu() && in.targets.numel() == in.hidden.size(0),
+        "loss: targets must be int64 on the CPU, one a position");
   check(in.targets.numel() == 0 || (in.targets.max().item<int64_t>() < in.output_weight.size(0) &&
                                     in.targets.min().item<int64_t>() >= -1),
         "loss: a target outside the vocabulary of ", in.output_weight.size(0));
@@ -90,9 +124,11 @@ ChunkedLoss::ChunkedLoss(int64_t chunk_positions, torch::Dtype dtype)
     fail_usage("loss.chunk_positions is ", chunk_positions, ", wanted 1 or more");
 }
 
-torch::Tensor& ChunkedLoss::logits_buffer(torch::Tensor& buffer, int64_t positions, int64_t vocab) {
+torch::Tensor& ChunkedLoss::logits_buffer(torch::Tensor& buffer, int64_t positions,
+                                          const torch::Tensor& output) const {
+  const int64_t vocab = output.size(0);
   if (!buffer.defined() || buffer.size(0) < positions || buffer.size(1) != vocab)
-    buffer = torch::empty({positions, vocab}, torch::kFloat32);
+    buffer = torch::empty({positions, vocab}, output.options().dtype(torch::kFloat32));
   return buffer;
 }
 
@@ -100,7 +136,7 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
   const torch::NoGradGuard no_grad;
   check_inputs(in);
   const Products products{dtype_};
-  const int64_t positions = in.hidden.size(0), vocab = in.output_weight.size(0);
+  const int64_t positions = in.hidden.size(0);
   const int64_t chunk = std::min(chunk_positions_, positions);
   const bool distil = in.teacher_hidden.defined();
   // Cast once here rather than in every chunk.
@@ -109,27 +145,33 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
   const PositionWeights weights{static_cast<float>(in.kl_weight), static_cast<float>(in.ce_weight),
                                 gradients != nullptr};
   if (gradients && !gradients->hidden.defined())
-    gradients->hidden = torch::empty({positions, in.hidden.size(1)}, torch::kFloat32);
+    gradients->hidden =
+        torch::empty({positions, in.hidden.size(1)}, in.hidden.options().dtype(torch::kFloat32));
 
   LossSums sums;
+  DeviceLoss device_loss(in);
   for (int64_t begin = 0; begin < positions; begin += chunk) {
     const int64_t count = std::min(chunk, positions - begin);
     const torch::Tensor hidden = in.hidden.narrow(0, begin, count);
-    torch::Tensor student = logits_buffer(student_logits_, chunk, vocab).narrow(0, 0, count);
+    torch::Tensor student = logits_buffer(student_logits_, chunk, output).narrow(0, 0, count);
     products.multiply(student, hidden, output.t());
     torch::Tensor teacher;
     if (distil) {
-      teacher = logits_buffer(teacher_logits_, chunk, vocab).narrow(0, 0, count);
+      teacher = logits_buffer(teacher_logits_, chunk, output).narrow(0, 0, count);
       products.multiply(teacher, in.teacher_hidden.narrow(0, begin, count), teacher_output.t());
     }
-    const int64_t* targets =
-        in.targets.defined() ? in.targets.const_data_ptr<int64_t>() + begin : nullptr;
-    sums += rows_loss(student, teacher, targets, weights);
+    if (student.is_cpu()) {
+      const int64_t* targets =
+          in.targets.defined() ? in.targets.const_data_ptr<int64_t>() + begin : nullptr;
+      sums += rows_loss(student, teacher, targets, weights);
+    } else {
+      device_loss.add(student, teacher, begin, weights);
+    }
     if (!gradients) continue;
     products.multiply(gradients->hidden.narrow(0, begin, count), student, output);
     products.accumulate(gradients->output_weight, student.t(), hidden);
   }
-  return sums;
+  return in.hidden.is_cpu() ? sums : device_loss.sums();
 }
 
 LossShares loss_shares(const LossOptions& options) {

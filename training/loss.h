@@ -12,13 +12,15 @@
 
 namespace nibble {
 
-/// Shape letters: N positions, D student width, E teacher width, V vocabulary.
+/// Shape letters: N positions, D student width, E teacher width, V vocabulary. All on one device,
+/// but for the targets.
 struct LossInputs {
   torch::Tensor hidden;          // [N, D] float32, the student's, after its last norm
   torch::Tensor output_weight;   // [V, D] float32
   torch::Tensor teacher_hidden;  // [N, E], or undefined: no KL
   torch::Tensor teacher_output;  // [V, E]
-  torch::Tensor targets;  // [N] int64: the next token, or -1 where none follows (end of a document)
+  // [N] int64 on the CPU: the next token, or -1 where none follows (end of a document).
+  torch::Tensor targets;
   /// What one position's KL and CE count in the loss: their weights over the positions of the whole
   /// step, so that micro-batches add up to means.
   double kl_weight = 0, ce_weight = 0;
@@ -45,12 +47,13 @@ class ChunkedLoss {
   /// or bfloat16.
   ChunkedLoss(int64_t chunk_positions, torch::Dtype dtype);
 
-  /// gradients: nullptr when only the loss is wanted. All tensors on the CPU.
+  /// gradients: nullptr when only the loss is wanted. Waits for a GPU once, at the end.
   LossSums run(const LossInputs& inputs, LossGradients* gradients);
 
  private:
   struct Products;
-  torch::Tensor& logits_buffer(torch::Tensor& buffer, int64_t positions, int64_t vocab);
+  torch::Tensor& logits_buffer(torch::Tensor& buffer, int64_t positions,
+                               const torch::Tensor& output) const;
 
   int64_t chunk_positions_;
   torch::Dtype dtype_;

@@ -11,9 +11,10 @@ namespace nibble {
 void AdamW::add(const std::string& name, ParameterGroup group, torch::Tensor parameter) {
   const torch::NoGradGuard no_grad;
   torch::Tensor value = parameter.detach();
+  const torch::TensorOptions value_options = value.options();
   torch::Tensor moment1 = torch::zeros_like(value), moment2 = torch::zeros_like(value);
   parameters_.push_back({name, group, std::move(value), std::move(moment1), std::move(moment2),
-                         torch::zeros({}, torch::kFloat32)});
+                         torch::zeros({}, value_options)});
 }
 
 void AdamW::step(const std::vector<torch::Tensor>& gradients, double rate_factor, double norm) {
@@ -22,8 +23,8 @@ void AdamW::step(const std::vector<torch::Tensor>& gradients, double rate_factor
         parameters_.size(), " parameters");
   // The kernel divides gradients on its way: clipping costs no pass of its own.
   torch::Tensor divisor;
-  if (options_.clip_norm > 0 && norm > options_.clip_norm)
-    divisor = torch::full({}, norm / options_.clip_norm, torch::kFloat32);
+  if (!parameters_.empty() && options_.clip_norm > 0 && norm > options_.clip_norm)
+    divisor = torch::full({}, norm / options_.clip_norm, parameters_.front().steps.options());
   for (ParameterGroup group :
        {ParameterGroup::kMatrix, ParameterGroup::kScales, ParameterGroup::kVector})
     step_group(group, gradients, rate_factor, divisor);
@@ -35,7 +36,6 @@ void AdamW::step_group(ParameterGroup group, const std::vector<torch::Tensor>& g
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& parameter = parameters_[i];
     if (parameter.group != group || !gradients[i].defined()) continue;
-    parameter.steps.add_(1);
     values.push_back(parameter.value);
     grads.push_back(gradients[i]);
     moments1.push_back(parameter.moment1);
@@ -43,6 +43,7 @@ void AdamW::step_group(ParameterGroup group, const std::vector<torch::Tensor>& g
     steps.push_back(parameter.steps);
   }
   if (values.empty()) return;
+  at::_foreach_add_(steps, 1);
   const double rate =
       group == ParameterGroup::kScales ? options_.scale_learning_rate : options_.learning_rate;
   const double decay = group == ParameterGroup::kMatrix ? options_.weight_decay : 0.0;

@@ -22,7 +22,8 @@ class AdamW {
  public:
   explicit AdamW(const OptimizerOptions& options) : options_(options) {}
 
-  /// Adds a parameter; moments start at zero. Its place in gradients is the order of adding.
+  /// Adds a parameter; moments start at zero, on its device, which is that of all. Its place in
+  /// gradients is the order of adding.
   void add(const std::string& name, ParameterGroup group, torch::Tensor parameter);
 
   /// One update of every parameter whose gradient is defined. rate_factor: the schedule's share of
@@ -42,7 +43,7 @@ class AdamW {
     std::string name;
     ParameterGroup group;
     torch::Tensor value, moment1, moment2;
-    torch::Tensor steps;  // [] float32, as the fused kernel wants it
+    torch::Tensor steps;  // [] float32 on the value's device, as the fused kernel wants it
   };
   void step_group(ParameterGroup group, const std::vector<torch::Tensor>& gradients,
                   double rate_factor, const torch::Tensor& divisor);

@@ -75,6 +75,7 @@ void Student::materialize() {
 double Student::backward() {
   const torch::NoGradGuard no_grad;
   gradients_.clear();
+  const bool on_cpu = model_->device().is_cpu();
   double sum = 0;
   for (Trainable& trainable : trainables_) {
     const bool learned = trainable.quantizer && learns_scales(*trainable.quantizer);
@@ -85,7 +86,7 @@ double Student::backward() {
     }
     gradient = gradient.contiguous();
     if (!trainable.quantizer) {
-      sum += squared_norm(gradient);
+      if (on_cpu) sum += squared_norm(gradient);
       gradients_.push_back(gradient);
       continue;
     }
@@ -95,7 +96,7 @@ double Student::backward() {
     gradients_.push_back(mapped.weights);
     if (learned) gradients_.push_back(trainable.ratio_gradients = mapped.scale_ratios);
   }
-  return std::sqrt(sum);
+  return std::sqrt(on_cpu ? sum : squared_norm_of_all(gradients_));
 }
 
 void Student::clear_gradients() {

@@ -17,6 +17,7 @@
 #include "io/atomic_file.h"
 #include "io/line_file.h"
 #include "io/mapped_file.h"
+#include "quant/fake/torch_device.h"
 #include "training/checkpoint.h"
 #include "training/data.h"
 #include "training/learner.h"
@@ -265,11 +266,13 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_metadata(source.metadata());
   data_ = TextData::load(options.data, *tokenizer, options.seed);
   const bool distils = loss_shares(options.loss).kl > 0;
-  predicted_bytes_ =
-      check_memory(source, plan, options, resident_memory_bytes(), available_memory_bytes())
-          .total();
-  note("memory: about ", format_bytes(predicted_bytes_), " at the peak");
-  std::unique_ptr<Model> model = load_model(source);
+  if (!options.device.cuda) {  // the prediction is of this machine's memory, not of a GPU's
+    predicted_bytes_ =
+        check_memory(source, plan, options, resident_memory_bytes(), available_memory_bytes())
+            .total();
+    note("memory: about ", format_bytes(predicted_bytes_), " at the peak");
+  }
+  std::unique_ptr<Model> model = load_model(source, torch_device(options.device));
   if (options.data.sequence_length > model->shape().context_length)
     fail_usage("data.sequence_length is ", options.data.sequence_length,
                ", the model's context is ", model->shape().context_length);

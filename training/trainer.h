@@ -11,6 +11,7 @@
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "quant/fake/quantizer.h"
+#include "quant/format/device.h"
 #include "quant/mix/plan.h"
 
 namespace nibble {
@@ -60,6 +61,9 @@ struct TrainOptions {
   bool activation_checkpointing =
       false;  // less memory, about a third more time (model/recompute.h)
   uint64_t seed = 1;
+  /// Where it trains: of the command line, no part of the configuration, so a run can go on
+  /// elsewhere (though bit for bit as if never stopped on the CPU only).
+  Device device = {};
 };
 
 struct StepMetrics {

@@ -4,6 +4,7 @@
 
 #include "base/threads.h"
 #include "model/kernels.h"
+#include "quant/fake/torch_device.h"
 
 namespace nibble {
 namespace {
@@ -55,6 +56,36 @@ TEST_P(Widths, SwigluAndItsGradients) {
 
 // Whole vectors of 16, none at all, and every kind of remainder.
 INSTANTIATE_TEST_SUITE_P(Layers, Widths, testing::Values(1, 15, 16, 17, 64, 172, 576));
+
+/// y, dL/dx and dL/dweight for leaves made anew.
+std::vector<torch::Tensor> run_layer(const torch::Tensor& x, const torch::Tensor& weight,
+                                     const torch::Tensor& grad, const auto& layer) {
+  torch::Tensor own_x = x.clone().requires_grad_(), own_weight = weight.clone().requires_grad_();
+  const torch::Tensor y = layer(own_x, own_weight);
+  y.backward(grad);
+  return {y.detach(), own_x.grad(), own_weight.grad()};
+}
+
+// What a GPU computes with: ATen's operations agree with our loops, on this device and on that.
+TEST_P(Widths, AtenOperationsAgreeWithTheLoops) {
+  torch::manual_seed(9);
+  const torch::Tensor x = torch::randn({300, GetParam()}), up = torch::randn({300, GetParam()}),
+                      weight = torch::randn({GetParam()}), grad = torch::randn({300, GetParam()});
+  const auto norm = [](const auto& a, const auto& b) { return rms_norm(a, b, 1e-3); };
+  const auto aten_norm = [](const auto& a, const auto& b) { return aten_rms_norm(a, b, 1e-3); };
+  const auto loops = run_layer(x, weight, grad, norm), gated = run_layer(x, up, grad, swiglu);
+  const bool has_gpu = cuda_gpus().count > 0;
+  for (const Device& device : {Device{}, Device{true, 0}}) {
+    if (device.cuda && !has_gpu) continue;
+    const auto there = [&](const torch::Tensor& tensor) { return tensor.to(torch_device(device)); };
+    const auto aten = run_layer(there(x), there(weight), there(grad), aten_norm);
+    const auto aten_gated = run_layer(there(x), there(up), there(grad), aten_swiglu);
+    for (size_t i = 0; i < aten.size(); ++i) {
+      EXPECT_LT(relative_error(aten[i].cpu(), loops[i]), 2 * kTolerance) << "rms_norm " << i;
+      EXPECT_LT(relative_error(aten_gated[i].cpu(), gated[i]), 2 * kTolerance) << "swiglu " << i;
+    }
+  }
+}
 
 TEST(Swiglu, FarOutGatesNeitherOverflowNorVanish) {
   const torch::Tensor gate = torch::tensor({-1000.f, -90.f, -20.f, 0.f, 20.f, 90.f, 1000.f});

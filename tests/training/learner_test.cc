@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "quant/fake/torch_device.h"
 
 namespace nibble {
 namespace {
@@ -158,6 +159,41 @@ TEST_F(LearnerTest, EvaluationAsksTheTeacherOnce) {
   const LossSums again = learner.evaluate(batch_, teacher_hidden);
   EXPECT_EQ(first.kl, again.kl);
   EXPECT_EQ(first.ce, again.ce);
+}
+
+/// A tensor's state on the CPU, as a checkpoint has it.
+TrainedTensor on_cpu(TrainedTensor tensor) {
+  for (torch::Tensor* each : {&tensor.weights, &tensor.scale_ratios, &tensor.initial_scales})
+    if (each->defined()) *each = each->cpu();
+  return tensor;
+}
+
+TEST_F(LearnerTest, AGpuTrainsAsTheCpuDoesAndWhatItTrainsShips) {
+  const CudaGpus gpus = cuda_gpus();
+  if (gpus.count == 0) GTEST_SKIP() << gpus.problem;
+  const std::unique_ptr<Model> gpu_teacher =
+      load_model(GgufFile::open(kModel), torch_device({true, 0}));
+  for (const char* scales : {"learned", "dynamic", "frozen"}) {
+    options_.quant.scales = scales;
+    const std::unique_ptr<Student> here = new_student();
+    Student there(copy_model(*gpu_teacher), &plan_, options_.quant);
+    Learner here_learner(*here, teacher_.get(), options_),
+        there_learner(there, gpu_teacher.get(), options_);
+    for (int step = 0; step < 4; ++step) {
+      const StepResult cpu = here_learner.step({batch_}, 1), gpu = there_learner.step({batch_}, 1);
+      // Equal weights at first, so only sums differ; then weights near a rounding border part ways.
+      const double tolerance = step == 0 ? 1e-4 : 3e-2;
+      EXPECT_NEAR(gpu.loss, cpu.loss, tolerance * cpu.loss) << scales << ", step " << step;
+      EXPECT_NEAR(gpu.grad_norm, cpu.grad_norm, 10 * tolerance * cpu.grad_norm);
+    }
+    for (const TrainedTensor& trained : there.tensors()) {
+      if (trained.type == GgmlType::kF32) continue;
+      const TrainedTensor tensor = on_cpu(trained);
+      torch::Tensor materialized = torch::empty_like(tensor.weights);
+      restore_quantizer(tensor).materialize(materialized);
+      EXPECT_EQ(content_hash(materialized), tensor.materialized_hash) << tensor.name;
+    }
+  }
 }
 
 }  // namespace
