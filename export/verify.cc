@@ -1,6 +1,8 @@
 #include "export/verify.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -39,8 +41,25 @@ void compare_with_checkpoint(const TrainedTensor& trained, std::span<const float
   }
 }
 
+// The bits of a NaN are the processor's own; that it is one is not.
+std::vector<float> with_one_nan(std::vector<float> weights) {
+  for (float& weight : weights)
+    if (std::isnan(weight)) weight = std::numeric_limits<float>::quiet_NaN();
+  return weights;
+}
+
+void compare_with_gpu(const GgufTensor& tensor, const TensorDecoder& on_gpu,
+                      const std::vector<float>& weights, TensorVerification& result) {
+  std::vector<float> found(weights.size());
+  on_gpu(tensor.type, tensor.data, found);
+  const auto difference =
+      first_difference(with_one_nan(weights), with_one_nan(std::move(found)), tensor.row_length());
+  result.gpu = difference ? VerifyOutcome::kDifferent : VerifyOutcome::kEqual;
+  if (difference) result.problem = "the GPU decodes it differently: " + difference->text();
+}
+
 TensorVerification verify_tensor(const GgufTensor& tensor, const uint64_t* hash,
-                                 const TrainedTensor* trained) {
+                                 const TrainedTensor* trained, const TensorDecoder& on_gpu) {
   TensorVerification result;
   result.name = tensor.name;
   result.type = tensor.type;
@@ -48,6 +67,7 @@ TensorVerification verify_tensor(const GgufTensor& tensor, const uint64_t* hash,
   std::vector<float> weights(result.num_weights);
   decode_tensor(tensor.type, tensor.data, weights);
   // From the least to the most telling: the last problem found is the one that is kept.
+  if (on_gpu) compare_with_gpu(tensor, on_gpu, weights, result);
   if (hash != nullptr) {
     result.hash =
         content_hash(weights) == *hash ? VerifyOutcome::kEqual : VerifyOutcome::kDifferent;
@@ -70,7 +90,7 @@ bool Verification::passed() const {
                                         [](const auto& tensor) { return tensor.passed(); });
 }
 
-Verification verify(const GgufFile& file, const Checkpoint* against) {
+Verification verify(const GgufFile& file, const Checkpoint* against, const TensorDecoder& on_gpu) {
   return with_frame(file.path(), [&] {
     const std::vector<uint64_t> hashes = stored_hashes(file);
     Verification result;
@@ -80,11 +100,13 @@ Verification verify(const GgufFile& file, const Checkpoint* against) {
       const GgufTensor& tensor = file.tensors()[i];
       const TrainedTensor* trained = against == nullptr ? nullptr : against->find(tensor.name);
       const uint64_t* hash = hashes.empty() ? nullptr : &hashes[i];
-      result.tensors.push_back(with_frame(concat("tensor '", tensor.name, "'"),
-                                          [&] { return verify_tensor(tensor, hash, trained); }));
+      result.tensors.push_back(with_frame(concat("tensor '", tensor.name, "'"), [&] {
+        return verify_tensor(tensor, hash, trained, on_gpu);
+      }));
       result.weights += tensor.num_weights();
       if (hash != nullptr) result.weights_hashed += tensor.num_weights();
       if (trained != nullptr) result.weights_compared += tensor.num_weights();
+      if (on_gpu) result.weights_on_gpu += tensor.num_weights();
       progress.update(i + 1);
     }
     if (against != nullptr)

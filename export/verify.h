@@ -1,9 +1,11 @@
 // Reads a GGUF file back: every tensor is decoded, must be finite, must have the hash that the
-// exporter stored (nibble.tensor_hashes, where the file has it), and must be, bit for bit, the W^
-// of a checkpoint where one is given.
+// exporter stored (nibble.tensor_hashes, where the file has it), must be, bit for bit, the W^ of a
+// checkpoint where one is given, and what a second decoder (a GPU's) makes of it.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -22,6 +24,7 @@ struct TensorVerification {
   bool finite = true;
   VerifyOutcome hash = VerifyOutcome::kAbsent;        // against nibble.tensor_hashes
   VerifyOutcome checkpoint = VerifyOutcome::kAbsent;  // against the checkpoint's W^
+  VerifyOutcome gpu = VerifyOutcome::kAbsent;         // against the second decoder
   std::string problem;                                // "" when there is none
 
   bool passed() const { return problem.empty(); }
@@ -30,14 +33,19 @@ struct TensorVerification {
 struct Verification {
   std::vector<TensorVerification> tensors;  // in file order
   std::vector<std::string> missing;         // trained tensors that the file does not have
-  int64_t weights = 0, weights_hashed = 0, weights_compared = 0;
+  int64_t weights = 0, weights_hashed = 0, weights_compared = 0, weights_on_gpu = 0;
 
   bool passed() const;
 };
 
-/// Holds one tensor's weights at a time. `against` may be nullptr. Throws for a type that nibble
-/// cannot decode and for hashes that do not fit the file's number of tensors; what is merely wrong
-/// is in the result.
-Verification verify(const GgufFile& file, const Checkpoint* against);
+/// Decodes a tensor's bytes as decode_tensor() does, elsewhere.
+using TensorDecoder =
+    std::function<void(GgmlType type, std::span<const std::byte> bytes, std::span<float> out)>;
+
+/// Holds one tensor's weights at a time. `against` may be nullptr; on_gpu: empty where there is no
+/// GPU. Throws for a type that nibble cannot decode and for hashes that do not fit the file's
+/// number of tensors; what is merely wrong is in the result.
+Verification verify(const GgufFile& file, const Checkpoint* against,
+                    const TensorDecoder& on_gpu = {});
 
 }  // namespace nibble

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "quant/format/device.h"
 
 namespace nibble {
 
@@ -32,6 +33,18 @@ inline std::optional<cxxopts::ParseResult> parse_arguments(cxxopts::Options& opt
   } catch (const cxxopts::exceptions::exception& error) {
     fail_usage(error.what(), "; see nibble ", argv[0], " --help");
   }
+}
+
+/// Adds --device; `does`: what happens there, for --help.
+inline void add_device_option(cxxopts::Options& options, const std::string& does) {
+  options.add_options()("device",
+                        "where it " + does + ": cpu, cuda (the first GPU), cuda:N or auto",
+                        cxxopts::value<std::string>()->default_value("cpu"), "D");
+}
+
+/// Its value. Throws Error (usage) for a device that is not there, saying why.
+inline Device device_argument(const cxxopts::ParseResult& arguments) {
+  return parse_device(arguments["device"].as<std::string>());
 }
 
 /// A positional argument that must be there; `shown` is its name in messages.

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "model/model.h"
+#include "quant/fake/torch_device.h"
 #include "quant/format/rows.h"
 #include "quant/mix/plan.h"
 #include "recipes/arguments.h"
@@ -75,7 +76,7 @@ struct Contestant {
 void verify(const Student& student) {
   for (const TrainedTensor& tensor : student.tensors()) {
     if (tensor.type == GgmlType::kF32) continue;
-    torch::Tensor decoded = torch::empty_like(tensor.weights);
+    torch::Tensor decoded = torch::empty(tensor.weights.sizes(), torch::kFloat32);
     decode_tensor(tensor.type, restore_quantizer(tensor).blocks(),
                   {decoded.mutable_data_ptr<float>(), static_cast<size_t>(decoded.numel())});
     check(content_hash(decoded) == tensor.materialized_hash, "tensor '", tensor.name,
@@ -139,6 +140,7 @@ cxxopts::Options make_options() {
       "steps", "timed steps of each", cxxopts::value<int64_t>()->default_value("7"), "N")(
       "dtype", "auto, float32 or bfloat16", cxxopts::value<std::string>()->default_value("float32"), "D")(
       "json", "print one JSON object on stdout");
+  add_device_option(options, "trains");
   return options;
 }
 
@@ -151,6 +153,7 @@ TrainOptions train_options(const cxxopts::ParseResult& arguments) {
   options.micro_batch_tokens = arguments["micro-batch"].as<int64_t>();
   options.data.sequence_length = arguments["sequence"].as<int64_t>();
   options.dtype = arguments["dtype"].as<std::string>();
+  options.device = device_argument(arguments);
   const int64_t length = options.data.sequence_length;
   if (length < 2 || options.batch_tokens < length || options.batch_tokens % length ||
       options.micro_batch_tokens < length || options.micro_batch_tokens % length)
@@ -166,7 +169,7 @@ Json bench_training(const std::string& path, const TrainOptions& options, int64_
   plan_options.type_name = options.quant.type;
   plan_options.allow_requantize = true;
   const Plan plan = make_plan(file, plan_options);
-  const std::unique_ptr<Model> teacher = load_model(file);
+  const std::unique_ptr<Model> teacher = load_model(file, torch_device(options.device));
   Contestant quantized(*teacher, teacher.get(), plan, options);
   TrainOptions plain_options = options;
   plain_options.quant.type = "none";
@@ -187,6 +190,7 @@ Json bench_training(const std::string& path, const TrainOptions& options, int64_
   verify(quantized.student);
   return {{"model", path},
           {"type", plan.type_name},
+          {"device", device_name(options.device)},
           {"scales", options.quant.scales},
           {"tokens", options.batch_tokens},
           {"steps", steps},

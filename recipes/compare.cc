@@ -47,8 +47,9 @@ int run_compare(int argc, char** argv) {
                                                        cxxopts::value<std::string>())(
       "c,ctx", "tokens per chunk", cxxopts::value<int64_t>()->default_value("512"))(
       "chunks", "chunks to measure; -1: all", cxxopts::value<int64_t>()->default_value("-1"))(
-      "report", "also write a page, DIR/index.html", cxxopts::value<std::string>(),
-      "DIR")("json", "one JSON object on stdout");
+      "report", "also write a page, DIR/index.html", cxxopts::value<std::string>(), "DIR")(
+      "json", "one JSON object on stdout");
+  add_device_option(options, "computes");
   options.parse_positional({"models"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
@@ -56,7 +57,8 @@ int run_compare(int argc, char** argv) {
   const std::string base = required(*arguments, "base", "--base MODEL"),
                     text = required(*arguments, "text", "--text FILE");
   const PerplexityOptions measure = {(*arguments)["ctx"].as<int64_t>(),
-                                     (*arguments)["chunks"].as<int64_t>()};
+                                     (*arguments)["chunks"].as<int64_t>(),
+                                     device_argument(*arguments)};
   const Comparison comparison =
       compare({std::filesystem::path(base).filename().string(), base},
               named((*arguments)["models"].as<std::vector<std::string>>()), text, measure);

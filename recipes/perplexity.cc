@@ -14,6 +14,7 @@
 #include "io/gguf.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "quant/fake/torch_device.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 
@@ -36,6 +37,7 @@ constexpr const char* kExamples =
 struct Request {
   std::string model, text, base_path;
   PerplexityOptions options;
+  Device device;
   bool divergence = false, json = false;
 };
 
@@ -51,10 +53,12 @@ std::optional<Request> parse(int argc, char** argv) {
       "file of the base's log-probabilities: written, or read with --kl-divergence",
       cxxopts::value<std::string>())("kl-divergence", "measure the divergence from that base")(
       "json", "one JSON object on stdout");
+  add_device_option(options, "computes");
   options.parse_positional({"model", "text"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return std::nullopt;
   Request request;
+  request.device = device_argument(*arguments);
   request.divergence = arguments->count("kl-divergence") > 0;
   request.json = arguments->count("json") > 0;
   request.model = required(*arguments, "model", "MODEL");
@@ -182,7 +186,7 @@ int run_perplexity(int argc, char** argv) {
   const GgufFile file = GgufFile::open(request->model);
   const auto tokenizer =
       with_frame(request->model, [&] { return Tokenizer::from_metadata(file.metadata()); });
-  const auto model = load_model(file);
+  const auto model = load_model(file, torch_device(request->device));
   const Measurement measured = request->divergence
                                    ? measure_divergence(*request, *model, *tokenizer)
                                    : measure(*request, *model, *tokenizer);

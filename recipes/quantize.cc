@@ -50,6 +50,7 @@ cxxopts::Options make_options() {
   add("dry-run", "print the plan and the size, write nothing");
   add("json", "print one JSON object on stdout");
   add("q,quiet", "no progress bar and no notes");
+  add_device_option(options, "encodes, to the same bytes");
   cxxopts::OptionAdder add_positional = options.add_options("Positional");
   add_positional("input", "", text());
   add_positional("output", "", text());
@@ -155,6 +156,7 @@ int run_quantize(int argc, char** argv) {
   const std::string out = required(*arguments, "output", "OUT.gguf");
   const PlanOptions choices = plan_options(*arguments);
   const EncodeMethod method = method_named((*arguments)["method"].as<std::string>());
+  const Device device = device_argument(*arguments);
   const bool json = arguments->count("json"), quiet = arguments->count("quiet");
   set_quiet_log(quiet);
   Progress::set_quiet(quiet);
@@ -173,7 +175,7 @@ int run_quantize(int argc, char** argv) {
     note(
         "method search: at most llama-quantize's error, so not its bytes; --method ggml writes "
         "those");
-  const QuantizeStats stats = quantize_file(source, plan, method, out);
+  const QuantizeStats stats = quantize_file(source, plan, method, out, device);
   json ? void(std::cout << stats_json(out, plan, method, stats)) : print_stats(out, plan, stats);
   return 0;
 }

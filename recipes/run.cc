@@ -25,6 +25,7 @@
 #include "io/atomic_file.h"
 #include "model/generate.h"
 #include "model/tokenizer.h"
+#include "quant/fake/torch_device.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
@@ -74,6 +75,7 @@ struct Run {
   ReportData report;
 
   std::string path(const std::string& file) const { return config.output + '/' + file; }
+  const Device& device() const { return config.train.device; }
   bool has_source_row() const { return original_path != config.model; }
   std::string original_name() const { return has_source_row() ? name + " F32" : name; }
 
@@ -100,7 +102,7 @@ void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
   const std::string type = run.config.train.quant.type;
   for (const std::string& method : run.config.baselines) {
     const std::string file = run.path(concat(run.name, '-', type, '-', method, ".gguf"));
-    quantize_file(original, plan, method_named(method), file);
+    quantize_file(original, plan, method_named(method), file, run.device());
     const bool first = run.report.baseline.empty();
     const std::string row = concat(type, ' ', method == "ggml" ? "llama-quantize" : method);
     const char* note = method == "ggml"     ? "rounded: the bytes that llama-quantize writes"
@@ -153,7 +155,7 @@ void add_other_rows(Run& run, const GgufFile& original) {
             "the file this began with: its numbers are the original, so its distance is 0");
   for (const std::string& type : run.config.compare.types) {
     const std::string file = run.path(concat(run.name, '-', type, "-ggml.gguf"));
-    quantize_file(original, plan_for(original, type), EncodeMethod::kGgml, file);
+    quantize_file(original, plan_for(original, type), EncodeMethod::kGgml, file, run.device());
     run.add(type + " llama-quantize", file, Role::kOther, "rounded, another type");
   }
   for (const std::string& path : run.config.compare.also)
@@ -163,7 +165,7 @@ void add_other_rows(Run& run, const GgufFile& original) {
 void compare_all(Run& run) {
   const CompareOptions& options = run.config.compare;
   run.report.comparison = compare({run.original_name(), run.original_path}, run.entries,
-                                  options.text, {options.ctx, options.chunks});
+                                  options.text, {options.ctx, options.chunks, run.device()});
   write_file(run.path("comparison.json"), comparison_json(run.report.comparison));
 }
 
@@ -180,7 +182,7 @@ void answer_prompts(Run& run) {
   int64_t done = 0;
   for (const CompareEntry& entry : entries) {
     const GgufFile file = GgufFile::open(entry.path);
-    const auto model = load_model(file);
+    const auto model = load_model(file, torch_device(run.device()));
     const auto tokenizer = Tokenizer::from_metadata(file.metadata());
     for (PromptAnswers& prompt : run.report.prompts) {
       const auto ids = tokenizer->encode(prompt.prompt, true, true);
@@ -217,6 +219,8 @@ void add_facts(Run& run, const std::string& trained_path, double seconds) {
   report.facts.emplace_back(run.resume ? "Since it was resumed" : "Whole run",
                             format_duration(seconds));
   report.facts.emplace_back("Machine", concat(processor_name(), ", ", num_threads(), " threads"));
+  if (run.device().cuda)
+    report.facts.emplace_back("Device", device_name(run.device()));
   report.facts.emplace_back("nibble", kProgramVersion);
   report.facts.emplace_back("LibTorch", TORCH_VERSION);
   report.files.push_back({"source", run.config.model, sha256_file(run.config.model),
@@ -300,15 +304,11 @@ int run_run(int argc, char** argv) {
   options.add_options()("set", "a setting that wins over the file's; may be repeated",
                         cxxopts::value<std::string>(), "KEY=VALUE");
   options.add_options()("resume", "go on with a stopped run's training, then do the rest");
-  options.add_options()("device", "where to train",
-                        cxxopts::value<std::string>()->default_value("cpu"), "cpu");
+  add_device_option(options, "quantizes, trains and compares");
   options.add_options()("json", "the comparison as one JSON object on stdout");
   options.parse_positional({"config"});
   const auto arguments = parse_arguments(options, argc, argv);
   if (!arguments) return 0;
-  const std::string device = (*arguments)["device"].as<std::string>();
-  if (device != "cpu") fail_usage("--device ", device, ": nibble run trains on the cpu");
-
   Run run;
   run.resume = arguments->count("resume") > 0;
   run.resume_command = resume_command(argc, argv);
@@ -317,6 +317,7 @@ int run_run(int argc, char** argv) {
   for (const cxxopts::KeyValue& argument : arguments->arguments())
     if (argument.key() == "set") overrides.push_back(argument.value());
   run.config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
+  run.config.train.device = device_argument(*arguments);
   const std::string page = run_all(run);
   if (arguments->count("json") > 0) {
     std::printf("%s\n", comparison_json(run.report.comparison).c_str());

@@ -51,6 +51,7 @@ cxxopts::Options make_options() {
                         cxxopts::value<std::string>(), "KEY=VALUE")(
       "resume", "go on from the last checkpoint, as if never stopped")(
       "json", "the result as one JSON object on stdout");
+  add_device_option(options, "trains");
   options.parse_positional({"config"});
   return options;
 }
@@ -110,7 +111,8 @@ int run_train(int argc, char** argv) {
   std::vector<ConfigOverride> overrides;
   for (const cxxopts::KeyValue& argument : arguments->arguments())
     if (argument.key() == "set") overrides.push_back(argument.value());
-  const RunConfig config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
+  RunConfig config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
+  config.train.device = device_argument(*arguments);
 
   const bool resume = arguments->count("resume") > 0;
   const GgufFile source =

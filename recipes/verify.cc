@@ -8,6 +8,8 @@
 #include <string>
 
 #include "base/error.h"
+#include "quant/format/device.h"
+#include "quant/format/rows.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
@@ -20,6 +22,7 @@ constexpr const char* kExamples =
     "each\n"
     "tensor's weights, which must still fit. --against compares every weight with the run's "
     "checkpoint.\n"
+    "Where there is a GPU it decodes every tensor too, and must get the same bits.\n"
     "Exit status 1 when anything differs.\n"
     "\nexamples:\n"
     "  nibble verify model.gguf\n"
@@ -37,21 +40,14 @@ const char* word(VerifyOutcome outcome) {
   return "absent";
 }
 
-const char* gpu_outcome() {
-#if defined(NIBBLE_CUDA)
-  return "skipped: only the CPU's decode is verified";
-#else
-  return "skipped: no CUDA in this build";
-#endif
-}
-
-void print_json(const Verification& result, const std::string& path) {
+void print_json(const Verification& result, const std::string& path, const CudaGpus& gpus) {
   nlohmann::ordered_json json = {{"path", path},
                                  {"passed", result.passed()},
                                  {"weights", result.weights},
                                  {"weights_hashed", result.weights_hashed},
                                  {"weights_compared", result.weights_compared},
-                                 {"gpu", gpu_outcome()},
+                                 {"weights_on_gpu", result.weights_on_gpu},
+                                 {"gpu_skipped", gpus.problem},
                                  {"missing", result.missing},
                                  {"tensors", nlohmann::ordered_json::array()}};
   for (const TensorVerification& tensor : result.tensors) {
@@ -61,21 +57,23 @@ void print_json(const Verification& result, const std::string& path) {
                                {"finite", tensor.finite},
                                {"hash", word(tensor.hash)},
                                {"checkpoint", word(tensor.checkpoint)},
+                               {"gpu", word(tensor.gpu)},
                                {"problem", tensor.problem}});
   }
   std::printf("%s\n",
               json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }
 
-void print_text(const Verification& result, const std::string& path, bool against, bool every) {
+void print_text(const Verification& result, const std::string& path, const CudaGpus& gpus,
+                bool against, bool every) {
   for (const TensorVerification& tensor : result.tensors) {
     if (!tensor.passed())
       std::printf("  %s (%s): %s\n", tensor.name.c_str(),
                   std::string(type_name(tensor.type)).c_str(), tensor.problem.c_str());
     else if (every)
-      std::printf("  %s (%s): hash %s, checkpoint %s\n", tensor.name.c_str(),
+      std::printf("  %s (%s): hash %s, checkpoint %s, GPU %s\n", tensor.name.c_str(),
                   std::string(type_name(tensor.type)).c_str(), word(tensor.hash),
-                  word(tensor.checkpoint));
+                  word(tensor.checkpoint), word(tensor.gpu));
   }
   for (const std::string& name : result.missing)
     std::printf("  %s: was trained, the file does not have it\n", name.c_str());
@@ -92,7 +90,8 @@ void print_text(const Verification& result, const std::string& path, bool agains
                                            : of_all(result.weights_hashed).c_str());
   std::printf("  checkpoint: %s\n",
               against ? of_all(result.weights_compared).c_str() : "not given (--against RUN_DIR)");
-  std::printf("  GPU decode: %s\n", gpu_outcome());
+  std::printf("  GPU decode: %s\n", gpus.count == 0 ? ("skipped: " + gpus.problem).c_str()
+                                                    : of_all(result.weights_on_gpu).c_str());
 }
 
 }  // namespace
@@ -120,11 +119,17 @@ int run_verify(int argc, char** argv) {
   if (has_against)
     against = load_checkpoint(run_checkpoint_path((*arguments)["against"].as<std::string>(),
                                                   text_or_empty(*arguments, "checkpoint")));
-  const Verification result = verify(file, against ? &*against : nullptr);
+  const CudaGpus gpus = cuda_gpus();
+  TensorDecoder on_gpu;
+  if (gpus.count > 0)
+    on_gpu = [](GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
+      decode_tensor(type, bytes, out, Device{true, 0});
+    };
+  const Verification result = verify(file, against ? &*against : nullptr, on_gpu);
   if (arguments->count("json") > 0)
-    print_json(result, path);
+    print_json(result, path, gpus);
   else
-    print_text(result, path, has_against, arguments->count("all") > 0);
+    print_text(result, path, gpus, has_against, arguments->count("all") > 0);
   return result.passed() ? 0 : 1;
 }
 

@@ -56,6 +56,64 @@ TEST(Verify, NamesTheChangedWeight) {
   EXPECT_NE(problem.find("row 3, column 18: wanted "), std::string::npos) << problem;
 }
 
+TEST(Verify, ComparesWithTheGpusDecode) {
+  const TinyRun run = make_usual_run();
+  const GgufFile file = GgufFile::open(export_usual(run));
+  const auto sound = [](GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
+    decode_tensor(type, bytes, out);
+  };
+  const Verification equal = verify(file, nullptr, sound);
+  EXPECT_TRUE(equal.passed());
+  EXPECT_EQ(equal.weights_on_gpu, equal.weights);
+  EXPECT_EQ(of(equal, "token_embd.weight").gpu, VerifyOutcome::kEqual);
+
+  const auto broken = [&](GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
+    sound(type, bytes, out);
+    if (type == GgmlType::kQ4_0) out[2 * 64 + 5] = std::nextafter(out[2 * 64 + 5], 1e9f);
+  };
+  const Verification different = verify(file, nullptr, broken);
+  EXPECT_FALSE(different.passed());
+  const TensorVerification tensor = of(different, "blk.0.attn_q.weight");
+  EXPECT_EQ(tensor.gpu, VerifyOutcome::kDifferent);
+  EXPECT_NE(tensor.problem.find("row 2, column 5: wanted "), std::string::npos) << tensor.problem;
+  EXPECT_TRUE(of(different, "token_embd.weight").passed());
+
+  const Verification without = verify(file, nullptr);
+  EXPECT_EQ(without.weights_on_gpu, 0);
+  EXPECT_EQ(of(without, "token_embd.weight").gpu, VerifyOutcome::kAbsent);
+}
+
+TEST(Verify, ARealGpuDecodesTheSame) {
+  const CudaGpus gpus = cuda_gpus();
+  if (gpus.count == 0) GTEST_SKIP() << gpus.problem;
+  const TinyRun run = make_usual_run();
+  const GgufFile file = GgufFile::open(export_usual(run));
+  EXPECT_TRUE(verify(file, &run.checkpoint,
+                     [](GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
+                       decode_tensor(type, bytes, out, Device{true, 0});
+                     })
+                  .passed());
+}
+
+// 0 * infinity is a NaN of the processor's own bits; the GPU has others.
+TEST(Verify, NansAreEqualWhateverTheirBits) {
+  const TinyRun run = make_usual_run();
+  std::string bytes = read_file(export_usual(run));
+  const std::string changed = test_path("changed.gguf");
+  const int64_t at = GgufFile::open(test_path("out.gguf")).tensor("token_embd.weight").file_offset;
+  bytes[at] = '\x00';
+  bytes[at + 1] = '\x7e';  // d of the first block is a NaN
+  write_file(changed, bytes);
+  const GgufFile file = GgufFile::open(changed);
+  const Verification result = verify(
+      file, nullptr, [](GgmlType type, std::span<const std::byte> data, std::span<float> out) {
+        decode_tensor(type, data, out);
+        for (float& weight : out)
+          if (std::isnan(weight)) weight = -std::numeric_limits<float>::quiet_NaN();
+      });
+  EXPECT_EQ(of(result, "token_embd.weight").gpu, VerifyOutcome::kEqual);
+}
+
 TEST(Verify, NoticesAChangeInWhatWasNotTrained) {
   const TinyRun run = make_usual_run();
   const GgufFile file =

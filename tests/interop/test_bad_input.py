@@ -1,5 +1,6 @@
 """Bad input gets one clear line on stderr and exit status 1 or 2, and leaves nothing half-written."""
 
+import json
 import struct
 
 import pytest
@@ -212,3 +213,22 @@ def test_a_run_on_a_model_that_cannot_be_run(refused_run, stories260k, tmp_path)
     assert "no key 'tokenizer.ggml.tokens'" in refused_run(status=1, model=model)
     model.write_bytes(data[: len(data) // 2])
     assert "model.gguf" in refused_run(status=1, model=model)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("quantize", "-q", "MODEL", "OUT", "Q4_0"),
+        ("perplexity", "MODEL", "MODEL"),
+        ("compare", "MODEL", "--base", "MODEL", "--text", "MODEL"),
+        ("bench", "--training", "--model", "MODEL"),
+    ],
+)
+def test_a_device_that_is_not_there(command, stories260k, run_nibble, refused):
+    arguments = [stories260k if argument == "MODEL" else argument for argument in command]
+    line = refused(*arguments, "--device", "cuda:x", status=2)
+    assert "cpu, cuda, cuda:N or auto" in line
+    missing = json.loads(run_nibble("verify", stories260k, "--json").stdout)["gpu_skipped"]
+    if not missing:
+        pytest.skip("this machine has a GPU")
+    assert missing in refused(*arguments, "--device", "cuda", status=2)
