@@ -184,14 +184,15 @@ struct RangeTrials {
   float first, delta;
   int last;
 };
-constexpr RangeTrials kImportanceTrials = {-0.9f, 0.05f, 36};
+/// Those with importance. A function, since device code has no objects of the host's.
+NIBBLE_HD RangeTrials importance_trials() { return {-0.9f, 0.05f, 36}; }
 
 /// Q4_1, Q5_1 with importance, the groups of Q4_K and Q5_K: some scales, d and m refitted for each,
 /// the least error kept.
 template <int kBlockSize>
 NIBBLE_HD BlockChoice<kBlockSize> ggml_weighted_range_choice(
     const float* x, const float* weights, int largest,
-    const RangeTrials& trials = kImportanceTrials) {
+    const RangeTrials& trials = importance_trials()) {
   BlockChoice<kBlockSize> choice;
   float min = x[0], max = x[0];
   FitSums sums = {weights[0], weights[0] * x[0], 0.0f, 0.0f, 0.0f};

@@ -122,7 +122,7 @@ NIBBLE_HD void ggml_k_groups(const float* x, const float* importance, int larges
     found->weight_sums[j] = 0.0f;
     for (int i = 0; i < kSize; ++i) found->weight_sums[j] += weights[i];
     const auto choice = ggml_weighted_range_choice<kSize>(group, weights, largest,
-                                                          importance ? kImportanceTrials : trials);
+                                                          importance ? importance_trials() : trials);
     found->steps[j] = choice.d;
     found->mins[j] = -choice.m;
     memcpy(found->codes + j * kSize, choice.codes, kSize);
