@@ -71,7 +71,11 @@ class Embed : public torch::autograd::Function<Embed> {
     torch::Tensor& gradient = gradient_of(table, returned);
     if (!gradient.defined())
       gradient = torch::zeros_like(table, torch::TensorOptions().requires_grad(false));
-    gradient.index_put_({saved[1]}, grads[0], /*accumulate=*/true);
+    // Of the two that add repeated tokens up, each device's adds in a fixed order.
+    if (gradient.is_cpu())
+      gradient.index_add_(0, saved[1], grads[0]);
+    else
+      gradient.index_put_({saved[1]}, grads[0], /*accumulate=*/true);
     return {returned, torch::Tensor()};
   }
 };

@@ -174,6 +174,19 @@ TEST(Project, Bfloat16IsACastInsideTheMatmul) {
   EXPECT_FALSE(torch::equal(y, at::linear(x, weight)));
 }
 
+TEST(EmbedTokens, GradientsAddUpInAFixedOrder) {
+  torch::manual_seed(10);
+  const torch::Tensor tokens = torch::randint(7, {4096}, torch::kInt64);
+  const torch::Tensor grad = torch::randn({4096, 64});
+  torch::Tensor first;
+  for (int run = 0; run < 10; ++run) {
+    torch::Tensor table = torch::zeros({7, 64}).requires_grad_();
+    embed_tokens(table, tokens).backward(grad);
+    if (run == 0) first = table.grad();
+    ASSERT_TRUE(torch::equal(table.grad(), first)) << "run " << run;
+  }
+}
+
 TEST(EmbedTokens, GradientsOfRepeatedTokensAddUp) {
   torch::Tensor table = leaf({6, 3});
   const torch::Tensor tokens = torch::tensor({4, 1, 4}, torch::kInt64);
