@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "model/model.h"
+#include "quant/fake/torch_device.h"
 #include "quant/format/registry.h"
 #include "training/learner.h"
 #include "training/loss.h"
@@ -82,7 +83,7 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   const bool distils = loss_shares(options.loss).kl > 0;
   const bool learned = options.quant.scales == "learned";
   const Counts counts = count(plan, options.quant);
-  const torch::Dtype dtype = parse_compute_dtype(options.dtype);
+  const torch::Dtype dtype = parse_compute_dtype(options.dtype, torch_device(options.device));
   const ActivationBytes activation = activation_bytes(source, dtype);
   const int64_t positions = std::min(options.micro_batch_tokens, options.batch_tokens);
   const int64_t chunk = std::min(options.loss.chunk_positions, positions);
