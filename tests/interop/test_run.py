@@ -73,7 +73,7 @@ def test_the_resolved_configuration_runs_again(report_run, run_nibble, tmp_path)
         ([CONFIG, "--set", "batch_tokens=many"], "batch_tokens: wants a whole number, found 'many'"),
         ([CONFIG, "--set", "model=nowhere.gguf"], "model: no such file: nowhere.gguf"),
         ([CONFIG, "--set", "quant.scales=dynamic"], "optimizer.scale_learning_rate: has no effect"),
-        ([CONFIG, "--device", "tpu"], "--device tpu"),
+        ([CONFIG, "--device", "tpu"], "no device 'tpu'"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(run_nibble, stories260k, tmp_path, arguments, wanted):
