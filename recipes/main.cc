@@ -20,8 +20,9 @@ const std::vector<nibble::Recipe> kRecipes = {
 };
 
 void print_usage(std::FILE* out) {
-  std::fprintf(out, "nibble: train language models onto GGUF's grids and ship the bytes you trained\n\n"
-                    "usage: nibble COMMAND [ARGUMENTS]     nibble COMMAND --help\n\n");
+  std::fprintf(out,
+               "nibble: train language models onto GGUF's grids and ship the bytes you trained\n\n"
+               "usage: nibble COMMAND [ARGUMENTS]     nibble COMMAND --help\n\n");
   for (const nibble::Recipe& recipe : kRecipes)
     std::fprintf(out, "  %-12s %s\n", recipe.name, recipe.summary);
 }
@@ -34,10 +35,12 @@ int run(int argc, char** argv) {
   }
   std::vector<std::string> names;
   for (const nibble::Recipe& recipe : kRecipes) {
-    if (name == recipe.name) return nibble::with_frame(name, [&] { return recipe.run(argc - 1, argv + 1); });
+    if (name == recipe.name)
+      return nibble::with_frame(name, [&] { return recipe.run(argc - 1, argv + 1); });
     names.push_back(recipe.name);
   }
-  nibble::fail_usage("no command '", name, "'", nibble::did_you_mean(name, names), "; see nibble --help");
+  nibble::fail_usage("no command '", name, "'", nibble::did_you_mean(name, names),
+                     "; see nibble --help");
 }
 
 }  // namespace

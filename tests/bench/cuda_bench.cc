@@ -7,7 +7,6 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #include "quant/format/device.h"
 #include "quant/format/kernels.h"
 #include "quant/format/rows.h"
+#include "tests/bench/gaussian_weights.h"
 
 namespace nibble {
 namespace {
@@ -55,14 +55,7 @@ class GpuArray {
 };
 
 const std::vector<float>& gaussian_weights() {
-  static const std::vector<float> kWeights = [] {
-    std::mt19937 generator(1);
-    std::normal_distribution<float> normal(0.0f, 0.02f);
-    std::vector<float> period((1 << 20) + 64), all(kNumWeights);
-    for (float& x : period) x = normal(generator);
-    for (size_t i = 0; i < all.size(); ++i) all[i] = period[i % period.size()];
-    return all;
-  }();
+  static const std::vector<float> kWeights = draw_gaussian_weights(kNumWeights);
   return kWeights;
 }
 

@@ -7,13 +7,13 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "quant/format/registry.h"
 #include "quant/format/targets.h"
+#include "tests/bench/gaussian_weights.h"
 
 namespace nibble {
 namespace {
@@ -25,15 +25,8 @@ constexpr int64_t kNumEncoded = int64_t{1} << 20;
 constexpr int64_t kRowLength = 4096;
 
 const std::vector<float>& gaussian_weights() {
-  static const std::vector<float> weights = [] {
-    std::mt19937 generator(1);
-    std::normal_distribution<float> normal(0.0f, 0.02f);
-    std::vector<float> period((1 << 20) + 64), all(kNumWeights);
-    for (float& x : period) x = normal(generator);
-    for (size_t i = 0; i < all.size(); ++i) all[i] = period[i % period.size()];
-    return all;
-  }();
-  return weights;
+  static const std::vector<float> kWeights = draw_gaussian_weights(kNumWeights);
+  return kWeights;
 }
 
 /// Buffers of one format's whole test, made anew for each benchmark so that only one format holds
