@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/stop_signal.h"
+#include "base/version.h"
 #include "recipes/recipe.h"
 
 namespace {
@@ -32,6 +33,10 @@ int run(int argc, char** argv) {
   if (name.empty() || name == "--help" || name == "-h" || name == "help") {
     print_usage(name.empty() ? stderr : stdout);
     return name.empty() ? 2 : 0;
+  }
+  if (name == "--version") {
+    std::printf("nibble %s\n", nibble::kProgramVersion);
+    return 0;
   }
   std::vector<std::string> names;
   for (const nibble::Recipe& recipe : kRecipes) {

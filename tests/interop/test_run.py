@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -83,3 +84,12 @@ def test_mistakes_are_one_line_and_leave_nothing(run_nibble, stories260k, tmp_pa
     assert result.returncode == 2, result.stderr
     assert wanted in result.stderr and result.stderr.count("\n") == 1, result.stderr
     assert not output.exists()
+
+
+def test_the_program_tells_its_version_and_its_commands(run_nibble):
+    version = run_nibble("--version")
+    declared = re.search(r"project\(nibble\s+VERSION\s+([\d.]+)", (ROOT / "CMakeLists.txt").read_text())[1]
+    assert (version.returncode, version.stdout) == (0, f"nibble {declared}\n")
+    usage = run_nibble("--help")
+    assert usage.returncode == 0 and "quantize" in usage.stdout and "train" in usage.stdout
+    assert "did you mean 'quantize'" in run_nibble("quantise").stderr
