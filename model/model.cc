@@ -48,7 +48,7 @@ ActivationBytes activation_bytes(const GgufFile& file, torch::Dtype dtype) {
 }
 
 std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device) {
-  check_model(file);
+  check_architecture(file);
   return load_llama(file, device);
 }
 
