@@ -24,11 +24,10 @@ struct Counts {
   int64_t scales = 0;   // of those
 };
 
-Counts count(const Plan& plan, const QuantOptions& quant) {
+Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant) {
   Counts counts;
   for (const PlanEntry& entry : plan.entries) {
-    int64_t weights = 1;
-    for (const int64_t size : entry.shape) weights *= size;
+    const int64_t weights = source.tensor(entry.tensor).num_weights();
     counts.weights += weights;
     if (quant.type == "none" || entry.target == GgmlType::kF32) continue;
     const Format& format = require_format(entry.target);
@@ -82,7 +81,7 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
                                const TrainOptions& options, int64_t process) {
   const bool distils = loss_shares(options.loss).kl > 0;
   const bool learned = options.quant.scales == "learned";
-  const Counts counts = count(plan, options.quant);
+  const Counts counts = count(source, plan, options.quant);
   const torch::Dtype dtype = parse_compute_dtype(options.dtype, torch_device(options.device));
   const ActivationBytes activation = activation_bytes(source, dtype);
   const int64_t positions = std::min(options.micro_batch_tokens, options.batch_tokens);
