@@ -31,6 +31,12 @@ torch::Tensor Model::logits(const Batch& batch) {
   return flat.view({states.size(0), states.size(1), flat.size(1)});
 }
 
+void Model::keep_matrices_cast() {
+  for (Weight* weight : weights())
+    if (weight->value.dim() >= 2 && weight->name != "token_embd.weight")
+      weight->value = weight->value.to(compute_dtype());
+}
+
 int64_t Model::num_parameters() {
   int64_t total = 0;
   for (const Weight* weight : weights()) total += weight->value.numel();

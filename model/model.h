@@ -17,7 +17,8 @@ namespace nibble {
 
 struct Weight {
   std::string name;     // GGUF's: "blk.0.attn_q.weight"
-  torch::Tensor value;  // float32; a linear layer's is [rows, row length] = [out, in]
+  torch::Tensor value;  // float32 (see keep_matrices_cast); a linear layer's is [rows, row length]
+                        // = [out, in]
   GgmlType source = GgmlType::kF32;
 };
 
@@ -69,6 +70,10 @@ class Model {
   /// bfloat16: matmuls and attention run in bfloat16, everything else in float32.
   virtual void set_compute_dtype(torch::Dtype dtype) = 0;
   virtual torch::Dtype compute_dtype() const = 0;
+  /// For a model that is not trained: from here on its matrices lie in the compute dtype, instead
+  /// of being cast in every forward pass. Same bits; the embedding table, which is not only
+  /// multiplied with, stays float32.
+  void keep_matrices_cast();
   /// On: the backward pass keeps each block's input only and runs the block again
   /// (model/recompute.h); same bits, about a third more time, a fraction of the memory.
   void set_activation_checkpointing(bool on) { activation_checkpointing_ = on; }

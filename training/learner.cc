@@ -70,7 +70,10 @@ Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
   check(teacher || shares_.kl == 0, "a KL loss needs a teacher");
   const torch::Dtype dtype = parse_compute_dtype(options.dtype, student.model().device());
   student.model().set_compute_dtype(dtype);
-  if (teacher) teacher->set_compute_dtype(dtype);
+  if (teacher) {
+    teacher->set_compute_dtype(dtype);
+    teacher->keep_matrices_cast();
+  }
   student.add_parameters(optimizer_);
 }
 

@@ -37,6 +37,17 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
   return counts;
 }
 
+/// Model::keep_matrices_cast()
+int64_t teacher_bytes(const GgufFile& source, const Plan& plan, torch::Dtype dtype) {
+  int64_t bytes = 0;
+  for (const PlanEntry& entry : plan.entries) {
+    const bool cast = entry.shape.size() >= 2 && entry.tensor != "token_embd.weight";
+    bytes += source.tensor(entry.tensor).num_weights() *
+             (cast ? static_cast<int64_t>(c10::elementSize(dtype)) : kFloat);
+  }
+  return bytes;
+}
+
 /// A smaller setting, as the configuration writes it.
 struct Saving {
   std::string setting;
@@ -94,7 +105,8 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
 
   MemoryEstimate estimate;
   estimate.process = process;
-  estimate.weights = kFloat * (counts.weights * (1 + distils) + counts.masters + 2 * counts.scales);
+  estimate.weights = kFloat * (counts.weights + counts.masters + 2 * counts.scales);
+  if (distils) estimate.weights += teacher_bytes(source, plan, dtype);
   const int64_t trained = counts.weights + (learned ? counts.scales : 0);
   estimate.optimizer = kFloat * 2 * trained;
   estimate.logits = kFloat * outputs * chunk * vocab;
