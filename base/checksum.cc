@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
+
+#include "base/threads.h"
 
 namespace nibble {
 namespace {
@@ -37,6 +40,27 @@ uint64_t Checksum::value() const {
   std::array<std::byte, 8> rest{};
   std::copy_n(pending_.begin(), size_ % sizeof(uint64_t), rest.begin());
   return hash_step(hash_step(hash_, load_word(rest.data())), size_);
+}
+
+uint64_t content_hash(std::span<const float> values) {
+  constexpr int64_t kPiece = 1 << 16;  // part of the definition, as each piece has its own hash
+  const auto count = static_cast<int64_t>(values.size());
+  std::vector<uint64_t> hashes((count + kPiece - 1) / kPiece);
+  parallel_for(static_cast<int64_t>(hashes.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last; ++piece) {
+      const int64_t begin = piece * kPiece, end = std::min(count, begin + kPiece);
+      uint64_t hash = static_cast<uint64_t>(end - begin);
+      for (int64_t i = begin; i < end; i += 2) {
+        uint64_t word = 0;
+        std::memcpy(&word, values.data() + i, sizeof(float) * std::min<int64_t>(2, end - i));
+        hash = hash_step(hash, word);
+      }
+      hashes[piece] = hash;
+    }
+  });
+  uint64_t hash = static_cast<uint64_t>(count);
+  for (const uint64_t piece : hashes) hash = hash_step(hash, piece);
+  return hash;
 }
 
 }  // namespace nibble

@@ -30,4 +30,8 @@ class Checksum {
   std::array<std::byte, 8> pending_{};  // the last size_ % 8 bytes
 };
 
+/// 64 bits over the bits of float32 values, the same for any number of threads, which share the
+/// work: equal values have equal hashes.
+uint64_t content_hash(std::span<const float> values);
+
 }  // namespace nibble

@@ -1,13 +1,24 @@
-# nibble_folder(path [TORCH] LINKS targets...): a static library nibble_<path with _> of the .cc files
-# in a folder (and of its .cu files when CUDA is on). TORCH: links LibTorch and uses its
+# nibble_folder(path [PART name patterns...] [TORCH] LINKS targets...): a static library nibble_<path with _> of the
+# .cc files in a folder (and of its .cu files when CUDA is on), but for those that an earlier PART took.
+# PART: a library nibble_<name> of the files that match, as "tokenizer*". TORCH: links LibTorch and uses its
 # precompiled header.
 function(nibble_folder path)
-  cmake_parse_arguments(arg "TORCH" "" "LINKS" ${ARGN})
+  cmake_parse_arguments(arg "TORCH" "" "LINKS;PART" ${ARGN})
   string(REPLACE "/" "_" name ${path})
-  file(GLOB sources CONFIGURE_DEPENDS ${path}/*.cc ${path}/*.h ${path}/*.def)
+  set(patterns *.cc *.h *.def)
   if(NIBBLE_CUDA)
-    file(GLOB cuda_sources CONFIGURE_DEPENDS ${path}/*.cu)
-    list(APPEND sources ${cuda_sources})
+    list(APPEND patterns *.cu)
+  endif()
+  if(arg_PART)
+    list(POP_FRONT arg_PART name)
+    set(patterns ${arg_PART})
+  endif()
+  list(TRANSFORM patterns PREPEND ${path}/)
+  file(GLOB sources CONFIGURE_DEPENDS ${patterns})
+  get_property(taken GLOBAL PROPERTY nibble_sources_of_parts)
+  list(REMOVE_ITEM sources ${taken})
+  if(arg_PART)
+    set_property(GLOBAL APPEND PROPERTY nibble_sources_of_parts ${sources})
   endif()
   set(library nibble_${name})
   add_library(${library} STATIC ${sources})

@@ -154,6 +154,24 @@ torch::Tensor materialized(const TrainedTensor& tensor) {
   return out;
 }
 
+TrainedWeights trained_weights(const Checkpoint& checkpoint) {
+  TrainedWeights trained;
+  for (const TrainedTensor& tensor : checkpoint.tensors) trained.names.push_back(tensor.name);
+  trained.weights_of = [&checkpoint](const std::string& name) {
+    const torch::Tensor weights = materialized(*checkpoint.find(name));
+    const std::span<const float> values = values_of(weights);
+    return std::vector<float>(values.begin(), values.end());
+  };
+  return trained;
+}
+
+std::span<const float> values_of(const torch::Tensor& tensor) {
+  check(tensor.defined() && tensor.device().is_cpu() && tensor.scalar_type() == torch::kFloat32 &&
+            tensor.is_contiguous(),
+        "weights are not a contiguous float32 tensor on the CPU");
+  return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
+}
+
 ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
                               const Checkpoint& checkpoint, const std::string& out_path,
                               const ExportInfo& info) {

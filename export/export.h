@@ -11,8 +11,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
+#include "export/verify.h"
 #include "io/gguf.h"
 #include "quant/mix/plan.h"
 #include "training/checkpoint.h"
@@ -50,5 +52,10 @@ ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
 
 /// W^ of a trained tensor, float32, in the shape of its masters.
 torch::Tensor materialized(const TrainedTensor& tensor);
+/// The W^ of all that a checkpoint, which must outlive it, trained: for verify().
+TrainedWeights trained_weights(const Checkpoint& checkpoint);
+
+/// A float32 CPU tensor's values, in order.
+std::span<const float> values_of(const torch::Tensor& tensor);
 
 }  // namespace nibble

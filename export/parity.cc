@@ -4,9 +4,9 @@
 #include <cstdio>
 #include <cstring>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/float16.h"
-#include "quant/fake/quantizer.h"
 #include "quant/format/rows.h"
 
 namespace nibble {
@@ -47,19 +47,6 @@ uint64_t check_parity(GgmlType type, std::span<const std::byte> blocks,
     fail("row ", *at / row_length, ", column ", *at % row_length, " is ", found[*at],
          ", not a finite number");
   return content_hash(found);
-}
-
-std::span<const float> values_of(const torch::Tensor& tensor) {
-  check(tensor.defined() && tensor.device().is_cpu() && tensor.scalar_type() == torch::kFloat32 &&
-            tensor.is_contiguous(),
-        "weights are not a contiguous float32 tensor on the CPU");
-  return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
-}
-
-uint64_t content_hash(std::span<const float> values) {
-  // from_blob wants a pointer that may be written through; content_hash only reads.
-  return content_hash(torch::from_blob(const_cast<float*>(values.data()),
-                                       {static_cast<int64_t>(values.size())}, torch::kFloat32));
 }
 
 }  // namespace nibble

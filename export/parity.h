@@ -1,4 +1,5 @@
 // The parity law as a function: two tensors are the same when every weight has the same bits.
+// Without LibTorch.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +10,6 @@
 #include <vector>
 
 #include "io/ggml_type.h"
-#include "quant/fake/torch.h"
 
 namespace nibble {
 
@@ -32,10 +32,5 @@ std::optional<int64_t> first_not_finite(std::span<const float> weights);
 /// bits that `wanted` has and is finite. Returns content_hash of the weights.
 uint64_t check_parity(GgmlType type, std::span<const std::byte> blocks,
                       std::span<const float> wanted, int64_t row_length);
-
-/// A float32 CPU tensor's values, in order.
-std::span<const float> values_of(const torch::Tensor& tensor);
-/// content_hash of values that are no torch tensor.
-uint64_t content_hash(std::span<const float> values);
 
 }  // namespace nibble

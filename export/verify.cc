@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/progress.h"
-#include "export/export.h"
 #include "export/parity.h"
 #include "quant/format/rows.h"
 
@@ -28,17 +28,20 @@ std::vector<uint64_t> stored_hashes(const GgufFile& file) {
   return *hashes;
 }
 
-void compare_with_checkpoint(const TrainedTensor& trained, std::span<const float> found,
+void compare_with_checkpoint(const std::vector<float>& wanted, std::span<const float> found,
                              int64_t row_length, TensorVerification& result) {
-  const torch::Tensor wanted = materialized(trained);
   result.checkpoint = VerifyOutcome::kDifferent;
-  if (wanted.numel() != static_cast<int64_t>(found.size())) {
-    result.problem = concat("has ", found.size(), " weights, the checkpoint has ", wanted.numel());
-  } else if (const auto difference = first_difference(values_of(wanted), found, row_length)) {
+  if (wanted.size() != found.size()) {
+    result.problem = concat("has ", found.size(), " weights, the checkpoint has ", wanted.size());
+  } else if (const auto difference = first_difference(wanted, found, row_length)) {
     result.problem = "differs from the checkpoint: " + difference->text();
   } else {
     result.checkpoint = VerifyOutcome::kEqual;
   }
+}
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
 // The bits of a NaN are the processor's own; that it is one is not.
@@ -59,7 +62,7 @@ void compare_with_gpu(const GgufTensor& tensor, const TensorDecoder& on_gpu,
 }
 
 TensorVerification verify_tensor(const GgufTensor& tensor, const uint64_t* hash,
-                                 const TrainedTensor* trained, const TensorDecoder& on_gpu) {
+                                 const TrainedWeights* trained, const TensorDecoder& on_gpu) {
   TensorVerification result;
   result.name = tensor.name;
   result.type = tensor.type;
@@ -74,7 +77,8 @@ TensorVerification verify_tensor(const GgufTensor& tensor, const uint64_t* hash,
     if (result.hash == VerifyOutcome::kDifferent)
       result.problem = "was changed since it was exported: its weights have another hash";
   }
-  if (trained != nullptr) compare_with_checkpoint(*trained, weights, tensor.row_length(), result);
+  if (trained != nullptr)
+    compare_with_checkpoint(trained->weights_of(tensor.name), weights, tensor.row_length(), result);
   if (const auto at = first_not_finite(weights)) {
     result.finite = false;
     result.problem = concat("row ", *at / tensor.row_length(), ", column ",
@@ -90,7 +94,8 @@ bool Verification::passed() const {
                                         [](const auto& tensor) { return tensor.passed(); });
 }
 
-Verification verify(const GgufFile& file, const Checkpoint* against, const TensorDecoder& on_gpu) {
+Verification verify(const GgufFile& file, const TrainedWeights* against,
+                    const TensorDecoder& on_gpu) {
   return with_frame(file.path(), [&] {
     const std::vector<uint64_t> hashes = stored_hashes(file);
     Verification result;
@@ -98,7 +103,8 @@ Verification verify(const GgufFile& file, const Checkpoint* against, const Tenso
     Progress progress("verify", count, "tensors");
     for (int64_t i = 0; i < count; ++i) {
       const GgufTensor& tensor = file.tensors()[i];
-      const TrainedTensor* trained = against == nullptr ? nullptr : against->find(tensor.name);
+      const bool was_trained = against != nullptr && contains(against->names, tensor.name);
+      const TrainedWeights* trained = was_trained ? against : nullptr;
       const uint64_t* hash = hashes.empty() ? nullptr : &hashes[i];
       result.tensors.push_back(with_frame(concat("tensor '", tensor.name, "'"), [&] {
         return verify_tensor(tensor, hash, trained, on_gpu);
@@ -110,8 +116,8 @@ Verification verify(const GgufFile& file, const Checkpoint* against, const Tenso
       progress.update(i + 1);
     }
     if (against != nullptr)
-      for (const TrainedTensor& trained : against->tensors)
-        if (file.find_tensor(trained.name) == nullptr) result.missing.push_back(trained.name);
+      for (const std::string& name : against->names)
+        if (file.find_tensor(name) == nullptr) result.missing.push_back(name);
     return result;
   });
 }

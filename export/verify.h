@@ -1,6 +1,6 @@
 // Reads a GGUF file back: every tensor is decoded, must be finite, must have the hash that the
 // exporter stored (nibble.tensor_hashes, where the file has it), must be, bit for bit, the W^ of a
-// checkpoint where one is given, and what a second decoder (a GPU's) makes of it.
+// checkpoint where one is given, and what a second decoder (a GPU's) makes of it. Without LibTorch.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "io/gguf.h"
-#include "training/checkpoint.h"
 
 namespace nibble {
 
@@ -42,10 +41,17 @@ struct Verification {
 using TensorDecoder =
     std::function<void(GgmlType type, std::span<const std::byte> bytes, std::span<float> out)>;
 
+/// What a run trained: the W^ of each of its tensors (export.h makes it of a checkpoint).
+struct TrainedWeights {
+  std::vector<std::string> names;
+  /// Of the tensor of that name, which is one of `names`.
+  std::function<std::vector<float>(const std::string& name)> weights_of;
+};
+
 /// Holds one tensor's weights at a time. `against` may be nullptr; on_gpu: empty where there is no
 /// GPU. Throws for a type that nibble cannot decode and for hashes that do not fit the file's
 /// number of tensors; what is merely wrong is in the result.
-Verification verify(const GgufFile& file, const Checkpoint* against,
+Verification verify(const GgufFile& file, const TrainedWeights* against,
                     const TensorDecoder& on_gpu = {});
 
 }  // namespace nibble

@@ -1,23 +1,23 @@
-// nibble bench --training: what quantization adds to a training step. The same step, quantized with
-// learned scales and not, in turns in one run, so that a busy machine slows both alike.
+// nibble bench: the row functions of block formats, one thread, each checked against the generic
+// code before it is timed. With --training: recipes/bench_training.cc.
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <cxxopts.hpp>
-#include <memory>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "base/progress.h"
-#include "model/model.h"
-#include "quant/fake/torch_device.h"
-#include "quant/format/rows.h"
-#include "quant/mix/plan.h"
+#include "quant/format/registry.h"
+#include "quant/format/targets.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
-#include "training/learner.h"
-#include "training/memory.h"
 
 namespace nibble {
 namespace {
@@ -25,192 +25,201 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kIntroduction =
-    "Times a quantization-aware training step (KL distillation, learned scales) against the same "
-    "step\n"
-    "without quantization.\n";
+    "Times block formats on one thread: decoding, encoding by each method, and the forward and\n"
+    "backward pass of fake quantization. Each gives the bits of the code for any processor, or "
+    "fails.\n"
+    "--training times training steps instead: see nibble bench --training --help.\n";
 constexpr const char* kExamples =
-    "\nExample:\n  nibble bench --training --model models/SmolLM2-135M-Instruct.Q4_1.gguf --type "
-    "Q4_0\n";
+    "\nExamples:\n"
+    "  nibble bench\n"
+    "  nibble bench --format Q4_0,Q2_0 --json\n";
 
-struct Part {
+/// Larger than the caches near a core, as a model is.
+constexpr int64_t kNumWeights = int64_t{1} << 24;
+/// For the encoders, which work on rows that were decoded to a second-level cache.
+constexpr int64_t kNumEncoded = int64_t{1} << 17;
+constexpr int64_t kRowLength = 4096;
+constexpr double kSeconds = 0.2;  // of passes, at least
+
+std::vector<float> gaussian_weights() {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> weights(kNumWeights);
+  for (float& weight : weights) weight = normal(random);
+  return weights;
+}
+
+/// What a pass wrote.
+using Written = std::array<std::span<const std::byte>, 2>;
+
+struct Operation {
   const char* name;
-  double StepTimes::*seconds;
-};
-constexpr Part kParts[] = {{"teacher", &StepTimes::teacher},
-                           {"forward", &StepTimes::forward},
-                           {"loss", &StepTimes::loss},
-                           {"backward", &StepTimes::backward},
-                           {"quant_backward", &StepTimes::quant_backward},
-                           {"optimizer", &StepTimes::optimizer},
-                           {"materialize", &StepTimes::materialize}};
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
-double median_of(const std::vector<StepTimes>& steps, double StepTimes::*seconds) {
-  std::vector<double> values;
-  for (const StepTimes& step : steps) values.push_back(step.*seconds);
-  return median(values);
-}
-
-double median_total(const std::vector<StepTimes>& steps) {
-  std::vector<double> values;
-  for (const StepTimes& step : steps) values.push_back(step.total());
-  return median(values);
-}
-
-/// A model in training, with what it needs.
-struct Contestant {
-  Student student;
-  Learner learner;
-  std::vector<StepTimes> steps;
-
-  Contestant(Model& model, Model* teacher, const Plan& plan, const TrainOptions& options)
-      : student(copy_model(model), &plan, options.quant), learner(student, teacher, options) {}
+  int64_t num_weights;
+  std::function<Written(const Format&)> pass;
 };
 
-/// What is timed must be right: every W^ is what its blocks decode to.
-void verify(const Student& student) {
-  for (const TrainedTensor& tensor : student.tensors()) {
-    if (tensor.type == GgmlType::kF32) continue;
-    torch::Tensor decoded = torch::empty(tensor.weights.sizes(), torch::kFloat32);
-    decode_tensor(tensor.type, restore_quantizer(tensor).blocks(),
-                  {decoded.mutable_data_ptr<float>(), static_cast<size_t>(decoded.numel())});
-    check(content_hash(decoded) == tensor.materialized_hash, "tensor '", tensor.name,
-          "': W^ differs from what its blocks decode to");
+/// A format's blocks and room for what its functions write.
+struct Buffers {
+  Buffers(const Format& format, const std::vector<float>& from)
+      : weights(from), num_blocks(kNumWeights / format.block_size) {
+    blocks.resize(num_blocks * format.block_bytes);
+    scales.resize(num_blocks * format.num_scales + 1);  // + 1: formats without scales
+    grad_scales.resize(scales.size());
+    out.resize(kNumWeights);
+    format.encode(weights.data(), nullptr, blocks.data(), kNumWeights, EncodeMethod::kRtn);
+    format.scales_of(blocks.data(), scales.data(), num_blocks);
+  }
+
+  const std::vector<float>& weights;
+  int64_t num_blocks;
+  std::vector<std::byte> blocks, encoded;
+  std::vector<float> scales, out, grad_scales;
+};
+
+Written encode(const Format& format, EncodeMethod method, Buffers& buffers) {
+  const int64_t row_bytes = kRowLength / format.block_size * format.block_bytes;
+  buffers.encoded.resize(kNumEncoded / kRowLength * row_bytes);
+  for (int64_t row = 0; row < kNumEncoded / kRowLength; ++row)
+    format.encode(buffers.weights.data() + row * kRowLength, nullptr,
+                  buffers.encoded.data() + row * row_bytes, kRowLength, method);
+  return {buffers.encoded};
+}
+
+std::vector<Operation> operations(Buffers& b) {
+  const auto encoding = [&b](EncodeMethod method) {
+    return [&b, method](const Format& format) { return encode(format, method, b); };
+  };
+  return {{"decode", kNumWeights,
+           [&b](const Format& format) -> Written {
+             format.decode(b.blocks.data(), b.out.data(), b.num_blocks);
+             return {std::as_bytes(std::span(b.out))};
+           }},
+          {"encode_ggml", kNumEncoded, encoding(EncodeMethod::kGgml)},
+          {"encode_rtn", kNumEncoded, encoding(EncodeMethod::kRtn)},
+          {"encode_search", kNumEncoded, encoding(EncodeMethod::kSearch)},
+          {"fake_quantize", kNumWeights,
+           [&b](const Format& format) -> Written {
+             format.fake_quantize(b.weights.data(), b.scales.data(), b.out.data(), b.num_blocks);
+             return {std::as_bytes(std::span(b.out))};
+           }},
+          {"fake_quantize_backward", kNumWeights, [&b](const Format& format) -> Written {
+             format.fake_quantize_backward(b.weights.data(), b.scales.data(), b.weights.data(),
+                                           b.out.data(), b.grad_scales.data(), b.num_blocks);
+             return {std::as_bytes(std::span(b.out)), std::as_bytes(std::span(b.grad_scales))};
+           }}};
+}
+
+/// What is timed must be right: the processor's code writes what the generic code writes. Warms up
+/// too.
+void check_operation(const Operation& operation, const Format& format) {
+  const Format& generic = targets()[0].formats[&format - formats().data()];
+  std::vector<std::byte> wanted;
+  for (const auto bytes : operation.pass(generic))
+    wanted.insert(wanted.end(), bytes.begin(), bytes.end());
+  size_t at = 0;
+  for (const auto bytes : operation.pass(format)) {
+    check(bytes.empty() || std::memcmp(bytes.data(), wanted.data() + at, bytes.size()) == 0,
+          format.name, ": ", operation.name, " differs from the generic code");
+    at += bytes.size();
   }
 }
 
-/// `tokens` random tokens in sequences of `length`: the time of a step does not depend on what they
-/// are.
-std::vector<Batch> random_batches(int64_t tokens, int64_t length, int64_t micro_batch_tokens,
-                                  int64_t vocab) {
-  torch::manual_seed(1);
-  std::vector<Batch> batches;
-  for (int64_t left = tokens; left > 0; left -= micro_batch_tokens)
-    batches.push_back({torch::randint(vocab, {std::min(left, micro_batch_tokens) / length, length},
-                                      torch::kInt64),
-                       {}});
-  return batches;
+/// Median seconds of a pass.
+double seconds_of(const std::function<void()>& pass) {
+  std::vector<double> times;
+  for (double total = 0; total < kSeconds; total += times.back()) {
+    const auto begin = std::chrono::steady_clock::now();
+    pass();
+    times.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
 }
 
-Json part_times(const std::vector<StepTimes>& steps) {
-  Json parts;
-  for (const Part& part : kParts) parts[part.name] = median_of(steps, part.seconds);
-  return parts;
+double copy_bytes_per_second(const std::vector<float>& weights) {
+  std::vector<float> copy(weights.size());
+  const size_t bytes = weights.size() * sizeof(float);
+  std::memcpy(copy.data(), weights.data(), bytes);  // the pages are there when it is timed
+  return 2.0 * static_cast<double>(bytes) /
+         seconds_of([&] { std::memcpy(copy.data(), weights.data(), bytes); });
+}
+
+Json bench_format(const Format& format, const std::vector<float>& weights, double copy_rate) {
+  Buffers buffers(format, weights);
+  Json row = {{"format", format.name}, {"bpw", format.bits_per_weight()}};
+  for (const Operation& operation : operations(buffers)) {
+    check_operation(operation, format);
+    const double seconds = seconds_of([&] { operation.pass(format); });
+    row[operation.name] = static_cast<double>(operation.num_weights) / seconds;
+    if (operation.name != std::string_view("decode")) continue;
+    const int64_t bytes = std::ssize(buffers.blocks) + kNumWeights * int64_t{sizeof(float)};
+    row["decode_copy_share"] = static_cast<double>(bytes) / seconds / copy_rate;
+  }
+  return row;
+}
+
+std::string target_name() {
+  std::string_view widest;
+  for (const Target& target : targets())
+    if (target.supported) widest = target.name;
+  return std::string(widest);
 }
 
 void print_table(const Json& report) {
-  const Json &quantized = report["quantized"], &plain = report["unquantized"];
-  std::printf("%-16s %12s %12s\n", "seconds a step", report["type"].get<std::string>().c_str(),
-              "none");
-  for (const Part& part : kParts)
-    std::printf("%-16s %12.4f %12.4f\n", part.name, quantized["parts"][part.name].get<double>(),
-                plain["parts"][part.name].get<double>());
-  std::printf("%-16s %12.4f %12.4f\n", "all", quantized["seconds"].get<double>(),
-              plain["seconds"].get<double>());
-  std::printf("%-16s %12.1f %12.1f\n", "tokens/s", quantized["tokens_per_second"].get<double>(),
-              plain["tokens_per_second"].get<double>());
-  std::printf("ratio %.3f (medians of %d steps each, %d tokens a step)\n",
-              report["ratio"].get<double>(), report["steps"].get<int>(),
-              report["tokens"].get<int>());
+  std::printf("million weights a second, one thread, %s code; memcpy: %.1f GB/s read and written\n",
+              report["target"].get<std::string>().c_str(),
+              report["copy_bytes_per_second"].get<double>() / 1e9);
+  std::printf("%-6s %8s %9s %9s %9s %9s %9s %9s\n", "", "decode", "of memcpy", "ggml", "rtn",
+              "search", "fake", "backward");
+  for (const Json& row : report["formats"]) {
+    const auto millions = [&](const char* name) { return row[name].get<double>() / 1e6; };
+    std::printf("%-6s %8.0f %8.0f%% %9.1f %9.1f %9.1f %9.0f %9.0f\n",
+                row["format"].get<std::string>().c_str(), millions("decode"),
+                row["decode_copy_share"].get<double>() * 100, millions("encode_ggml"),
+                millions("encode_rtn"), millions("encode_search"), millions("fake_quantize"),
+                millions("fake_quantize_backward"));
+  }
 }
 
-Json contestant_json(const Contestant& contestant, int64_t tokens) {
-  const double seconds = median_total(contestant.steps);
-  return {{"seconds", seconds},
-          {"tokens_per_second", static_cast<double>(tokens) / seconds},
-          {"parts", part_times(contestant.steps)}};
-}
-
-cxxopts::Options make_options() {
-  cxxopts::Options options("nibble bench", kIntroduction);
-  options.custom_help("--training --model MODEL.gguf [OPTIONS]");
-  options.add_options()("training", "time training steps")("m,model", "GGUF file",
-                                                           cxxopts::value<std::string>(), "FILE")(
-      "type", "type to train for", cxxopts::value<std::string>()->default_value("Q4_0"), "T")(
-      "scales", "learned, dynamic or frozen",
-      cxxopts::value<std::string>()->default_value("learned"),
-      "MODE")("tokens", "tokens a step", cxxopts::value<int64_t>()->default_value("1024"), "N")(
-      "micro-batch", "tokens a micro-batch", cxxopts::value<int64_t>()->default_value("1024"), "N")(
-      "sequence", "tokens a sequence", cxxopts::value<int64_t>()->default_value("512"), "N")(
-      "steps", "timed steps of each", cxxopts::value<int64_t>()->default_value("7"), "N")(
-      "dtype", "auto, float32 or bfloat16", cxxopts::value<std::string>()->default_value("float32"), "D")(
-      "json", "print one JSON object on stdout");
-  add_device_option(options, "trains");
-  return options;
-}
-
-TrainOptions train_options(const cxxopts::ParseResult& arguments) {
-  TrainOptions options;
-  options.quant.type = arguments["type"].as<std::string>();
-  options.quant.scales = arguments["scales"].as<std::string>();
-  options.quant.initial = "rtn";  // where scales start does not change the time of a step
-  options.batch_tokens = arguments["tokens"].as<int64_t>();
-  options.micro_batch_tokens = arguments["micro-batch"].as<int64_t>();
-  options.data.sequence_length = arguments["sequence"].as<int64_t>();
-  options.dtype = arguments["dtype"].as<std::string>();
-  options.device = device_argument(arguments);
-  const int64_t length = options.data.sequence_length;
-  if (length < 2 || options.batch_tokens < length || options.batch_tokens % length ||
-      options.micro_batch_tokens < length || options.micro_batch_tokens % length)
-    fail_usage("--tokens ", options.batch_tokens, " and --micro-batch ", options.micro_batch_tokens,
-               " must be multiples of --sequence ", length);
-  return options;
-}
-
-Json bench_training(const std::string& path, const TrainOptions& options, int64_t steps) {
-  keep_freed_memory();  // as in training
-  const GgufFile file = GgufFile::open(path);
-  PlanOptions plan_options;
-  plan_options.type_name = options.quant.type;
-  plan_options.allow_requantize = true;
-  const Plan plan = make_plan(file, plan_options);
-  const std::unique_ptr<Model> teacher = load_model(file, torch_device(options.device));
-  Contestant quantized(*teacher, teacher.get(), plan, options);
-  TrainOptions plain_options = options;
-  plain_options.quant.type = "none";
-  Contestant plain(*teacher, teacher.get(), plan, plain_options);
-  verify(quantized.student);
-
-  const std::vector<Batch> batches =
-      random_batches(options.batch_tokens, options.data.sequence_length, options.micro_batch_tokens,
-                     teacher->shape().vocab_size);
-  Progress progress("training steps", 2 * (steps + 1), "steps");
-  for (int64_t step = 0; step <= steps; ++step)
-    for (Contestant* contestant : {&quantized, &plain}) {
-      const StepResult result = contestant->learner.step(batches, /*rate_factor=*/1e-3);
-      if (step > 0) contestant->steps.push_back(result.times);  // the first one warms up
-      progress.update(2 * step + 1 + (contestant == &plain));
-    }
-  progress.finish();
-  verify(quantized.student);
-  return {{"model", path},
-          {"type", plan.type_name},
-          {"device", device_name(options.device)},
-          {"scales", options.quant.scales},
-          {"tokens", options.batch_tokens},
-          {"steps", steps},
-          {"quantized", contestant_json(quantized, options.batch_tokens)},
-          {"unquantized", contestant_json(plain, options.batch_tokens)},
-          {"ratio", median_total(quantized.steps) / median_total(plain.steps)}};
+std::vector<const Format*> formats_named(const std::vector<std::string>& names) {
+  std::vector<std::string> all;
+  for (const Format& format : formats()) all.emplace_back(format.name);
+  std::vector<const Format*> found;
+  for (const std::string& name : names.empty() ? all : names) {
+    found.push_back(find_format(name));
+    if (!found.back()) fail_usage("--format: no format '", name, "'", did_you_mean(name, all));
+  }
+  return found;
 }
 
 }  // namespace
 
 int run_bench(int argc, char** argv) {
-  cxxopts::Options options = make_options();
+  if (std::any_of(argv, argv + argc,
+                  [](const char* each) { return !std::strcmp(each, "--training"); }))
+    return run_bench_training(argc, argv);
+  cxxopts::Options options("nibble bench", kIntroduction);
+  options.custom_help("[OPTIONS]");
+  options.add_options()("format", "block formats, separated by commas; all without it",
+                        cxxopts::value<std::vector<std::string>>(),
+                        "T")("json", "print one JSON object on stdout");
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
-  if (!arguments->count("training")) fail_usage("say what to time: --training");
-  if (!arguments->count("model")) fail_usage("no --model given; see --help");
-  const int64_t steps = (*arguments)["steps"].as<int64_t>();
-  if (steps < 1) fail_usage("--steps is ", steps, ", wanted 1 or more");
-  const Json report =
-      bench_training((*arguments)["model"].as<std::string>(), train_options(*arguments), steps);
+  const std::vector<const Format*> chosen = formats_named(
+      arguments->count("format") ? (*arguments)["format"].as<std::vector<std::string>>()
+                                 : std::vector<std::string>());
+  const std::vector<float> weights = gaussian_weights();
+  Json report = {{"target", target_name()},
+                 {"copy_bytes_per_second", copy_bytes_per_second(weights)},
+                 {"formats", Json::array()}};
+  Progress progress("bench", std::ssize(chosen), "formats");
+  for (const Format* format : chosen) {
+    report["formats"].push_back(
+        bench_format(*format, weights, report["copy_bytes_per_second"].get<double>()));
+    progress.update(static_cast<int64_t>(report["formats"].size()), format->name);
+  }
+  progress.finish();
   if (arguments->count("json"))
     std::printf("%s\n", report.dump(2).c_str());
   else

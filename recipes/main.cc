@@ -1,4 +1,5 @@
-// nibble: picks the subcommand and turns an Error into one line on stderr and an exit status.
+// nibble and nibble-torch: picks the subcommand and turns an Error into one line on stderr and an
+// exit status.
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -16,8 +17,12 @@ namespace {
 
 const std::vector<nibble::Recipe> kRecipes = {
 #define NIBBLE_RECIPE(name, summary) {#name, summary, nibble::run_##name},
+#define NIBBLE_TORCH_RECIPE NIBBLE_RECIPE
+#define NIBBLE_TORCH_PART(name)
 #include "recipes/recipes.def"
 #undef NIBBLE_RECIPE
+#undef NIBBLE_TORCH_RECIPE
+#undef NIBBLE_TORCH_PART
 };
 
 void print_usage(std::FILE* out) {

@@ -11,7 +11,11 @@ struct Recipe {
 };
 
 #define NIBBLE_RECIPE(name, summary) int run_##name(int argc, char** argv);
+#define NIBBLE_TORCH_RECIPE NIBBLE_RECIPE
+#define NIBBLE_TORCH_PART(name) NIBBLE_RECIPE(name, "")
 #include "recipes/recipes.def"
 #undef NIBBLE_RECIPE
+#undef NIBBLE_TORCH_RECIPE
+#undef NIBBLE_TORCH_PART
 
 }  // namespace nibble

@@ -1,18 +1,15 @@
 // nibble verify: decodes every tensor of a GGUF file and compares it with what it should be.
-#include "export/verify.h"
+#include "recipes/verify.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <optional>
-#include <string>
 
 #include "base/error.h"
 #include "quant/format/device.h"
 #include "quant/format/rows.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
-#include "recipes/run_folder.h"
 
 namespace nibble {
 namespace {
@@ -40,8 +37,9 @@ const char* word(VerifyOutcome outcome) {
   return "absent";
 }
 
-void print_json(const Verification& result, const std::string& path, const CudaGpus& gpus) {
-  nlohmann::ordered_json json = {{"path", path},
+void print_json(const Verification& result, const VerifyArguments& arguments,
+                const CudaGpus& gpus) {
+  nlohmann::ordered_json json = {{"path", arguments.path},
                                  {"passed", result.passed()},
                                  {"weights", result.weights},
                                  {"weights_hashed", result.weights_hashed},
@@ -64,20 +62,21 @@ void print_json(const Verification& result, const std::string& path, const CudaG
               json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }
 
-void print_text(const Verification& result, const std::string& path, const CudaGpus& gpus,
-                bool against, bool every) {
+void print_text(const Verification& result, const VerifyArguments& arguments,
+                const CudaGpus& gpus) {
   for (const TensorVerification& tensor : result.tensors) {
     if (!tensor.passed())
       std::printf("  %s (%s): %s\n", tensor.name.c_str(),
                   std::string(type_name(tensor.type)).c_str(), tensor.problem.c_str());
-    else if (every)
+    else if (arguments.all)
       std::printf("  %s (%s): hash %s, checkpoint %s, GPU %s\n", tensor.name.c_str(),
                   std::string(type_name(tensor.type)).c_str(), word(tensor.hash),
                   word(tensor.checkpoint), word(tensor.gpu));
   }
   for (const std::string& name : result.missing)
     std::printf("  %s: was trained, the file does not have it\n", name.c_str());
-  std::printf("%s: %s\n", path.c_str(), result.passed() ? "verified" : "NOT what it should be");
+  std::printf("%s: %s\n", arguments.path.c_str(),
+              result.passed() ? "verified" : "NOT what it should be");
   const bool finite = std::all_of(result.tensors.begin(), result.tensors.end(),
                                   [](const TensorVerification& tensor) { return tensor.finite; });
   const auto of_all = [&](int64_t count) {
@@ -88,15 +87,15 @@ void print_text(const Verification& result, const std::string& path, const CudaG
   std::printf("  stored hashes: %s\n", result.weights_hashed == 0
                                            ? "the file has none (nibble did not export it)"
                                            : of_all(result.weights_hashed).c_str());
-  std::printf("  checkpoint: %s\n",
-              against ? of_all(result.weights_compared).c_str() : "not given (--against RUN_DIR)");
+  std::printf("  checkpoint: %s\n", arguments.against ? of_all(result.weights_compared).c_str()
+                                                      : "not given (--against RUN_DIR)");
   std::printf("  GPU decode: %s\n", gpus.count == 0 ? ("skipped: " + gpus.problem).c_str()
                                                     : of_all(result.weights_on_gpu).c_str());
 }
 
 }  // namespace
 
-int run_verify(int argc, char** argv) {
+std::optional<VerifyArguments> verify_arguments(int argc, char** argv) {
   cxxopts::Options options("nibble verify", "Is a GGUF file whole, and is it what was trained?");
   options.positional_help("FILE.gguf");
   options.add_options("arguments")("file", "", cxxopts::value<std::string>());
@@ -108,29 +107,39 @@ int run_verify(int argc, char** argv) {
   options.add_options()("json", "one JSON object on stdout");
   options.parse_positional({"file"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
-  if (!arguments) return 0;
-
-  const std::string path = required(*arguments, "file", "FILE.gguf");
-  const bool has_against = arguments->count("against") > 0;
-  if (!has_against && arguments->count("checkpoint") > 0)
+  if (!arguments) return std::nullopt;
+  if (arguments->count("against") == 0 && arguments->count("checkpoint") > 0)
     fail_usage("--checkpoint names one of a run's; give --against RUN_DIR too");
-  const GgufFile file = GgufFile::open(path);
-  std::optional<Checkpoint> against;
-  if (has_against)
-    against = load_checkpoint(run_checkpoint_path((*arguments)["against"].as<std::string>(),
-                                                  text_or_empty(*arguments, "checkpoint")));
+  VerifyArguments given = {.path = required(*arguments, "file", "FILE.gguf"),
+                           .against = {},
+                           .checkpoint = text_or_empty(*arguments, "checkpoint"),
+                           .all = arguments->count("all") > 0,
+                           .json = arguments->count("json") > 0};
+  if (arguments->count("against") > 0) given.against = (*arguments)["against"].as<std::string>();
+  return given;
+}
+
+int verify_and_print(const VerifyArguments& arguments, const TrainedWeights* against) {
+  const GgufFile file = GgufFile::open(arguments.path);
   const CudaGpus gpus = cuda_gpus();
   TensorDecoder on_gpu;
   if (gpus.count > 0)
     on_gpu = [](GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
       decode_tensor(type, bytes, out, Device{true, 0});
     };
-  const Verification result = verify(file, against ? &*against : nullptr, on_gpu);
-  if (arguments->count("json") > 0)
-    print_json(result, path, gpus);
+  const Verification result = verify(file, against, on_gpu);
+  if (arguments.json)
+    print_json(result, arguments, gpus);
   else
-    print_text(result, path, gpus, has_against, arguments->count("all") > 0);
+    print_text(result, arguments, gpus);
   return result.passed() ? 0 : 1;
+}
+
+int run_verify(int argc, char** argv) {
+  const auto arguments = verify_arguments(argc, argv);
+  if (!arguments) return 0;
+  if (arguments->against) return run_verify_against(argc, argv);
+  return verify_and_print(*arguments, nullptr);
 }
 
 }  // namespace nibble

@@ -3,7 +3,6 @@
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
-#include <cstring>
 #include <span>
 #include <utility>
 
@@ -282,22 +281,7 @@ std::vector<std::byte> FakeQuantizer::blocks() const {
 uint64_t content_hash(const torch::Tensor& on_any_device) {
   const torch::Tensor values = on_any_device.cpu();
   check_float32(values, "", "hashed values", torch::kCPU);
-  constexpr int64_t kPiece = 1 << 16;
-  const int64_t count = values.numel();
-  const float* data = values.const_data_ptr<float>();
-  std::vector<uint64_t> hashes((count + kPiece - 1) / kPiece);
-  for_each_piece(count, kPiece, [&](int64_t piece, int64_t begin, int64_t end) {
-    uint64_t hash = static_cast<uint64_t>(end - begin);
-    for (int64_t i = begin; i < end; i += 2) {
-      uint64_t word = 0;
-      std::memcpy(&word, data + i, sizeof(float) * std::min<int64_t>(2, end - i));
-      hash = hash_step(hash, word);
-    }
-    hashes[piece] = hash;
-  });
-  uint64_t hash = static_cast<uint64_t>(count);
-  for (uint64_t piece : hashes) hash = hash_step(hash, piece);
-  return hash;
+  return content_hash(std::span(values.const_data_ptr<float>(), values.numel()));
 }
 
 double squared_norm(const torch::Tensor& values) {

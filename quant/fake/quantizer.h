@@ -89,8 +89,7 @@ class FakeQuantizer {
   torch::Tensor weights_, scale_ratios_, initial_scales_;
 };
 
-/// 64 bits over a float32 tensor's bytes, the same for any number of threads and on any device: two
-/// tensors of equal bits have equal hashes. Computed on the CPU. Not cryptographic.
+/// base/checksum.h's of a float32 tensor on any device, computed on the CPU.
 uint64_t content_hash(const torch::Tensor& values);
 /// Sum of squares of a tensor on the CPU, in float64 over pieces of fixed size, the same for any
 /// number of threads.

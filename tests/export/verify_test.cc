@@ -13,6 +13,12 @@ std::string export_usual(const TinyRun& run) {
   return out;
 }
 
+Verification verify_against(const GgufFile& file, const TinyRun& run,
+                            const TensorDecoder& on_gpu = {}) {
+  const TrainedWeights trained = trained_weights(run.checkpoint);
+  return verify(file, &trained, on_gpu);
+}
+
 TensorVerification of(const Verification& result, const std::string& name) {
   for (const TensorVerification& tensor : result.tensors)
     if (tensor.name == name) return tensor;
@@ -32,7 +38,7 @@ std::string with_flipped_bit(const std::string& path, const std::string& tensor,
 TEST(Verify, AcceptsWhatWasExported) {
   const TinyRun run = make_usual_run();
   const GgufFile file = GgufFile::open(export_usual(run));
-  const Verification result = verify(file, &run.checkpoint);
+  const Verification result = verify_against(file, run);
   EXPECT_TRUE(result.passed());
   EXPECT_EQ(result.weights_hashed, result.weights);
   EXPECT_EQ(of(result, "blk.0.attn_q.weight").checkpoint, VerifyOutcome::kEqual);
@@ -51,7 +57,7 @@ TEST(Verify, NamesTheChangedWeight) {
   EXPECT_FALSE(alone.passed());
   EXPECT_EQ(of(alone, "blk.0.attn_q.weight").hash, VerifyOutcome::kDifferent);
   EXPECT_TRUE(of(alone, "token_embd.weight").passed());
-  const Verification against = verify(file, &run.checkpoint);
+  const Verification against = verify_against(file, run);
   const std::string problem = of(against, "blk.0.attn_q.weight").problem;
   EXPECT_NE(problem.find("row 3, column 18: wanted "), std::string::npos) << problem;
 }
@@ -88,11 +94,12 @@ TEST(Verify, ARealGpuDecodesTheSame) {
   if (gpus.count == 0) GTEST_SKIP() << gpus.problem;
   const TinyRun run = make_usual_run();
   const GgufFile file = GgufFile::open(export_usual(run));
-  EXPECT_TRUE(verify(file, &run.checkpoint,
+  EXPECT_TRUE(
+      verify_against(file, run,
                      [](GgmlType type, std::span<const std::byte> bytes, std::span<float> out) {
                        decode_tensor(type, bytes, out, Device{true, 0});
                      })
-                  .passed());
+          .passed());
 }
 
 // 0 * infinity is a NaN of the processor's own bits; the GPU has others.
@@ -149,7 +156,7 @@ TEST(Verify, NamesAMissingTensor) {
   const GgufFile file = GgufFile::open(export_usual(run));
   run.checkpoint.tensors.push_back(run.checkpoint.tensors.front());
   run.checkpoint.tensors.back().name = "blk.9.ffn_up.weight";
-  const Verification result = verify(file, &run.checkpoint);
+  const Verification result = verify_against(file, run);
   EXPECT_FALSE(result.passed());
   EXPECT_EQ(result.missing, std::vector<std::string>{"blk.9.ffn_up.weight"});
 }
