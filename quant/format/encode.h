@@ -13,14 +13,18 @@ namespace nibble {
 /// not hide a tie.
 template <class F>
 NIBBLE_HD double block_error(const float* weights, const float* importance,
-                               const typename F::Block& block) {
+                             const typename F::Block& block) {
   float decoded[F::kBlockSize];
   F::decode(block, decoded);
-  double error = 0.0;
-  for (int i = 0; i < F::kBlockSize; ++i) {
-    const double difference = static_cast<double>(decoded[i]) - weights[i];
-    error += importance[i] * difference * difference;
+  double errors[kChunk] = {};
+  for (int first = 0; first < F::kBlockSize; first += kChunk) {
+    for (int k = 0; k < kChunk; ++k) {
+      const double difference = static_cast<double>(decoded[first + k]) - weights[first + k];
+      errors[k] += importance[first + k] * difference * difference;
+    }
   }
+  double error = 0.0;
+  for (const double part : errors) error += part;
   return error;
 }
 
@@ -59,7 +63,7 @@ NIBBLE_HD bool search_block(const float* weights, const float* importance, float
 /// Replaces ggml's choice in `block` where search or range has less error. importance: at most 1.
 template <class F>
 NIBBLE_HD void improve_by_search(const float* weights, const float* importance,
-                                   typename F::Block& block) {
+                                 typename F::Block& block) {
   float scales[F::kNumScales];
   F::scales_of(block, scales);
   for (float scale : scales) {
@@ -92,7 +96,7 @@ NIBBLE_HD bool relative_importance(const float* importance, float* relative) {
 /// sigma2: mean_square() of the row.
 template <class F>
 NIBBLE_HD void encode_by_ggml(const float* weights, const float* importance, float sigma2,
-                                typename F::Block& block) {
+                              typename F::Block& block) {
   if constexpr (kNumGroups < F >> 1) {
     F::encode_ggml(weights, importance, block);  // weighs, if at all, by itself
     return;
@@ -105,7 +109,7 @@ NIBBLE_HD void encode_by_ggml(const float* weights, const float* importance, flo
 /// weights, importance (or nullptr): `length` numbers.
 template <class F>
 NIBBLE_HD void encode_row(const float* weights, const float* importance, std::byte* blocks,
-                            int64_t length, EncodeMethod method) {
+                          int64_t length, EncodeMethod method) {
   using Block = typename F::Block;
   if constexpr (F::kNumScales == 0) {
     for (int64_t i = 0; i < length; ++i) {

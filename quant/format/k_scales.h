@@ -1,10 +1,11 @@
-// What Q4_K and Q5_K share: eight groups of 32 weights, a 6-bit scale t and a 6-bit min u for each
-// in 12 bytes, and llama-quantize's choice of them. Source: ggml/src/ggml-quants.c
-// (get_scale_min_k4, make_qkx2_quants, make_qkx3_quants, make_qp_quants, quantize_row_q4_K_ref,
-// quantize_row_q4_K_impl).
+// What K formats with mins share: llama-quantize's choice of d, dmin, t's and u's (Q2_K, Q4_K,
+// Q5_K), and Q4_K's and Q5_K's eight groups of 32 weights with a 6-bit scale t and a 6-bit min u
+// for each in 12 bytes. Source: ggml/src/ggml-quants.c (get_scale_min_k4, make_qp_quants,
+// quantize_row_q2_K_ref, quantize_row_q2_K_impl, the same of q4_K).
 #pragma once
 
-#include "quant/format/ggml_choice.h"
+#include "quant/format/ggml_groups.h"
+#include "quant/format/packing.h"
 #include "quant/format/sub_scales.h"
 
 namespace nibble {
@@ -39,7 +40,7 @@ struct KScales {
 /// ggml's integers 0 to `largest` for positive numbers x, weighted, and their common step.
 template <int kCount>
 NIBBLE_HD float ggml_positive_choice(const float* x, const float* weights, int largest,
-                                       uint8_t* codes) {
+                                     uint8_t* codes) {
   float max = 0.0f;
   for (int i = 0; i < kCount; ++i) max = x[i] > max ? x[i] : max;
   for (int i = 0; i < kCount; ++i) codes[i] = 0;
@@ -97,78 +98,84 @@ NIBBLE_HD float ggml_positive_choice(const float* x, const float* weights, int l
 }
 
 /// Steps and minus-offsets of the groups as ggml finds them, before they share d and dmin.
+template <class F>
 struct KGroups {
-  static constexpr int kGroups = 8, kSize = 32;
-  float steps[kGroups], mins[kGroups], weight_sums[kGroups];
-  uint8_t codes[kGroups * kSize];
+  GroupChoices<F::kGroupSize, kNumGroups<F>> choices;
+  float mins[kNumGroups<F>], weight_sums[kNumGroups<F>];
 };
 
-/// trials: of the search without importance. largest: code.
-NIBBLE_HD void ggml_k_groups(const float* x, const float* importance, int largest,
-                               const RangeTrials& trials, KGroups* found) {
-  constexpr int kSize = KGroups::kSize;
-  float square_sum = 0.0f;
-  for (int i = 0; i < KGroups::kGroups * kSize; ++i) square_sum += x[i] * x[i];
-  const float sigma2 = 2.0f * square_sum / (KGroups::kGroups * kSize);
-  for (int j = 0; j < KGroups::kGroups; ++j) {
-    const float* group = x + j * kSize;
-    float weights[kSize];
-    if (importance) {
-      weigh<kSize>(group, importance + j * kSize, sigma2, weights);
-    } else {
-      const float mean = std::sqrt(mean_square(group, kSize));
-      for (int i = 0; i < kSize; ++i) weights[i] = mean + std::fabs(group[i]);
+/// What ggml weighs errors by without importance, in lanes: |x|, for Q4_K and Q5_K more of it the
+/// larger the group's weights are.
+template <class F>
+NIBBLE_HD void ggml_k_magnitudes(const float* x, float* weights) {
+  constexpr int kLanes = kNumGroups<F>;
+  float means[kLanes] = {};
+  if (!F::kAbsoluteErrors) {
+    for (int first = 0; first < F::kBlockSize; first += kLanes) {
+      NIBBLE_EACH_LANE (l, kLanes) means[l] += x[first + l] * x[first + l];
     }
-    found->weight_sums[j] = 0.0f;
-    for (int i = 0; i < kSize; ++i) found->weight_sums[j] += weights[i];
-    const auto choice = ggml_weighted_range_choice<kSize>(group, weights, largest,
-                                                          importance ? importance_trials() : trials);
-    found->steps[j] = choice.d;
-    found->mins[j] = -choice.m;
-    memcpy(found->codes + j * kSize, choice.codes, kSize);
+    NIBBLE_EACH_LANE (l, kLanes) means[l] = std::sqrt(means[l] / F::kGroupSize);
+  }
+  for (int first = 0; first < F::kBlockSize; first += kLanes) {
+    NIBBLE_EACH_LANE (l, kLanes) weights[first + l] = means[l] + std::fabs(x[first + l]);
   }
 }
 
+/// trials: of the search without importance.
+template <class F>
+NIBBLE_HD void ggml_k_groups(const float* block, const float* importance, const RangeTrials& trials,
+                             KGroups<F>* found) {
+  constexpr int kSize = F::kGroupSize, kLanes = kNumGroups<F>;
+  float x[F::kBlockSize], weights[F::kBlockSize];
+  to_lanes<kSize, kLanes>(block, x);
+  if (importance)
+    weigh_lanes<kSize, kLanes>(x, block, importance, F::kSigmaFactor, weights);
+  else
+    ggml_k_magnitudes<F>(x, weights);
+  sum_lanes<kSize, kLanes>(weights, found->weight_sums);
+  if (importance)
+    ggml_weighted_ranges<kSize, kLanes, false>(x, weights, F::kQMax, importance_trials(),
+                                               &found->choices);
+  else
+    ggml_weighted_ranges<kSize, kLanes, F::kAbsoluteErrors>(x, weights, F::kQMax, trials,
+                                                            &found->choices);
+  NIBBLE_EACH_LANE (l, kLanes) found->mins[l] = -found->choices.m[l];
+}
+
 /// float16 bits of the step that `x` share, and their integers: by the largest without importance.
+template <class F>
 NIBBLE_HD uint16_t ggml_k_step(const float* x, const float* weights, uint8_t* integers) {
-  constexpr int kLargest = 63;
+  constexpr int kGroups = kNumGroups<F>, kLargest = F::kTMax;
   if (weights)
-    return float_to_float16(ggml_positive_choice<KGroups::kGroups>(x, weights, kLargest, integers));
+    return float_to_float16(ggml_positive_choice<kGroups>(x, weights, kLargest, integers));
   float max = 0.0f;
-  for (int j = 0; j < KGroups::kGroups; ++j) max = x[j] > max ? x[j] : max;
+  for (int j = 0; j < kGroups; ++j) max = x[j] > max ? x[j] : max;
   const float inverse = max > 0.0f ? static_cast<float>(kLargest) / max : 0.0f;
-  for (int j = 0; j < KGroups::kGroups; ++j) {
+  for (int j = 0; j < kGroups; ++j) {
     const auto integer = static_cast<uint8_t>(ggml_nearest_int(inverse * x[j]));
     integers[j] = integer < kLargest ? integer : kLargest;
   }
   return float_to_float16(max / static_cast<float>(kLargest));
 }
 
-/// llama-quantize's choice for a whole block; importance: as the imatrix has it, or nullptr.
+/// llama-quantize's choice for a whole block; importance: as the imatrix has it, or nullptr. F says
+/// kSigmaFactor (weigh_lanes()) and, for what there is without importance, kAbsoluteErrors.
 template <class F>
 NIBBLE_HD void encode_ggml_k(const float* x, const float* importance, const RangeTrials& trials,
-                               typename F::Block& block) {
-  KGroups groups;
-  ggml_k_groups(x, importance, F::kQMax, trials, &groups);
+                             typename F::Block& block) {
+  constexpr int kGroups = kNumGroups<F>;
+  KGroups<F> groups;
+  ggml_k_groups<F>(x, importance, trials, &groups);
   const float* weights = importance ? groups.weight_sums : nullptr;
-  uint8_t t[KGroups::kGroups], u[KGroups::kGroups];
-  block.d = ggml_k_step(groups.steps, weights, t);
-  block.dmin = ggml_k_step(groups.mins, weights, u);
+  uint8_t t[kGroups], u[kGroups];
+  block.d = ggml_k_step<F>(groups.choices.d, weights, t);
+  block.dmin = ggml_k_step<F>(groups.mins, weights, u);
+  for (int j = 0; j < kGroups; ++j) {
+    F::set_sub_scale(block, j, t[j]);
+    F::set_sub_min(block, j, u[j]);
+  }
   int8_t codes[F::kBlockSize];
-  for (int j = 0; j < KGroups::kGroups; ++j) {
-    KScales::set_scale(block.scales, j, t[j]);
-    KScales::set_min(block.scales, j, u[j]);
-  }
-  for (int j = 0; j < KGroups::kGroups; ++j) {
-    const float step =
-        float16_to_float(block.d) * static_cast<float>(KScales::scale(block.scales, j));
-    const float min =
-        float16_to_float(block.dmin) * static_cast<float>(KScales::min(block.scales, j));
-    for (int i = j * KGroups::kSize; i < (j + 1) * KGroups::kSize; ++i)
-      codes[i] = static_cast<int8_t>(step == 0.0f  // the codes of the group's own step stay
-                                         ? groups.codes[i]
-                                         : ggml_code((x[i] + min) / step, 0, F::kQMax));
-  }
+  ggml_block_codes<F>(x, groups.choices.codes, block, codes);
   F::pack(codes, block);
 }
 
@@ -181,6 +188,8 @@ struct KFormat : SubMinFormat<F> {
   static constexpr int kQMin = 0;
   static constexpr int kTMin = 0;
   static constexpr int kTMax = 63;
+  static constexpr bool kAbsoluteErrors = false;
+  static constexpr float kSigmaFactor = 2.0f;
 
   template <class Block>
   static NIBBLE_HD int sub_scale(const Block& block, int group) {
@@ -199,20 +208,5 @@ struct KFormat : SubMinFormat<F> {
     KScales::set_min(block.scales, group, u);
   }
 };
-
-/// Byte 32 (i / 64) + i mod 32 of `qs` holds weight i in its low nibble for i mod 64 < 32, else in
-/// its high one.
-NIBBLE_HD const uint8_t* k_nibbles(const uint8_t* qs, int first) {
-  return qs + first / 64 * 32 + first % 32;
-}
-NIBBLE_HD int k_nibble_shift(int first) { return first % 64 / 32 * 4; }
-
-/// Stores the low 4 bits of 256 codes.
-NIBBLE_HD void pack_k_nibbles(const int8_t* codes, uint8_t* qs) {
-  for (int j = 0; j < 128; ++j) {
-    const int8_t* low = codes + j / 32 * 64 + j % 32;
-    qs[j] = static_cast<uint8_t>((low[0] & 15) | (low[32] & 15) << 4);
-  }
-}
 
 }  // namespace nibble

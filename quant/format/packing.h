@@ -1,5 +1,5 @@
-// Bits of codes in the bytes of 32-weight blocks: nibbles and fifth bits. Little-endian, whatever
-// the machine.
+// Bits of codes in the bytes of blocks: nibbles and fifth bits of 32 weights; pairs, nibbles and
+// single high bits of K-quants' 256. Little-endian, whatever the machine.
 #pragma once
 
 #include "quant/format/block.h"
@@ -48,6 +48,47 @@ NIBBLE_HD void pack_fifth_bits(const int8_t* codes, int shift, uint8_t* qh) {
     int bits = 0;
     for (int k = 0; k < 8; ++k) bits |= ((codes[8 * byte + k] + shift) >> 4 & 1) << k;
     qh[byte] = static_cast<uint8_t>(bits);
+  }
+}
+
+/// Q2_K, Q3_K: byte 32 (i / 128) + i mod 32 of `qs` holds weight i in bits 2 k and 2 k + 1, with k
+/// = i mod 128 / 32.
+NIBBLE_HD const uint8_t* k_pairs(const uint8_t* qs, int first) {
+  return qs + first / 128 * 32 + first % 32;
+}
+NIBBLE_HD int k_pair_shift(int first) { return first % 128 / 32 * 2; }
+
+/// Stores the low 2 bits of 256 codes.
+NIBBLE_HD void pack_k_pairs(const int8_t* codes, uint8_t* qs) {
+  for (int j = 0; j < 64; ++j) {
+    const int8_t* low = codes + j / 32 * 128 + j % 32;
+    qs[j] = static_cast<uint8_t>((low[0] & 3) | (low[32] & 3) << 2 | (low[64] & 3) << 4 |
+                                 (low[96] & 3) << 6);
+  }
+}
+
+/// Q4_K, Q5_K: byte 32 (i / 64) + i mod 32 of `qs` holds weight i in its low nibble for i mod 64 <
+/// 32, else in its high one.
+NIBBLE_HD const uint8_t* k_nibbles(const uint8_t* qs, int first) {
+  return qs + first / 64 * 32 + first % 32;
+}
+NIBBLE_HD int k_nibble_shift(int first) { return first % 64 / 32 * 4; }
+
+/// Stores the low 4 bits of 256 codes.
+NIBBLE_HD void pack_k_nibbles(const int8_t* codes, uint8_t* qs) {
+  for (int j = 0; j < 128; ++j) {
+    const int8_t* low = codes + j / 32 * 64 + j % 32;
+    qs[j] = static_cast<uint8_t>((low[0] & 15) | (low[32] & 15) << 4);
+  }
+}
+
+/// Q3_K, Q5_K: stores bit `bit` of q + shift of weight i as bit i / 32 of byte i mod 32.
+NIBBLE_HD void pack_k_high_bits(const int8_t* codes, int shift, int bit, uint8_t* bytes) {
+  for (int j = 0; j < 32; ++j) {
+    int bits = 0;
+    for (int group = 0; group < 8; ++group)
+      bits |= ((codes[group * 32 + j] + shift) >> bit & 1) << group;
+    bytes[j] = static_cast<uint8_t>(bits);
   }
 }
 

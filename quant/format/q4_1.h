@@ -4,7 +4,7 @@
 #pragma once
 
 #include "io/ggml_type.h"
-#include "quant/format/ggml_choice.h"
+#include "quant/format/ggml_groups.h"
 #include "quant/format/packing.h"
 #include "quant/format/uniform.h"
 

@@ -34,11 +34,7 @@ struct Q5_K : KFormat<Q5_K> {
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     pack_k_nibbles(codes, block.qs);
-    for (int j = 0; j < 32; ++j) {
-      int bits = 0;
-      for (int group = 0; group < 8; ++group) bits |= (codes[group * 32 + j] >> 4 & 1) << group;
-      block.qh[j] = static_cast<uint8_t>(bits);
-    }
+    pack_k_high_bits(codes, 0, 4, block.qh);
   }
   static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     encode_ggml_k<Q5_K>(weights, importance, {-0.5f, 0.1f, 15}, block);

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "io/ggml_type.h"
-#include "quant/format/ggml_choice.h"
+#include "quant/format/ggml_groups.h"
 #include "quant/format/sub_scales.h"
 
 namespace nibble {
@@ -52,13 +52,15 @@ struct Q6_K : SubScaleFormat<Q6_K> {
     }
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
-    for (uint8_t& byte : block.ql) byte = 0;
-    for (uint8_t& byte : block.qh) byte = 0;
-    for (int i = 0; i < kBlockSize; ++i) {
-      const Place place = place_of(i);
-      const int code = codes[i] + 32;
-      block.ql[place.low_byte] |= static_cast<uint8_t>((code & 15) << place.low_shift);
-      block.qh[place.high_byte] |= static_cast<uint8_t>(code >> 4 << place.high_shift);
+    for (int j = 0; j < kBlockSize / 2; ++j) {
+      const int8_t* low = codes + j / 64 * 128 + j % 64;
+      block.ql[j] = static_cast<uint8_t>((low[0] & 15) | (low[64] & 15) << 4);
+    }
+    for (int j = 0; j < kBlockSize / 4; ++j) {
+      int bits = 0;
+      for (int quarter = 0; quarter < 4; ++quarter)
+        bits |= (codes[j / 32 * 128 + 32 * quarter + j % 32] + 32) >> 4 << 2 * quarter;
+      block.qh[j] = static_cast<uint8_t>(bits);
     }
   }
   static NIBBLE_HD int sub_scale(const Block& block, int group) { return block.scales[group]; }
@@ -68,33 +70,29 @@ struct Q6_K : SubScaleFormat<Q6_K> {
 
   /// importance: as the imatrix has it, or nullptr: x^2 then.
   static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
-    float steps[kBlockSize / kGroupSize];
-    int8_t codes[kBlockSize];
-    for (int j = 0; j < kBlockSize / kGroupSize; ++j) {
-      const float* group = weights + j * kGroupSize;
-      float squares[kGroupSize];
-      for (int i = 0; i < kGroupSize; ++i) squares[i] = group[i] * group[i];
-      const auto choice = ggml_weighted_choice<kGroupSize>(
-          group, importance ? importance + j * kGroupSize : squares, 32);
-      steps[j] = choice.d;
-      for (int i = 0; i < kGroupSize; ++i)
-        codes[j * kGroupSize + i] = static_cast<int8_t>(choice.codes[i] - 32);
+    constexpr int kLanes = kBlockSize / kGroupSize;
+    float x[kBlockSize], weighed[kBlockSize];
+    GroupChoices<kGroupSize, kLanes> groups;
+    to_lanes<kGroupSize, kLanes>(weights, x);
+    if (importance) {
+      to_lanes<kGroupSize, kLanes>(importance, weighed);
+    } else {
+      for (int i = 0; i < kBlockSize; ++i) weighed[i] = x[i] * x[i];
     }
-    const float largest = signed_extreme(steps, kBlockSize / kGroupSize);
+    ggml_weighted_choices<kGroupSize, kLanes>(x, weighed, -kQMin, &groups);
+    const float largest = signed_extreme(groups.d, kLanes);
     if (std::fabs(largest) < kGgmlGroupEpsilon) {
       memset(&block, 0, sizeof block);
       return;
     }
     const float inverse = -128.0f / largest;
     block.d = float_to_float16(1.0f / inverse);
-    for (int j = 0; j < kBlockSize / kGroupSize; ++j) {
-      const int32_t t = ggml_nearest_int(inverse * steps[j]);
+    for (int j = 0; j < kLanes; ++j) {
+      const int32_t t = ggml_nearest_int(inverse * groups.d[j]);
       block.scales[j] = static_cast<int8_t>(t < 127 ? t : 127);
-      const float step = float16_to_float(block.d) * static_cast<float>(block.scales[j]);
-      if (step == 0.0f) continue;  // the codes of the group's own step stay
-      for (int i = j * kGroupSize; i < (j + 1) * kGroupSize; ++i)
-        codes[i] = static_cast<int8_t>(ggml_code(weights[i] / step, kQMin, kQMax));
     }
+    int8_t codes[kBlockSize];
+    ggml_block_codes<Q6_K>(weights, groups.codes, block, codes);
     pack(codes, block);
   }
 };

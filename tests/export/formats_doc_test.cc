@@ -75,35 +75,41 @@ std::vector<std::string> scales_of(const Row& row) {
   return names;
 }
 
-/// Sets t_index or u_index in the bytes of `scales` as the text below the table says.
-void store_integer(std::vector<std::byte>& block, int64_t scales, const std::string& name,
-                   int64_t index, int value) {
-  auto* bytes = reinterpret_cast<uint8_t*>(block.data()) + scales;
-  const int shift = name == "t" ? 0 : 4;
-  uint8_t& own = bytes[name == "t" ? index % 4 : index % 4 + 4];
-  if (index < 4) {
-    own = static_cast<uint8_t>((own & 0xc0) | value);
-    return;
-  }
-  own = static_cast<uint8_t>((own & 0x3f) | value >> 4 << 6);
-  uint8_t& low = bytes[index + 4];
-  low = static_cast<uint8_t>((low & ~(15 << shift)) | (value & 15) << shift);
+void set_bits(uint8_t& byte, int shift, int count, int value) {
+  const int mask = ((1 << count) - 1) << shift;
+  byte = static_cast<uint8_t>((byte & ~mask) | (value << shift & mask));
 }
 
-/// A float16 into the field of that name; t or u as an integer among `scales`: an int8 where there
-/// are 16 bytes of them.
+/// Sets t_index or u_index in the bytes of `scales` as the text below the table says: of Q4_K and
+/// Q5_K, of Q3_K, of Q2_K, of Q6_K.
+void store_integer(uint8_t* scales, const Field& field, bool has_mins, bool is_t, int64_t index,
+                   int value) {
+  if (field.bytes == 12 && has_mins) {
+    uint8_t& own = scales[is_t ? index % 4 : index % 4 + 4];
+    set_bits(own, index < 4 ? 0 : 6, index < 4 ? 6 : 2, index < 4 ? value : value >> 4);
+    if (index >= 4) set_bits(scales[index + 4], is_t ? 0 : 4, 4, value);
+  } else if (field.bytes == 12) {
+    set_bits(scales[index % 8], index < 8 ? 0 : 4, 4, value + 32);
+    set_bits(scales[8 + index % 4], static_cast<int>(index / 4 * 2), 2, (value + 32) >> 4);
+  } else if (has_mins) {
+    set_bits(scales[index], is_t ? 0 : 4, 4, value);
+  } else {
+    scales[index] = static_cast<uint8_t>(static_cast<int8_t>(value));
+  }
+}
+
+/// A float16 into the field of that name; t or u as an integer among `scales`.
 void store(std::vector<std::byte>& block, const std::vector<Field>& fields, const std::string& name,
            float value, int64_t index = 0) {
+  const bool has_mins = std::any_of(fields.begin(), fields.end(),
+                                    [](const Field& field) { return field.name == "dmin"; });
   int64_t offset = 0;
   for (const Field& field : fields) {
     const uint16_t half = float_to_float16(value);
     if (field.name == name) std::memcpy(block.data() + offset, &half, sizeof half);
-    if ((name == "t" || name == "u") && field.name == "scales") {
-      if (field.bytes == 16)
-        block[offset + index] = static_cast<std::byte>(static_cast<int8_t>(value));
-      else
-        store_integer(block, offset, name, index, static_cast<int>(value));
-    }
+    if ((name == "t" || name == "u") && field.name == "scales")
+      store_integer(reinterpret_cast<uint8_t*>(block.data()) + offset, field, has_mins, name == "t",
+                    index, static_cast<int>(value));
     offset += field.bytes;
   }
 }
@@ -144,13 +150,14 @@ TEST_F(FormatsDoc, ScalesLieWhereItSays) {
     const std::vector<std::string> names = scales_of(row);
     ASSERT_EQ(static_cast<int>(names.size()), format->num_scales);
     std::vector<std::byte> block(format->block_bytes);
+    // At most 15, Q2_K's largest.
+    const auto value_of = [](size_t i) { return 2.0f + static_cast<float>(i % 14); };
     for (size_t i = 0; i < names.size(); ++i)
-      store(block, fields_of(row), names[i], 2.0f + static_cast<float>(i),
+      store(block, fields_of(row), names[i], value_of(i),
             std::count(names.begin(), names.begin() + static_cast<int64_t>(i), names[i]));
     std::vector<float> scales(names.size());
     format->scales_of(block.data(), scales.data(), 1);
-    for (size_t i = 0; i < names.size(); ++i)
-      EXPECT_EQ(scales[i], 2.0f + static_cast<float>(i)) << names[i];
+    for (size_t i = 0; i < names.size(); ++i) EXPECT_EQ(scales[i], value_of(i)) << names[i];
   }
 }
 

@@ -164,11 +164,12 @@ inline std::vector<float> fake_quantize(const Format& format, const std::vector<
   return out;
 }
 
-/// Scales as training holds them: what rtn gives, off the float16 grid by up to `spread` of
+/// Scales as training holds them: what `method` gives, off the float16 grid by up to `spread` of
 /// themselves.
 inline std::vector<float> trained_scales(const Format& format, const std::vector<float>& weights,
-                                         float spread, uint32_t seed) {
-  std::vector<float> scales = scales_of(format, encode(format, weights, {}, EncodeMethod::kRtn));
+                                         float spread, uint32_t seed,
+                                         EncodeMethod method = EncodeMethod::kRtn) {
+  std::vector<float> scales = scales_of(format, encode(format, weights, {}, method));
   std::mt19937 generator(seed);
   std::uniform_real_distribution<float> factor(1.0f - spread, 1.0f + spread);
   for (float& scale : scales) scale *= factor(generator);

@@ -64,6 +64,16 @@ TEST_P(FormatTest, WhatTrainsIsWhatShips) {
   }
 }
 
+TEST_P(FormatTest, WhatTrainsFromSearchedScalesIsWhatShips) {
+  for (const Row& row : make_rows(21)) {
+    for (const float spread : {0.0f, 0.01f, 0.5f}) {
+      const auto scales = trained_scales(format(), row.weights, spread, 22, EncodeMethod::kSearch);
+      EXPECT_EQ(check_parity(format(), row.weights, scales), "")
+          << row.name << ", spread " << spread;
+    }
+  }
+}
+
 TEST_P(FormatTest, WhatTrainsIsWhatShipsWithAnyScale) {
   const std::vector<float> weights = gaussian_row(3, 1.0f);
   const int64_t count = blocks_in(format(), weights) * format().num_scales;

@@ -1,0 +1,34 @@
+// Numbers of several groups of weights in lanes: number i of group l lies at [i * kLanes + l]. What
+// is done to all groups at once is a loop over lanes inside one over i: compilers make vectors
+// across groups, and no group's sums are reordered.
+#pragma once
+
+#include "base/host_device.h"
+
+namespace nibble {
+
+/// A loop over lanes, whole until the vectorizer has seen it: g++ would unroll short ones before,
+/// and what they choose between would become branches.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define NIBBLE_EACH_LANE(l, count) _Pragma("GCC unroll 1") for (int l = 0; l < (count); ++l)
+#else
+#define NIBBLE_EACH_LANE(l, count) for (int l = 0; l < (count); ++l)
+#endif
+
+/// From group after group to lanes.
+template <int kSize, int kLanes>
+NIBBLE_HD void to_lanes(const float* groups, float* lanes) {
+  for (int i = 0; i < kSize; ++i) {
+    NIBBLE_EACH_LANE (l, kLanes) lanes[i * kLanes + l] = groups[l * kSize + i];
+  }
+}
+
+template <int kSize, int kLanes>
+NIBBLE_HD void sum_lanes(const float* x, float* sums) {
+  NIBBLE_EACH_LANE (l, kLanes) sums[l] = 0.0f;
+  for (int first = 0; first < kSize * kLanes; first += kLanes) {
+    NIBBLE_EACH_LANE (l, kLanes) sums[l] += x[first + l];
+  }
+}
+
+}  // namespace nibble
