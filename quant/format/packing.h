@@ -60,10 +60,13 @@ NIBBLE_HD int k_pair_shift(int first) { return first % 128 / 32 * 2; }
 
 /// Stores the low 2 bits of 256 codes.
 NIBBLE_HD void pack_k_pairs(const int8_t* codes, uint8_t* qs) {
-  for (int j = 0; j < 64; ++j) {
-    const int8_t* low = codes + j / 32 * 128 + j % 32;
-    qs[j] = static_cast<uint8_t>((low[0] & 3) | (low[32] & 3) << 2 | (low[64] & 3) << 4 |
-                                 (low[96] & 3) << 6);
+  for (int half = 0; half < 2; ++half) {
+    const int8_t* low = codes + 128 * half;
+    for (int l = 0; l < 32; ++l) {
+      const int pairs =
+          (low[l] & 3) | (low[l + 32] & 3) << 2 | (low[l + 64] & 3) << 4 | (low[l + 96] & 3) << 6;
+      qs[32 * half + l] = static_cast<uint8_t>(pairs);
+    }
   }
 }
 
@@ -76,9 +79,10 @@ NIBBLE_HD int k_nibble_shift(int first) { return first % 64 / 32 * 4; }
 
 /// Stores the low 4 bits of 256 codes.
 NIBBLE_HD void pack_k_nibbles(const int8_t* codes, uint8_t* qs) {
-  for (int j = 0; j < 128; ++j) {
-    const int8_t* low = codes + j / 32 * 64 + j % 32;
-    qs[j] = static_cast<uint8_t>((low[0] & 15) | (low[32] & 15) << 4);
+  for (int pair = 0; pair < 4; ++pair) {
+    const int8_t* low = codes + 64 * pair;
+    for (int l = 0; l < 32; ++l)
+      qs[32 * pair + l] = static_cast<uint8_t>((low[l] & 15) | (low[l + 32] & 15) << 4);
   }
 }
 

@@ -52,15 +52,15 @@ struct Q6_K : SubScaleFormat<Q6_K> {
     }
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
-    for (int j = 0; j < kBlockSize / 2; ++j) {
-      const int8_t* low = codes + j / 64 * 128 + j % 64;
-      block.ql[j] = static_cast<uint8_t>((low[0] & 15) | (low[64] & 15) << 4);
-    }
-    for (int j = 0; j < kBlockSize / 4; ++j) {
-      int bits = 0;
-      for (int quarter = 0; quarter < 4; ++quarter)
-        bits |= (codes[j / 32 * 128 + 32 * quarter + j % 32] + 32) >> 4 << 2 * quarter;
-      block.qh[j] = static_cast<uint8_t>(bits);
+    for (int half = 0; half < 2; ++half) {
+      const int8_t* q = codes + 128 * half;
+      for (int l = 0; l < 64; ++l)
+        block.ql[64 * half + l] = static_cast<uint8_t>((q[l] & 15) | (q[l + 64] & 15) << 4);
+      for (int l = 0; l < 32; ++l) {
+        const int high = (q[l] + 32) >> 4 | (q[l + 32] + 32) >> 4 << 2 |
+                         (q[l + 64] + 32) >> 4 << 4 | (q[l + 96] + 32) >> 4 << 6;
+        block.qh[32 * half + l] = static_cast<uint8_t>(high);
+      }
     }
   }
   static NIBBLE_HD int sub_scale(const Block& block, int group) { return block.scales[group]; }

@@ -122,18 +122,22 @@ NIBBLE_HD void refit_groups(const SearchGroups<F>& block, const GroupSums<F>& su
   }
 }
 
-/// Clippings of a group's range that the search starts from, by format: with mins, what is clipped
-/// is taken from the top, from both ends or from the bottom; else both signs of the step, as codes
+/// Clippings of a group's range that the search starts from, the deepest of kDeepest of the range:
+/// coarse formats gain by cutting deep, fine ones do not. With mins, what is clipped is taken from
+/// the top, from both ends or from the bottom; else both signs of the step are tried, as codes
 /// reach further on one side of 0.
 template <class F>
-constexpr int kStarts = F::kHasOffset ? 1 + 3 * 4 : 2 * 6;
+constexpr int kCuts = F::kHasOffset ? 8 : 5;
+template <class F>
+constexpr int kStarts = F::kHasOffset ? 1 + 3 * kCuts<F> : 2 * (1 + kCuts<F>);
+template <class F>
+constexpr float kDeepest = F::kQMax - F::kQMin > 10 ? 6.0f / (F::kQMax - F::kQMin) : 0.75f;
 
 template <class F>
 NIBBLE_HD void starting_grids(const SearchGroups<F>& block, int start, GroupGrids<F>* grids) {
   constexpr float kLo = F::kQMin, kHi = F::kQMax;
   const int cuts = F::kHasOffset ? (start + 2) / 3 : start / 2;
-  const int most_cuts = F::kHasOffset ? 4 : 5;
-  const float share = (1.0f - kLeastRange<F>)*static_cast<float>(cuts) / most_cuts;
+  const float share = kDeepest<F> / kCuts<F> * static_cast<float>(cuts);
   const float part = 0.5f * static_cast<float>((start + 2) % 3);
   NIBBLE_EACH_LANE (l, kNumGroups<F>) {
     if (F::kHasOffset) {
@@ -159,7 +163,7 @@ constexpr float kLeastGroup = 1e-30f;
 /// Fills in steps, down and levels: the start whose refit is best, refitted on.
 template <class F>
 NIBBLE_HD void find_group_steps(SearchGroups<F>* block) {
-  constexpr int kLanes = kNumGroups<F>, kRefits = 4;
+  constexpr int kLanes = kNumGroups<F>, kRefits = 3;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   GroupGrids<F> from;
   GroupSums<F> sums;
@@ -266,14 +270,14 @@ NIBBLE_HD float sum_of(const float* groups) {
 /// d's, then dmin's, that the largest step and minus-offset suggest: they may take any of the
 /// larger integers, as a d that is a little larger leaves the other groups elsewhere on their
 /// grids.
-constexpr int kSharedTrials = 10;
+constexpr int kSharedTrials = 6;
 template <class F>
 constexpr int kSharedCandidates = kSharedTrials * 2;
 
 template <class F>
 NIBBLE_HD SharedScales candidate_scales(const SharedScales& best, float largest_step,
                                         float largest_min, int i) {
-  const float share = 1.06f - 0.03f * static_cast<float>(i % kSharedTrials);
+  const float share = 1.03f - 0.04f * static_cast<float>(i % kSharedTrials);
   if (i >= kSharedTrials && F::kHasOffset)
     return {best.d, snap_offset(largest_min / (F::kTMax * share))};
   // Without mins the second half is of the other sign.
@@ -361,7 +365,7 @@ NIBBLE_HD SharedScales refit_shared_scales(const SearchGroups<F>& block,
 /// most 1.
 template <class F>
 NIBBLE_HD bool search_sub_scales(const float* weights, const float* importance, float* scales) {
-  constexpr int kRounds = 3, kFirst = 1 + F::kHasOffset;
+  constexpr int kRounds = 2, kFirst = 1 + F::kHasOffset;
   SearchGroups<F> block;
   load_groups<F>(weights, importance, &block);
   find_group_steps<F>(&block);
