@@ -3,6 +3,7 @@
 // across groups, and no group's sums are reordered.
 #pragma once
 
+#include "base/float16.h"
 #include "base/host_device.h"
 
 namespace nibble {
@@ -14,6 +15,12 @@ namespace nibble {
 #else
 #define NIBBLE_EACH_LANE(l, count) for (int l = 0; l < (count); ++l)
 #endif
+
+/// A choice between two numbers that is no branch, for loops where `?:` becomes one.
+NIBBLE_HD uint32_t bits_where(bool condition) { return 0u - static_cast<uint32_t>(condition); }
+NIBBLE_HD float choose_bits(uint32_t bits, float there, float elsewhere) {
+  return float_of((bits & bits_of(there)) | (~bits & bits_of(elsewhere)));
+}
 
 /// From group after group to lanes.
 template <int kSize, int kLanes>

@@ -35,22 +35,24 @@ NIBBLE_HD void ggml_moved_choices(const float* x, int half_range,
     }
   }
   for (int round = 0; round < kRounds; ++round) {
-    int32_t moved[kLanes] = {};
+    uint32_t moved[kLanes] = {};
     for (int first = 0; first < kSize * kLanes; first += kLanes) {
       NIBBLE_EACH_LANE (l, kLanes) {
         const float value = x[first + l], weight = value * value, q = codes[first + l];
         const float rest_xq = xq[l] - weight * value * q, rest_qq = qq[l] - weight * q * q;
         const auto to = static_cast<float>(ggml_code(value * rest_qq / rest_xq, lo, hi));
         const float new_xq = rest_xq + weight * value * to, new_qq = rest_qq + weight * to * to;
-        const bool better = rest_xq > 0.0f && to != q && new_qq > 0.0f &&
-                            new_xq * new_xq * qq[l] > xq[l] * xq[l] * new_qq;
-        codes[first + l] = better ? to : q;
-        xq[l] = better ? new_xq : xq[l];
-        qq[l] = better ? new_qq : qq[l];
-        moved[l] |= better ? 1 : 0;
+        // As bits, without a branch, so that the loop vectorizes.
+        const uint32_t better = bits_where(rest_xq > 0.0f) & bits_where(to != q) &
+                                bits_where(new_qq > 0.0f) &
+                                bits_where(new_xq * new_xq * qq[l] > xq[l] * xq[l] * new_qq);
+        codes[first + l] = choose_bits(better, to, q);
+        xq[l] = choose_bits(better, new_xq, xq[l]);
+        qq[l] = choose_bits(better, new_qq, qq[l]);
+        moved[l] |= better;
       }
     }
-    int32_t any = 0;
+    uint32_t any = 0;
     NIBBLE_EACH_LANE (l, kLanes) any |= moved[l];
     if (!any) break;
   }
