@@ -65,11 +65,13 @@ Codes decode_codes(const GgufTensor& tensor, int64_t first, int64_t count) {
   return out;
 }
 
+/// Whether the picture of a grid, a line for each level and a dot for each weight, can show it.
 bool can_sample(const GgufTensor& tensor, const GgufFile& baseline) {
+  constexpr int64_t kMostWeights = 64;
   const Format* format = find_format(tensor.type);
   const GgufTensor* other = baseline.find_tensor(tensor.name);
   return format && is_quantized(tensor) && other && other->type == tensor.type &&
-         (format->num_scales == 1 || format->num_scales == 2);
+         format->has_even_levels && format->block_size <= kMostWeights;
 }
 
 /// The feed-forward output of the middle layer where it can be shown, else the tensor in the middle

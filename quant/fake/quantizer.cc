@@ -82,6 +82,7 @@ FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode m
                              torch::Tensor weights, const torch::Tensor& importance,
                              EncodeMethod initial)
     : name_(std::move(name)), format_(&format), mode_(mode), weights_(std::move(weights)) {
+  check_mode();
   check_shapes();
   if (mode_ == ScaleMode::kDynamic || format.num_scales == 0) return;
   const torch::Tensor on_cpu = weights_.cpu();
@@ -110,6 +111,7 @@ FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode m
       weights_(std::move(weights)),
       scale_ratios_(std::move(scale_ratios)),
       initial_scales_(std::move(initial_scales)) {
+  check_mode();
   check_shapes();
   const bool wanted = mode_ != ScaleMode::kDynamic && format.num_scales > 0;
   check(scale_ratios_.defined() == wanted && initial_scales_.defined() == wanted, "tensor '", name_,
@@ -126,6 +128,13 @@ FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode m
 
 void FakeQuantizer::check_like_weights(const torch::Tensor& tensor, const char* what) const {
   check_float32(tensor, name_, what, weights_.device());
+}
+
+void FakeQuantizer::check_mode() const {
+  if (!format_->has_byte_scales || mode_ == ScaleMode::kDynamic) return;
+  fail_usage("tensor '", name_, "': scales of ", format_->name, " cannot be ",
+             scale_mode_name(mode_),
+             ", as bytes are too coarse for it; set quant.scales to dynamic");
 }
 
 void FakeQuantizer::check_shapes() const {

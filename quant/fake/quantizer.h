@@ -36,7 +36,7 @@ class FakeQuantizer {
   /// weights: [rows, row length] float32, contiguous, the masters (kept, not copied).
   /// Scales start where `encode` with `initial` puts them, on the weights' device; importance: one
   /// row of weights on the CPU, or undefined. Throws Error naming tensor and row for weights that
-  /// the format cannot hold.
+  /// the format cannot hold, and (usage) for a mode that the format's scales cannot have.
   FakeQuantizer(std::string name, const Format& format, ScaleMode mode, torch::Tensor weights,
                 const torch::Tensor& importance, EncodeMethod initial);
   /// Restores saved state. scale_ratios and initial_scales: as the accessors below give them.
@@ -78,6 +78,7 @@ class FakeQuantizer {
   int64_t num_blocks() const { return weights_.numel() / format_->block_size; }
   /// The scales of blocks [begin, end), num_scales each, into `out`.
   void scales_of_blocks(int64_t begin, int64_t end, float* out) const;
+  void check_mode() const;
   void check_shapes() const;
   void check_like_weights(const torch::Tensor& tensor, const char* what) const;
   void materialize_on_cuda(torch::Tensor& out) const;

@@ -4,6 +4,7 @@
 #include "quant/format/ggml_choice.h"
 #include "quant/format/registry.h"
 #include "quant/format/search.h"
+#include "quant/format/search_byte_scales.h"
 #include "quant/format/search_sub_scales.h"
 #include "quant/format/uniform.h"
 
@@ -31,12 +32,15 @@ NIBBLE_HD double block_error(const float* weights, const float* importance,
 template <class F>
 NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
   float scales[F::kNumScales], snapped[F::kNumScales];
-  if constexpr (kNumGroups < F >> 1)
+  if constexpr (F::kHasSubScales)
     range_sub_scales<F>(weights, scales);
+  else if constexpr (F::kHasByteScales)
+    range_byte_scales<F>(weights, scales);
   else
     range_scales<F>(weights, scales);
   F::snap(scales, snapped);
   F::encode_with(weights, snapped, block);
+  if constexpr (F::kHasByteScales) return;
   // An overflow must reach the block, where encode_tensor sees it.
   for (float scale : scales) {
     if (std::fabs(scale) >= kOverflow) F::set_scales(block, scales);
@@ -46,18 +50,15 @@ NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
 /// Scales of least weighted squared error found; false where there is nothing to search.
 template <class F>
 NIBBLE_HD bool search_block(const float* weights, const float* importance, float* scales) {
-  if constexpr (kNumGroups < F >> 1) {
+  if constexpr (F::kHasSubScales) {
     return search_sub_scales<F>(weights, importance, scales);
+  } else if constexpr (F::kHasByteScales) {
+    search_byte_scales<F>(weights, importance, scales);
   } else {
-    SearchBlock search = {weights, importance, 0.0f, weights[0], weights[0]};
-    for (int i = 0; i < F::kBlockSize; ++i) {
-      search.importance_sum += importance[i];
-      search.min = weights[i] < search.min ? weights[i] : search.min;
-      search.max = weights[i] > search.max ? weights[i] : search.max;
-    }
-    memcpy(scales, search_scales<F>(search).scales, F::kNumScales * sizeof(float));
-    return true;
+    const auto block = search_block_of<F::kBlockSize>(weights, importance);
+    memcpy(scales, search_scales<F>(block).scales, F::kNumScales * sizeof(float));
   }
+  return true;
 }
 
 /// Replaces ggml's choice in `block` where search or range has less error. importance: at most 1.
@@ -71,7 +72,7 @@ NIBBLE_HD void improve_by_search(const float* weights, const float* importance,
   }
   const double ggml_error = block_error<F>(weights, importance, block);
   if (ggml_error == 0.0) return;
-  typename F::Block searched, ranged;
+  typename F::Block searched = {}, ranged = {};
   encode_by_range<F>(weights, ranged);
   if (search_block<F>(weights, importance, scales))
     F::encode_with(weights, scales, searched);
@@ -97,8 +98,8 @@ NIBBLE_HD bool relative_importance(const float* importance, float* relative) {
 template <class F>
 NIBBLE_HD void encode_by_ggml(const float* weights, const float* importance, float sigma2,
                               typename F::Block& block) {
-  if constexpr (kNumGroups < F >> 1) {
-    F::encode_ggml(weights, importance, block);  // weighs, if at all, by itself
+  if constexpr (F::kWeighsItself) {
+    F::encode_ggml(weights, importance, block);
     return;
   }
   float weighed[F::kBlockSize];

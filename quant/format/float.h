@@ -11,6 +11,7 @@ struct FloatFormat {
   static constexpr int kBlockSize = 1;
   static constexpr int kGroupSize = 1;
   static constexpr int kNumScales = 0;
+  static constexpr bool kHasByteScales = false;
 
   template <class Block>
   static NIBBLE_HD void decode(const Block& block, float* out) {

@@ -19,9 +19,20 @@ NIBBLE_HD float float16_at_most(float x) {
   return float16_to_float(static_cast<uint16_t>(snapped > 0.0f ? bits - 1 : bits + 1));
 }
 
-/// The scales that put every weight within half a step of its value, without clamping.
+NIBBLE_HD float mean_magnitude(const float* weights, int count) {
+  float sum = 0.0f;
+  for (int i = 0; i < count; ++i) sum += std::fabs(weights[i]);
+  return sum / static_cast<float>(count);
+}
+
+/// The scales that put every weight within half a step of its value, without clamping. A format
+/// of two levels has no range to cover: the mean magnitude there, which is the least-squares step.
 template <class F>
 NIBBLE_HD void range_scales(const float* weights, float* scales) {
+  if constexpr (F::Levels::kCount == 2) {
+    scales[0] = mean_magnitude(weights, F::kBlockSize);
+    return;
+  }
   float min = weights[0], max = weights[0];
   for (int i = 1; i < F::kBlockSize; ++i) {
     min = weights[i] < min ? weights[i] : min;

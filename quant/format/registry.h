@@ -3,8 +3,9 @@
 // else lists formats.
 //
 // Scales: a format has kNumScales float parameters per block, in the order of its block (Q4_0: d;
-// Q4_1: d, m; K-quants: d, dmin, t_0..., u_0...). Training holds them as real numbers; snap() gives
-// the nearest that the block can store, and everything after it works with snapped values.
+// Q4_1: d, m; K-quants: d, dmin, t_0..., u_0...; NVFP4: d_0...). Training holds them as real
+// numbers; snap() gives the nearest that the block can store, and everything after it works with
+// snapped values.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +29,13 @@ struct Format {
   std::string_view name;
   int64_t block_size;  // weights
   int64_t block_bytes;
-  int num_scales;  // trainable parameters per block; 0 for F32, F16, BF16
+  int num_scales;  // parameters per block; 0 for F32, F16, BF16
   int ftype;       // general.file_type of llama-quantize's plain mix of this type
+  /// Scales are bytes (MXFP4: powers of two), one per group of weights, too far apart to train: in
+  /// training they follow from the weights in every step.
+  bool has_byte_scales;
+  /// Levels are consecutive integers times the step; false for codebooks and single weights.
+  bool has_even_levels;
 
   /// Decodes `num_blocks` blocks, bit-equal to ggml's to_float. `blocks` may be unaligned.
   void (*decode)(const std::byte* blocks, float* out, int64_t num_blocks);

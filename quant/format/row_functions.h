@@ -3,6 +3,7 @@
 // (a function attribute), then includes this. Everything that these functions call is inlined into
 // them, so no code for a wider instruction set leaves its namespace.
 #include <array>
+#include <type_traits>
 
 #include "quant/format/encode.h"
 #include "quant/format/registry.h"
@@ -79,6 +80,14 @@ NIBBLE_TARGET_OPTIONS void fake_quantize_backward(const float* weights, const fl
 }
 
 template <class F>
+constexpr bool has_even_levels() {
+  if constexpr (F::kNumScales == 0)
+    return false;
+  else
+    return std::is_same_v<typename F::Levels, EvenLevels<F>>;
+}
+
+template <class F>
 constexpr Format format_row(std::string_view name) {
   return {F::kType,
           name,
@@ -86,6 +95,8 @@ constexpr Format format_row(std::string_view name) {
           sizeof(typename F::Block),
           F::kNumScales,
           F::kFtype,
+          F::kHasByteScales,
+          has_even_levels<F>(),
           decode<F>,
           encode<F>,
           scales_of<F>,

@@ -20,6 +20,17 @@ struct SearchBlock {
   float min, max;
 };
 
+template <int kSize>
+NIBBLE_HD SearchBlock search_block_of(const float* weights, const float* importance) {
+  SearchBlock block = {weights, importance, 0.0f, weights[0], weights[0]};
+  for (int i = 0; i < kSize; ++i) {
+    block.importance_sum += importance[i];
+    block.min = weights[i] < block.min ? weights[i] : block.min;
+    block.max = weights[i] > block.max ? weights[i] : block.max;
+  }
+  return block;
+}
+
 /// Weighted sums over the block of r = w - value, and of the q's, for one grid.
 struct ResidualSums {
   float rr, r, rq, q, qq;
@@ -119,8 +130,8 @@ NIBBLE_HD void refine(const SearchBlock& block, const float* start, SearchBest* 
 /// How far down from the full range the clipping goes: coarse formats gain by cutting deep, fine
 /// ones do not.
 template <class F>
-constexpr float kLeastRange = F::kQMax - F::kQMin > 10 ? 1.0f - 8.0f / (F::kQMax - F::kQMin)
-                                                       : 0.25f;
+constexpr float kLeastRange = F::Levels::kCount > 11 ? 1.0f - 8.0f / (F::Levels::kCount - 1)
+                                                     : 0.25f;
 constexpr int kClippings = 16;
 
 template <class F>
@@ -192,7 +203,8 @@ NIBBLE_HD bool find_exact_step(const SearchBlock& block, float* scales) {
   for (int i = 0; i < F::kBlockSize; ++i) used |= bits_of(block.weights[i]);
   if ((used & 63u) != 0) return false;
   const float extreme = block.max > -block.min ? block.max : block.min;
-  for (int q = F::kQMin; q <= F::kQMax; ++q) {
+  for (int i = 0; i < F::Levels::kCount; ++i) {
+    const int q = F::Levels::at(i);
     if (q == 0) continue;
     const float scale = extreme / static_cast<float>(q);
     F::snap(&scale, scales);

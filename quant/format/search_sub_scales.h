@@ -16,6 +16,7 @@ namespace nibble {
 /// A group of F's as a block of its own.
 template <class F>
 struct GroupOf {
+  using Levels = typename F::Levels;
   static constexpr int kBlockSize = F::kGroupSize;
   static constexpr int kQMin = F::kQMin;
   static constexpr int kQMax = F::kQMax;

@@ -23,6 +23,8 @@ NIBBLE_HD float snap_sub_scale(float t) {
 template <class F>
 struct SubScaleFormat : Uniform<F> {
   static constexpr bool kHasOffset = false;
+  static constexpr bool kHasSubScales = true;
+  static constexpr bool kWeighsItself = true;
 
   template <class Block>
   static NIBBLE_HD void scales_of(const Block& block, float* scales) {
@@ -57,6 +59,8 @@ struct SubScaleFormat : Uniform<F> {
 template <class F>
 struct SubMinFormat : Uniform<F> {
   static constexpr bool kHasOffset = true;
+  static constexpr bool kHasSubScales = true;
+  static constexpr bool kWeighsItself = true;
 
   template <class Block>
   static NIBBLE_HD void scales_of(const Block& block, float* scales) {

@@ -1,8 +1,9 @@
-// Block formats whose levels are evenly spaced: value = d * q, or d * q + m, with one grid per
-// block or one per group of weights in it (K-quants). A format F derives from Uniform<F> and gives
+// Block formats with a grid of levels: value = d * q, or d * q + m, with one grid per block or one
+// per group of weights in it (K-quants). A format F derives from Uniform<F> and gives
 //   kType, kFtype, Block, kBlockSize, kGroupSize, kQMin, kQMax (the q's that encoders use),
 //   code(block, i) -> q of weight i, unpack(block, first, 16 q's), pack(q's, block), and
 //   encode_ggml(weights, importance, block);
+// where the q's are not all integers from kQMin to kQMax, Levels (quant/format/codebook.h);
 // and, by StepFormat or StepOffsetFormat or of its own: kNumScales, kHasOffset,
 //   scales_of(block, scales), set_scales(block, scales), snap(scales, snapped), grid(snapped,
 //   group) and scale_gradients(snapped, step sums, offset sums, gradients): what the groups' sums
@@ -18,11 +19,36 @@ namespace nibble {
 template <class F>
 constexpr int kNumGroups = F::kBlockSize / F::kGroupSize;
 
-/// The q of least |value - w|, ties to even, as a float.
+/// A weight in steps, rounded to a level. in_range: rounding alone, without clamping, gave one.
+struct Rounding {
+  float level;
+  bool in_range;
+};
+
+/// The q's of a format whose levels are evenly spaced: all integers from kQMin to kQMax.
+template <class F>
+struct EvenLevels {
+  static constexpr int kCount = F::kQMax - F::kQMin + 1;
+  static NIBBLE_HD int at(int i) { return F::kQMin + i; }
+  /// Ties to even. A NaN stays NaN.
+  static NIBBLE_HD float nearest(float x) { return round_to_even(clamp_to(x, F::kQMin, F::kQMax)); }
+  static NIBBLE_HD Rounding round(float x) {
+    const float rounded = round_to_even(clamp_to(x, F::kQMin - 1.0f, F::kQMax + 1.0f));
+    const float q = clamp_to(rounded, F::kQMin, F::kQMax);
+    return {q, q == rounded};
+  }
+};
+
+/// A weight in units of the grid's step.
+template <class F>
+NIBBLE_HD float in_steps(float w, const Grid& grid) {
+  return F::kHasOffset ? (w - grid.offset) * grid.inverse : w * grid.inverse;
+}
+
+/// The q of least |value - w| as a float.
 template <class F>
 NIBBLE_HD float level_of(float w, const Grid& grid) {
-  const float x = F::kHasOffset ? (w - grid.offset) * grid.inverse : w * grid.inverse;
-  return round_to_even(clamp_to(x, F::kQMin, F::kQMax));
+  return F::Levels::nearest(in_steps<F>(w, grid));
 }
 
 /// One rounding per operation, in ggml's order.
@@ -36,14 +62,11 @@ struct WeightGradient {
   float weight, step, offset;
 };
 
-/// g: dL/dW^ of this weight. In range means that rounding alone, without clamping, gives a code
-/// that exists.
+/// g: dL/dW^ of this weight.
 template <class F>
 NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid) {
-  const float x = F::kHasOffset ? (w - grid.offset) * grid.inverse : w * grid.inverse;
-  const float rounded = round_to_even(clamp_to(x, F::kQMin - 1.0f, F::kQMax + 1.0f));
-  const float q = clamp_to(rounded, F::kQMin, F::kQMax);
-  const bool in_range = q == rounded;
+  const float x = in_steps<F>(w, grid);
+  const auto [q, in_range] = F::Levels::round(x);
   return {in_range ? g : 0.0f, g * (in_range ? q - x : q), in_range ? 0.0f : g};
 }
 
@@ -58,6 +81,14 @@ NIBBLE_HD float fold_sums(float* sums) {
 
 template <class F>
 struct Uniform {
+  using Levels = EvenLevels<F>;
+  /// Small integers per group beside the block's scales (quant/format/sub_scales.h).
+  static constexpr bool kHasSubScales = false;
+  /// Scales that are bytes, one per group, and do not train (quant/format/fp4.h).
+  static constexpr bool kHasByteScales = false;
+  /// Whether encode_ggml weighs importance by itself, instead of getting what weigh() makes of it.
+  static constexpr bool kWeighsItself = false;
+
   /// out: kBlockSize weights.
   template <class Block>
   static NIBBLE_HD void decode(const Block& block, float* out) {

@@ -1,5 +1,7 @@
 #include "export/export.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/version.h"
 #include "export/sha256.h"
@@ -200,21 +202,35 @@ TEST(Export, WidensWhatWasNotTrained) {
   }
 }
 
-// Every format that nibble has, by both kinds of scales.
+// Every format that nibble has, by both kinds of scales where it can have both.
 TEST(Export, EveryFormat) {
   std::vector<TinyTensor> tensors;
-  for (const Format& format : formats())
-    for (const ScaleMode mode : {ScaleMode::kLearned, ScaleMode::kDynamic})
+  for (const Format& format : formats()) {
+    for (const ScaleMode mode : {ScaleMode::kLearned, ScaleMode::kDynamic}) {
+      if (format.has_byte_scales && mode != ScaleMode::kDynamic) continue;
       tensors.push_back({concat(format.name, ".", scale_mode_name(mode)),
                          {256, 3},
                          GgmlType::kF32,
                          format.type,
                          true,
                          mode});
+    }
+  }
   const TinyRun run = make_tiny_run(tensors);
   const ExportStats stats =
       export_checkpoint(run.source(), run.plan, run.checkpoint, test_path("out.gguf"), {});
-  EXPECT_EQ(stats.weights_checked, static_cast<int64_t>(256 * 3 * 2 * formats().size()));
+  EXPECT_EQ(stats.weights_checked, static_cast<int64_t>(256 * 3 * tensors.size()));
+}
+
+/// Bits of blocks that may change no weight: the sign of a 4-bit float 0 and the highest bit of
+/// NVFP4's scales, and where TQ1_0 has 8 bits for the 3^5 numbers of five codes or the 3^4 of four,
+/// the lowest of a byte or the lowest two.
+int64_t idle_bits(const Format& format, const std::vector<float>& weights) {
+  const auto num_blocks = static_cast<int64_t>(weights.size()) / format.block_size;
+  if (format.type == GgmlType::kTQ1_0) return num_blocks * (48 + 2 * 4);
+  if (!format.has_byte_scales) return 0;
+  const int64_t idle = format.type == GgmlType::kNVFP4 ? num_blocks * format.num_scales : 0;
+  return idle + std::count(weights.begin(), weights.end(), 0.0f);
 }
 
 // Any flipped bit of a block either leaves every weight as it was or is named.
@@ -237,8 +253,8 @@ TEST(Parity, NoticesEveryBitOfABlock) {
       ++noticed;
       EXPECT_THROW(check_parity(format.type, changed, wanted, format.block_size), Error);
     }
-    // Every bit of a block means something, so all of them are noticed.
-    EXPECT_EQ(noticed, num_bits) << format.name;
+    // Every other bit of a block means something, so all of them are noticed.
+    EXPECT_GE(noticed, num_bits - idle_bits(format, wanted)) << format.name;
   }
 }
 

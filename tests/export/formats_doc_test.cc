@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <random>
@@ -81,10 +82,14 @@ void set_bits(uint8_t& byte, int shift, int count, int value) {
 }
 
 /// Sets t_index or u_index in the bytes of `scales` as the text below the table says: of Q4_K and
-/// Q5_K, of Q3_K, of Q2_K, of Q6_K.
+/// Q5_K, of Q3_K, of Q2_K, of Q6_K; of IQ4_XS in those of `scales_h` or `scales_l`.
 void store_integer(uint8_t* scales, const Field& field, bool has_mins, bool is_t, int64_t index,
                    int value) {
-  if (field.bytes == 12 && has_mins) {
+  if (field.name == "scales_h") {
+    set_bits(scales[index / 4], static_cast<int>(index % 4 * 2), 2, (value + 32) >> 4);
+  } else if (field.name == "scales_l") {
+    set_bits(scales[index / 2], static_cast<int>(index % 2 * 4), 4, value + 32);
+  } else if (field.bytes == 12 && has_mins) {
     uint8_t& own = scales[is_t ? index % 4 : index % 4 + 4];
     set_bits(own, index < 4 ? 0 : 6, index < 4 ? 6 : 2, index < 4 ? value : value >> 4);
     if (index >= 4) set_bits(scales[index + 4], is_t ? 0 : 4, 4, value);
@@ -107,7 +112,7 @@ void store(std::vector<std::byte>& block, const std::vector<Field>& fields, cons
   for (const Field& field : fields) {
     const uint16_t half = float_to_float16(value);
     if (field.name == name) std::memcpy(block.data() + offset, &half, sizeof half);
-    if ((name == "t" || name == "u") && field.name == "scales")
+    if ((name == "t" || name == "u") && field.name.starts_with("scales"))
       store_integer(reinterpret_cast<uint8_t*>(block.data()) + offset, field, has_mins, name == "t",
                     index, static_cast<int>(value));
     offset += field.bytes;
@@ -148,6 +153,10 @@ TEST_F(FormatsDoc, ScalesLieWhereItSays) {
     const Format* format = find_format(row.at("format"));
     ASSERT_NE(format, nullptr);
     const std::vector<std::string> names = scales_of(row);
+    if (format->has_byte_scales) {
+      EXPECT_TRUE(names.empty());
+      continue;
+    }
     ASSERT_EQ(static_cast<int>(names.size()), format->num_scales);
     std::vector<std::byte> block(format->block_bytes);
     // At most 15, Q2_K's largest.
@@ -159,6 +168,41 @@ TEST_F(FormatsDoc, ScalesLieWhereItSays) {
     format->scales_of(block.data(), scales.data(), 1);
     for (size_t i = 0; i < names.size(); ++i) EXPECT_EQ(scales[i], value_of(i)) << names[i];
   }
+}
+
+/// The numbers that the text below the table gives for bytes of these scales.
+TEST_F(FormatsDoc, ByteScalesAreTheNumbersThatItSays) {
+  for (int byte = 0; byte < 255; ++byte) {
+    const std::vector<std::byte> mx(17, static_cast<std::byte>(byte));
+    float d[4];
+    find_format("MXFP4")->scales_of(mx.data(), d, 1);
+    EXPECT_EQ(d[0], std::ldexp(1.0, byte - 128)) << byte;
+    const int exponent = byte >> 3 & 15, fraction = byte & 7;
+    const double number =
+        exponent ? std::ldexp(8 + fraction, exponent - 10) : std::ldexp(fraction, -9);
+    const std::vector<std::byte> nv(36, static_cast<std::byte>(byte));
+    find_format("NVFP4")->scales_of(nv.data(), d, 1);
+    for (const float each : d) EXPECT_EQ(each, byte == 127 ? 0.0 : number / 2) << byte;
+  }
+}
+
+/// A row's q's: "-8 to 7", or all of them.
+std::set<float> levels_in(const std::string& text) {
+  const std::vector<std::string> words = split(text, ' ');
+  std::set<float> levels;
+  if (words.size() == 3 && words[1] == "to") {
+    for (int q = std::stoi(words[0]); q <= std::stoi(words[2]); ++q)
+      levels.insert(static_cast<float>(q));
+  } else {
+    for (const std::string& word : words) levels.insert(std::stof(word));
+  }
+  return levels;
+}
+
+/// Makes all steps of a block with scale bytes 1.
+void store_byte_scales(std::vector<std::byte>& block, const Format& format) {
+  for (int j = 0; j < format.num_scales; ++j)
+    block[j] = static_cast<std::byte>(format.type == GgmlType::kMXFP4 ? 128 : 0x40);
 }
 
 // Random codes under d = t = 1 (and m = 100 or dmin u = 100, to see that it counts): the decoded
@@ -186,7 +230,10 @@ TEST_F(FormatsDoc, LevelsAreTheOnesThatDecode) {
     std::vector<float> weights(format->block_size);
     for (int round = 0; round < 1000; ++round) {
       for (std::byte& each : block) each = static_cast<std::byte>(random());
-      store(block, fields_of(row), "d", 1.0f);
+      if (format->has_byte_scales)
+        store_byte_scales(block, *format);
+      else
+        store(block, fields_of(row), "d", 1.0f);
       store(block, fields_of(row), "m", 100.0f);
       for (int64_t t = 0; t < num_t; ++t) store(block, fields_of(row), "t", 1.0f, t);
       store(block, fields_of(row), "dmin", 100.0f);
@@ -194,13 +241,9 @@ TEST_F(FormatsDoc, LevelsAreTheOnesThatDecode) {
       format->decode(block.data(), weights.data(), 1);
       found.insert(weights.begin(), weights.end());
     }
-    std::istringstream range(row.at("q"));
-    int first, last;
-    std::string to;
-    ASSERT_TRUE(range >> first >> to >> last);
     std::set<float> wanted;
-    for (int q = first; q <= last; ++q)
-      wanted.insert(static_cast<float>(q + (has_offset ? 100 : num_u ? -100 : 0)));
+    for (const float q : levels_in(row.at("q")))
+      wanted.insert(q + (has_offset ? 100.0f : num_u ? -100.0f : 0.0f));
     EXPECT_EQ(found, wanted);
   }
 }

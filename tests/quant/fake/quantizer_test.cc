@@ -18,7 +18,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kRows = 5, kLength = 512;
+constexpr int64_t kRows = 5, kLength = 1024;
 constexpr ScaleMode kModes[] = {ScaleMode::kDynamic, ScaleMode::kLearned, ScaleMode::kFrozen};
 
 /// Weights of very different magnitudes, some rows of zeros and constants among them.
@@ -69,6 +69,11 @@ class QuantizerTest : public testing::TestWithParam<DeviceFormat> {
  protected:
   void SetUp() override { NIBBLE_SKIP_WITHOUT_DEVICE(GetParam().cuda); }
   const Format& format() const { return formats()[GetParam().index]; }
+  /// Those that the format's scales can have.
+  std::vector<ScaleMode> modes() const {
+    if (format().has_byte_scales) return {ScaleMode::kDynamic};
+    return {std::begin(kModes), std::end(kModes)};
+  }
   torch::Device device() const { return torch_device({GetParam().cuda, 0}); }
   torch::Tensor random_weights(int64_t seed) const {
     return nibble::random_weights(seed).to(device());
@@ -78,8 +83,16 @@ class QuantizerTest : public testing::TestWithParam<DeviceFormat> {
 INSTANTIATE_TEST_SUITE_P(All, QuantizerTest, testing::ValuesIn(all_on_both_devices()),
                          [](const auto& info) { return info.param.name(); });
 
+/// With modes other than dynamic.
+using LearningTest = QuantizerTest;
+INSTANTIATE_TEST_SUITE_P(All, LearningTest,
+                         testing::ValuesIn(on_both_devices([](const Format& format) {
+                           return !format.has_byte_scales;
+                         })),
+                         [](const auto& info) { return info.param.name(); });
+
 TEST_P(QuantizerTest, WhatTrainsIsWhatShips) {
-  for (ScaleMode mode : kModes)
+  for (ScaleMode mode : modes())
     for (EncodeMethod initial : {EncodeMethod::kRtn, EncodeMethod::kGgml, EncodeMethod::kSearch})
       for (int64_t seed = 0; seed < 12; ++seed) {
         FakeQuantizer quantizer("w", format(), mode, random_weights(seed), {}, initial);
@@ -91,7 +104,7 @@ TEST_P(QuantizerTest, WhatTrainsIsWhatShips) {
       }
 }
 
-TEST_P(QuantizerTest, StartsAtTheScalesOfPtq) {
+TEST_P(LearningTest, StartsAtTheScalesOfPtq) {
   const torch::Tensor weights = nibble::random_weights(2);
   const FakeQuantizer quantizer("w", format(), ScaleMode::kLearned,
                                 weights.to(device(), false, true), {}, EncodeMethod::kSearch);
@@ -105,7 +118,7 @@ TEST_P(QuantizerTest, StartsAtTheScalesOfPtq) {
   EXPECT_LE(error, (ptq - weights).square().sum().item<double>());
 }
 
-TEST_P(QuantizerTest, RatioGradientIsInitialTimesScaleGradient) {
+TEST_P(LearningTest, RatioGradientIsInitialTimesScaleGradient) {
   if (format().num_scales == 0) GTEST_SKIP() << "no scales";
   FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(5), {},
                           EncodeMethod::kSearch);
@@ -134,7 +147,7 @@ TEST_P(QuantizerTest, RatioGradientIsInitialTimesScaleGradient) {
   }
 }
 
-TEST_P(QuantizerTest, StraightThroughWithoutLearnedScales) {
+TEST_P(LearningTest, StraightThroughWithoutLearnedScales) {
   const torch::Tensor grad_out = torch::randn({kRows, kLength}).to(device());
   const FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
                               EncodeMethod::kSearch);
@@ -151,7 +164,7 @@ TEST_P(QuantizerTest, StraightThroughWithoutLearnedScales) {
 }
 
 TEST_P(QuantizerTest, RestoredStateGivesTheSameWeights) {
-  for (ScaleMode mode : kModes) {
+  for (ScaleMode mode : modes()) {
     FakeQuantizer trained("w", format(), mode, random_weights(7), {}, EncodeMethod::kSearch);
     perturb(trained);
     const FakeQuantizer restored("w", format(), mode, trained.weights().clone(),
@@ -162,7 +175,7 @@ TEST_P(QuantizerTest, RestoredStateGivesTheSameWeights) {
 }
 
 TEST_P(QuantizerTest, SameAsOnTheCpu) {
-  for (ScaleMode mode : kModes) {
+  for (ScaleMode mode : modes()) {
     FakeQuantizer trained("w", format(), mode, nibble::random_weights(6), {},
                           EncodeMethod::kSearch);
     perturb(trained);
@@ -179,7 +192,7 @@ TEST_P(QuantizerTest, SameAsOnTheCpu) {
   }
 }
 
-TEST_P(QuantizerTest, SameForAnyNumberOfThreads) {
+TEST_P(LearningTest, SameForAnyNumberOfThreads) {
   const int threads = num_threads();
   std::vector<torch::Tensor> outs, grads;
   std::vector<double> norms;
@@ -200,7 +213,7 @@ TEST_P(QuantizerTest, SameForAnyNumberOfThreads) {
   EXPECT_EQ(norms[0], norms[1]);
 }
 
-TEST_P(QuantizerTest, RefusesWhatItCannotHold) {
+TEST_P(LearningTest, RefusesWhatItCannotHold) {
   torch::Tensor weights = random_weights(1);
   weights[3][17] = std::numeric_limits<float>::infinity();
   if (format().num_scales > 0) {
@@ -225,6 +238,26 @@ TEST_P(QuantizerTest, RefusesWhatItCannotHold) {
     EXPECT_THROW(FakeQuantizer("w", format(), ScaleMode::kLearned, torch::zeros({2, 48 + 1}), {},
                                EncodeMethod::kRtn),
                  Error);
+  }
+}
+
+TEST_P(QuantizerTest, ScalesThatAreBytesAreOnlyDynamic) {
+  if (!format().has_byte_scales) GTEST_SKIP() << "its scales train";
+  const torch::Tensor grad_out = torch::randn({kRows, kLength}).to(device());
+  const FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
+                              EncodeMethod::kSearch);
+  EXPECT_TRUE(same_bits(dynamic.backward(grad_out.clone()).weights, grad_out));
+  for (ScaleMode mode : {ScaleMode::kLearned, ScaleMode::kFrozen}) {
+    try {
+      FakeQuantizer("blk.0.w", format(), mode, random_weights(1), {}, EncodeMethod::kSearch);
+      ADD_FAILURE() << "took " << scale_mode_name(mode);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.exit_code(), 2);
+      EXPECT_EQ(std::string(error.what()),
+                concat("tensor 'blk.0.w': scales of ", format().name, " cannot be ",
+                       scale_mode_name(mode),
+                       ", as bytes are too coarse for it; set quant.scales to dynamic"));
+    }
   }
 }
 

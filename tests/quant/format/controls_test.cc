@@ -25,7 +25,7 @@ class ControlTest : public testing::TestWithParam<size_t> {
   std::vector<float> weights, scales;
 };
 
-INSTANTIATE_TEST_SUITE_P(All, ControlTest, testing::ValuesIn(formats_where(has_scales)),
+INSTANTIATE_TEST_SUITE_P(All, ControlTest, testing::ValuesIn(formats_where(has_trained_scales)),
                          [](const auto& info) { return std::string(formats()[info.param].name); });
 
 using OffsetControlTest = ControlTest;
@@ -53,8 +53,7 @@ TEST_P(ControlTest, CodesThatAreTruncated) {
                           int64_t num_blocks) {
     std::vector<float> lowered(weights, weights + num_blocks * sound->block_size);
     const std::vector<float> all(snapped, snapped + num_blocks * sound->num_scales);
-    for (size_t i = 0; i < lowered.size(); ++i)
-      lowered[i] -= 0.5f * std::fabs(step_at(*sound, all, i));
+    for (size_t i = 0; i < lowered.size(); ++i) lowered[i] -= 0.5f * spacing_at(*sound, all, i);
     sound->encode_with(lowered.data(), snapped, blocks, num_blocks);
   };
   EXPECT_NE(check_nearest(broken, weights, scales, 2), "");

@@ -3,10 +3,13 @@
 // them on.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,10 +31,15 @@ std::vector<size_t> formats_where(Predicate holds) {
   return indices;
 }
 inline bool has_scales(const Format& format) { return format.num_scales > 0; }
+inline bool has_trained_scales(const Format& format) {
+  return has_scales(format) && !format.has_byte_scales;
+}
 /// A step and an offset per block.
 inline bool has_offset(const Format& format) { return format.num_scales == 2; }
 /// A float16 step (and min) per block, and integers that multiply them per group of weights.
-inline bool has_sub_scales(const Format& format) { return format.num_scales > 2; }
+inline bool has_sub_scales(const Format& format) {
+  return format.num_scales > 2 && !format.has_byte_scales;
+}
 /// Of these, those with mins: d, dmin, t's, u's, an even number.
 inline bool has_sub_mins(const Format& format) {
   return has_sub_scales(format) && format.num_scales % 2 == 0;
@@ -49,9 +57,11 @@ inline SubScales sub_scales_of(const Format& format, size_t i) {
   return {first + group, has_sub_mins(format) ? first + groups + group : 0};
 }
 
-/// The distance between the levels of weight i, for snapped scales of all blocks.
+/// What weight i's level is multiplied by, for snapped scales of all blocks.
 inline float step_at(const Format& format, const std::vector<float>& snapped, size_t i) {
   const float* scales = &snapped[i / format.block_size * format.num_scales];
+  if (format.has_byte_scales)
+    return scales[i % format.block_size * format.num_scales / format.block_size];
   const int64_t t = sub_scales_of(format, i).t;
   return t ? scales[0] * scales[t] : scales[0];
 }
@@ -61,6 +71,37 @@ inline float offset_at(const Format& format, const std::vector<float>& snapped, 
   if (has_offset(format)) return scales[1];
   const int64_t u = sub_scales_of(format, i).u;
   return u ? -(scales[1] * scales[u]) : 0.0f;
+}
+
+/// The levels that weights are rounded to, ascending: what numbers of all sizes become with steps
+/// of 1 and offsets of 0.
+inline const std::vector<float>& levels_of(const Format& format) {
+  static std::map<GgmlType, std::vector<float>> known;
+  std::vector<float>& levels = known[format.type];
+  if (!levels.empty()) return levels;
+  const Format& sound = require_format(format.type);
+  std::vector<float> scales(sound.num_scales, sound.has_byte_scales ? 1.0f : 0.0f);
+  scales[0] = 1.0f;
+  std::set<float> found;
+  for (float x = -200.0f; x <= 200.0f; x += 0.25f) {
+    std::vector<float> weights(sound.block_size, x), out(sound.block_size);
+    if (const int64_t t = sub_scales_of(sound, 0).t) scales[t] = 1.0f;
+    sound.fake_quantize(weights.data(), scales.data(), out.data(), 1);
+    found.insert(out[0]);
+  }
+  levels.assign(found.begin(), found.end());
+  return levels;
+}
+/// The largest distance between two neighbours of them.
+inline float largest_gap(const Format& format) {
+  const std::vector<float>& levels = levels_of(format);
+  float gap = 0.0f;
+  for (size_t i = 1; i < levels.size(); ++i) gap = std::max(gap, levels[i] - levels[i - 1]);
+  return gap;
+}
+/// The largest distance between two values that weight i can have.
+inline float spacing_at(const Format& format, const std::vector<float>& snapped, size_t i) {
+  return std::fabs(step_at(format, snapped, i)) * largest_gap(format);
 }
 
 /// A multiple of every block size.
@@ -206,7 +247,7 @@ inline Verdict check_nearest(const Format& format, const std::vector<float>& wei
   for (int trial = 0; trial < 20; ++trial) {
     std::vector<float> nearby = weights;
     for (size_t i = 0; i < nearby.size(); ++i) {
-      const float step = format.num_scales ? step_at(format, snapped, i) : weights[i] * 1e-3f;
+      const float step = format.num_scales ? spacing_at(format, snapped, i) : weights[i] * 1e-3f;
       nearby[i] += step * steps(generator);
     }
     const std::vector<float> others = decode(format, encode_with(format, nearby, snapped));

@@ -102,16 +102,21 @@ TEST_P(FormatTest, CodesAreTheNearest) {
 }
 
 TEST_P(ScaledFormatTest, RangeScalesKeepWithinHalfAStep) {
+  if (levels_of(format()).size() == 2) GTEST_SKIP() << "two levels have no range to cover";
+  const auto largest_scales = snap(format(), std::vector<float>(format().num_scales, 3e38f));
+  const float largest = step_at(format(), largest_scales, 0) * levels_of(format()).back();
   for (const Row& row : make_rows(9)) {
     const auto blocks = encode(format(), row.weights, {}, EncodeMethod::kRtn);
     const auto decoded = decode(format(), blocks), scales = scales_of(format(), blocks);
     for (size_t i = 0; i < decoded.size(); ++i) {
+      if (std::fabs(row.weights[i]) > largest) continue;  // NVFP4 clamps them
       const double step = std::fabs(step_at(format(), scales, i));
+      const double spacing = spacing_at(format(), scales, i);
       // The ends of the range miss their levels by the rounding of d (2^-11 of it, or 2^-25) over
       // up to 127 steps, and float arithmetic by 2^-22 of the value.
       const double rounding =
           127 * std::max(step * 0x1p-11, 0x1p-25) + std::ldexp(std::fabs(row.weights[i]), -22);
-      ASSERT_LE(std::fabs(decoded[i] - row.weights[i]), step / 2 + rounding)
+      ASSERT_LE(std::fabs(decoded[i] - row.weights[i]), spacing / 2 + rounding)
           << row.name << " " << i;
     }
   }
@@ -131,7 +136,12 @@ TEST_P(ScaledFormatTest, SearchGainsWhereThereIsRoom) {
   const auto error_of = [&](EncodeMethod method) {
     return row_error(decode(format(), encode(format(), weights, {}, method)), weights, {});
   };
-  EXPECT_LT(error_of(EncodeMethod::kSearch), error_of(EncodeMethod::kGgml));
+  const double searched = error_of(EncodeMethod::kSearch), ggml = error_of(EncodeMethod::kGgml);
+  // Of two levels ggml's mean magnitude is the best step already.
+  if (levels_of(format()).size() == 2)
+    EXPECT_LE(searched, ggml);
+  else
+    EXPECT_LT(searched, ggml);
 }
 
 TEST_P(FormatTest, AnyBytesDecode) {
@@ -159,6 +169,7 @@ TEST_P(FormatTest, SnapGivesScalesThatBlocksStore) {
     EXPECT_EQ(snap(format(), snapped), snapped);
     for (int64_t i = 0; i < count; i += std::max(1, format().num_scales)) {
       EXPECT_TRUE(std::isfinite(snapped[i]));
+      if (format().has_byte_scales) continue;  // unsigned, and MXFP4 has no 0
       EXPECT_EQ(snapped[i] == 0.0f, scale == 0.0f);
       EXPECT_EQ(std::signbit(snapped[i]), std::signbit(scale));
     }

@@ -3,6 +3,7 @@
 // codes are clamped.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "cuda_formats.h"
@@ -22,7 +23,8 @@ INSTANTIATE_TEST_SUITE_P(All, GradientTest, testing::ValuesIn(all_on_both_device
                          [](const auto& info) { return info.param.name(); });
 
 using ScaledGradientTest = GradientTest;
-INSTANTIATE_TEST_SUITE_P(All, ScaledGradientTest, testing::ValuesIn(on_both_devices(has_scales)),
+INSTANTIATE_TEST_SUITE_P(All, ScaledGradientTest,
+                         testing::ValuesIn(on_both_devices(has_trained_scales)),
                          [](const auto& info) { return info.param.name(); });
 
 using FloatGradientTest = GradientTest;
@@ -43,15 +45,19 @@ Gradients backward(const Format& format, const std::vector<float>& weights,
   return result;
 }
 
-/// The smallest and largest q, from what weights far outside decode to with steps 1 and offsets 0.
-std::pair<double, double> code_range(const Format& format) {
-  std::vector<float> scales(format.num_scales, 0.0f), weights(format.block_size, -1e4f);
-  scales[0] = 1.0f;
-  for (size_t i = 0; has_sub_scales(format) && i < weights.size(); ++i)
-    scales[sub_scales_of(format, i).t] = 1.0f;
-  const double least = fake_quantize(format, weights, scales)[0];
-  weights.assign(format.block_size, 1e4f);
-  return {least, fake_quantize(format, weights, scales)[0]};
+/// x to the nearest level; in range up to half of the last distance between levels beyond them.
+struct Rounded {
+  double q;
+  bool in_range;
+};
+Rounded round_to_level(const std::vector<float>& levels, double x) {
+  const double q = *std::min_element(levels.begin(), levels.end(), [&](double a, double b) {
+    return std::fabs(a - x) < std::fabs(b - x);
+  });
+  const size_t last = levels.size() - 1;
+  const double least = levels[0] - (levels[1] - levels[0]) / 2.0;
+  const double most = levels[last] + (levels[last] - levels[last - 1]) / 2.0;
+  return {q, x >= least && x <= most};
 }
 
 struct Expected {
@@ -60,7 +66,7 @@ struct Expected {
 
 Expected lsq_formula(const Format& format, const std::vector<float>& weights,
                      const std::vector<float>& scales, const std::vector<float>& grad_out) {
-  const auto [least, largest] = code_range(format);
+  const std::vector<float>& levels = levels_of(format);
   const std::vector<float> snapped = snap(format, scales);
   Expected expected = {std::vector<double>(weights.size()), std::vector<double>(scales.size()),
                        std::vector<double>(scales.size())};
@@ -68,9 +74,7 @@ Expected lsq_formula(const Format& format, const std::vector<float>& weights,
     const size_t first = i / format.block_size * format.num_scales;
     const double step = step_at(format, snapped, i), offset = offset_at(format, snapped, i);
     const double x = step == 0.0 ? 0.0 : (weights[i] - offset) / step;
-    const double rounded = std::nearbyint(x);
-    const double q = std::fmin(std::fmax(rounded, least), largest);
-    const bool in_range = q == rounded;
+    const auto [q, in_range] = round_to_level(levels, x);
     const double g = grad_out[i];
     expected.weights[i] = in_range ? g : 0.0;
     const double by_step = g * (in_range ? q - x : q), by_offset = in_range ? 0.0 : g;

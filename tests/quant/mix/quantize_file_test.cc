@@ -111,14 +111,14 @@ TEST_F(QuantizeFile, RefusesNumbersThatAreNone) {
 TEST_F(QuantizeFile, ATypeWithoutACodecIsNamedBeforeAnythingIsWritten) {
   const GgufFile source = write({{"blk.0.attn_q.weight", {32, 2}}});
   PlanOptions options;
-  options.tensor_types = {{"attn_q", GgmlType::kIQ4_NL}};
+  options.tensor_types = {{"attn_q", GgmlType::kQ8_1}};
   try {
     quantize_file(source, make_plan(source, options), EncodeMethod::kGgml, out_);
     FAIL() << "nothing was thrown";
   } catch (const Error& error) {
     EXPECT_EQ(std::string(error.what())
                   .rfind(in_ + ": tensor 'blk.0.attn_q.weight': the plan's type for it, "
-                               "IQ4_NL: asked for by name: no codec",
+                               "Q8_1: asked for by name: no codec",
                          0),
               0u)
         << error.what();
