@@ -77,8 +77,10 @@ NIBBLE_HD int32_t table_value(uint32_t code) {
   static_assert(sizeof...(kValues) == 16);
   constexpr uint32_t first = word_of_table<kValues...>(0), second = word_of_table<kValues...>(4);
   constexpr uint32_t third = word_of_table<kValues...>(8), fourth = word_of_table<kValues...>(12);
-  const uint32_t low = code & 4 ? second : first, high = code & 4 ? fourth : third;
-  const uint32_t word = code & 8 ? high : low;
+  const uint32_t bit_2 = 0u - (code >> 2 & 1u), bit_3 = 0u - (code >> 3 & 1u);
+  const uint32_t low = first ^ ((first ^ second) & bit_2);
+  const uint32_t high = third ^ ((third ^ fourth) & bit_2);
+  const uint32_t word = low ^ ((low ^ high) & bit_3);
   // The value to the top byte, then down with its sign.
   return static_cast<int32_t>(word << 8 * (~code & 3)) >> 24;
 }

@@ -3,6 +3,7 @@
 // (kvalues_iq4nl), ggml/src/ggml-quants.c (quantize_row_iq4_nl_impl, best_index_int8).
 #pragma once
 
+#include "quant/format/chunk_bytes.h"
 #include "quant/format/codebook.h"
 #include "quant/format/ggml_choice.h"
 #include "quant/format/lanes.h"
@@ -22,7 +23,8 @@ NIBBLE_HD int32_t iq4_level(uint32_t code) {
 
 /// 16 levels from weight `first` (0 or 16) of a group.
 NIBBLE_HD void unpack_iq4(const uint8_t* qs, int first, int32_t* levels) {
-  for (int k = 0; k < kChunk; ++k) levels[k] = iq4_level(qs[k] >> (first / 4) & 15);
+  const ChunkBytes bytes = load_chunk(qs);
+  NIBBLE_EACH_LANE (k, kChunk) levels[k] = iq4_level(bytes.from(k) >> first / 4 & 15);
 }
 
 /// 32 levels to nibbles: byte j holds weight j in its low and weight j + 16 in its high one.

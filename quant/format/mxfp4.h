@@ -6,7 +6,9 @@
 #pragma once
 
 #include "io/ggml_type.h"
+#include "quant/format/chunk_bytes.h"
 #include "quant/format/fp4.h"
+#include "quant/format/lanes.h"
 #include "quant/format/packing.h"
 
 namespace nibble {
@@ -28,7 +30,8 @@ struct MXFP4 : Fp4Format<MXFP4> {
     return fp4_level(static_cast<uint32_t>(nibble_of(block.qs, i)));
   }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* levels) {
-    for (int k = 0; k < kChunk; ++k) levels[k] = fp4_level(block.qs[k] >> (first / 4) & 15);
+    const ChunkBytes bytes = load_chunk(block.qs);
+    NIBBLE_EACH_LANE (k, kChunk) levels[k] = fp4_level(bytes.from(k) >> first / 4 & 15);
   }
   static NIBBLE_HD void pack(const int8_t* levels, Block& block) {
     for (int j = 0; j < kBlockSize / 2; ++j)

@@ -7,7 +7,9 @@
 #pragma once
 
 #include "io/ggml_type.h"
+#include "quant/format/chunk_bytes.h"
 #include "quant/format/fp4.h"
+#include "quant/format/lanes.h"
 
 namespace nibble {
 
@@ -31,9 +33,10 @@ struct NVFP4 : Fp4Format<NVFP4> {
   }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* levels) {
     const uint8_t* bytes = block.qs + first / 2;
-    for (int k = 0; k < 8; ++k) {
-      levels[k] = fp4_level(bytes[k] & 15);
-      levels[k + 8] = fp4_level(bytes[k] >> 4);
+    const uint32_t first_word = load_word(bytes), second_word = load_word(bytes + 4);
+    NIBBLE_EACH_LANE (k, kChunk) {
+      const uint32_t word = k & 4 ? second_word : first_word;
+      levels[k] = fp4_level(word >> (8 * (k & 3) + 4 * (k >> 3)) & 15);
     }
   }
   static NIBBLE_HD void pack(const int8_t* levels, Block& block) {

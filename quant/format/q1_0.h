@@ -4,6 +4,7 @@
 
 #include "io/ggml_type.h"
 #include "quant/format/codebook.h"
+#include "quant/format/lanes.h"
 #include "quant/format/packing.h"
 #include "quant/format/range.h"
 
@@ -27,7 +28,7 @@ struct Q1_0 : StepFormat<Q1_0> {
   static NIBBLE_HD int code(const Block& block, int i) { return 2 * bit_of(block.qs, i) - 1; }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* levels) {
     const uint32_t bits = block.qs[first / 8] | static_cast<uint32_t>(block.qs[first / 8 + 1]) << 8;
-    for (int k = 0; k < kChunk; ++k) levels[k] = static_cast<int32_t>(bits >> k & 1u) * 2 - 1;
+    NIBBLE_EACH_LANE (k, kChunk) levels[k] = static_cast<int32_t>(bits >> k & 1u) * 2 - 1;
   }
   static NIBBLE_HD void pack(const int8_t* levels, Block& block) {
     for (int byte = 0; byte < kBlockSize / 8; ++byte) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "io/ggml_type.h"
+#include "quant/format/chunk_bytes.h"
 #include "quant/format/ternary.h"
 #include "quant/format/uniform.h"
 
@@ -30,23 +31,27 @@ struct TQ1_0 : StepFormat<TQ1_0> {
   static_assert(sizeof(Block) == 54);
 
   /// q of digit j (0 to 4) of a byte.
-  static NIBBLE_HD int digit(int byte, int j) {
-    const int power = (j & 1 ? 3 : 1) * (j & 2 ? 9 : 1) * (j & 4 ? 81 : 1);
-    return ((byte * power & 255) * 3 >> 8) - 1;
+  static NIBBLE_HD int32_t digit(uint32_t byte, int j) {
+    const uint32_t power = (j & 1 ? 3u : 1u) * (j & 2 ? 9u : 1u) * (j & 4 ? 81u : 1u);
+    return static_cast<int32_t>((byte * power & 255u) * 3u >> 8) - 1;
   }
   static NIBBLE_HD int code(const Block& block, int i) {
     if (i < kSecond) return digit(block.qs[i % 32], i / 32);
     if (i < kThird) return digit(block.qs[32 + i % 16], (i - kSecond) / 16);
     return digit(block.qh[i % 4], (i - kThird) / 4);
   }
+  static NIBBLE_HD void unpack_digits(const uint8_t* bytes, int j, int32_t* codes) {
+    const ChunkBytes chunk = load_chunk(bytes);
+    NIBBLE_EACH_LANE (k, kChunk) codes[k] = digit(chunk.from(k), j);
+  }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
     if (first < kSecond) {
-      const uint8_t* bytes = block.qs + first % 32;
-      for (int k = 0; k < kChunk; ++k) codes[k] = digit(bytes[k], first / 32);
+      unpack_digits(block.qs + first % 32, first / 32, codes);
     } else if (first < kThird) {
-      for (int k = 0; k < kChunk; ++k) codes[k] = digit(block.qs[32 + k], (first - kSecond) / 16);
+      unpack_digits(block.qs + 32, (first - kSecond) / 16, codes);
     } else {
-      for (int k = 0; k < kChunk; ++k) codes[k] = digit(block.qh[k % 4], k / 4);
+      const uint32_t word = load_word(block.qh);
+      NIBBLE_EACH_LANE (k, kChunk) codes[k] = digit(word >> 8 * (k & 3), k >> 2);
     }
   }
 

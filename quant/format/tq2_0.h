@@ -5,6 +5,7 @@
 #pragma once
 
 #include "io/ggml_type.h"
+#include "quant/format/chunk_bytes.h"
 #include "quant/format/ternary.h"
 #include "quant/format/uniform.h"
 
@@ -31,9 +32,9 @@ struct TQ2_0 : StepFormat<TQ2_0> {
     return (block.qs[byte_of(i)] >> shift_of(i) & 3) - 1;
   }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
-    const uint8_t* bytes = block.qs + byte_of(first);
+    const ChunkBytes bytes = load_chunk(block.qs + byte_of(first));
     const int shift = shift_of(first);
-    for (int k = 0; k < kChunk; ++k) codes[k] = (bytes[k] >> shift & 3) - 1;
+    NIBBLE_EACH_LANE (k, kChunk) codes[k] = static_cast<int32_t>(bytes.from(k) >> shift & 3u) - 1;
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     for (int j = 0; j < kBlockSize / 4; ++j) {

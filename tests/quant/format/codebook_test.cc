@@ -19,10 +19,9 @@ template <class Levels>
 double nearest_level(double x, bool ties_to_zero) {
   double best = Levels::at(0);
   for (int i = 1; i < Levels::kCount; ++i) {
-    const double level = Levels::at(i);
-    const double error = std::fabs(level - x), least = std::fabs(best - x);
-    const bool tie = error == least && (!ties_to_zero || std::fabs(level) < std::fabs(best));
-    if (error < least || tie) best = level;
+    const double level = Levels::at(i), middle = (level + best) / 2;
+    const bool tie = !ties_to_zero || std::fabs(level) < std::fabs(best);
+    if (x > middle || (x == middle && tie)) best = level;
   }
   return best;
 }
