@@ -55,8 +55,13 @@ NIBBLE_HD bool search_block(const float* weights, const float* importance, float
   } else if constexpr (F::kHasByteScales) {
     search_byte_scales<F>(weights, importance, scales);
   } else {
-    const auto block = search_block_of<F::kBlockSize>(weights, importance);
-    memcpy(scales, search_scales<F>(block).scales, F::kNumScales * sizeof(float));
+    SearchBlock search = {weights, importance, 0.0f, weights[0], weights[0]};
+    for (int i = 0; i < F::kBlockSize; ++i) {
+      search.importance_sum += importance[i];
+      search.min = weights[i] < search.min ? weights[i] : search.min;
+      search.max = weights[i] > search.max ? weights[i] : search.max;
+    }
+    memcpy(scales, search_scales<F>(search).scales, F::kNumScales * sizeof(float));
   }
   return true;
 }

@@ -20,17 +20,6 @@ struct SearchBlock {
   float min, max;
 };
 
-template <int kSize>
-NIBBLE_HD SearchBlock search_block_of(const float* weights, const float* importance) {
-  SearchBlock block = {weights, importance, 0.0f, weights[0], weights[0]};
-  for (int i = 0; i < kSize; ++i) {
-    block.importance_sum += importance[i];
-    block.min = weights[i] < block.min ? weights[i] : block.min;
-    block.max = weights[i] > block.max ? weights[i] : block.max;
-  }
-  return block;
-}
-
 /// Weighted sums over the block of r = w - value, and of the q's, for one grid.
 struct ResidualSums {
   float rr, r, rq, q, qq;
