@@ -132,7 +132,7 @@ constexpr int kCuts = F::kHasOffset ? 8 : 5;
 template <class F>
 constexpr int kStarts = F::kHasOffset ? 1 + 3 * kCuts<F> : 2 * (1 + kCuts<F>);
 template <class F>
-constexpr float kDeepest = F::kQMax - F::kQMin > 10 ? 6.0f / (F::kQMax - F::kQMin) : 0.75f;
+constexpr float kDeepest = F::Levels::kCount > 11 ? 6.0f / (F::Levels::kCount - 1) : 0.75f;
 
 template <class F>
 NIBBLE_HD void starting_grids(const SearchGroups<F>& block, int start, GroupGrids<F>* grids) {
