@@ -45,6 +45,8 @@ std::string parse_text(const Field& field, const YamlNode& node) {
   if (node.scalar.find('\0') != std::string::npos) refuse(node, field.key, "holds a zero byte");
   const auto& choices = field.choices;
   if (!choices.empty() && std::find(choices.begin(), choices.end(), node.scalar) == choices.end()) {
+    const std::string refusal = field.refusal ? field.refusal(node.scalar) : "";
+    if (!refusal.empty()) refuse(node, field.key, refusal);
     std::string list;
     for (const std::string& choice : choices) list += (list.empty() ? "" : ", ") + choice;
     refuse(node, field.key, "wants one of ", list, ", found '", node.scalar, "'",

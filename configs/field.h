@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -23,6 +24,8 @@ struct Field {
   double most = std::numeric_limits<double>::infinity();
   /// Of a text, or of each text in a list: what it may be; empty: anything.
   std::vector<std::string> choices = {};
+  /// Where given: why a text is none of the choices, or "" to name the nearest choice instead.
+  std::string (*refusal)(std::string_view text) = nullptr;
 
   /// Fills the member. Throws Error (usage) with the node's place and the key.
   void read(const YamlNode& node) const;

@@ -6,6 +6,7 @@
 
 #include "quant/format/encode.h"
 #include "quant/format/float.h"
+#include "quant/format/iq.h"
 #include "quant/format/kernels.h"
 #include "quant/format/uniform.h"
 
@@ -90,6 +91,23 @@ NIBBLE_HD void decode_lane(int64_t lane, int64_t num_weights, const std::byte* b
     copy_numbers<kWeights>(values.at, out + first);
   } else {
     for (int k = 0; k < count; ++k) out[first + k] = values.at[k];
+  }
+}
+
+/// decode of a format that is only decoded: one lane a group of weights, whose code they share.
+/// kWeights: those stored at once.
+template <class F, int kWeights, class Out>
+NIBBLE_HD void decode_group_lane(int64_t group, const std::byte* blocks, Out* out) {
+  using Block = typename F::Block;
+  constexpr int kGroups = F::kBlockSize / F::kGroupSize;
+  constexpr int64_t kBytes = sizeof(Block);
+  float values[F::kGroupSize];
+  F::decode_group(block_at<Block>(blocks + group / kGroups * kBytes),
+                  static_cast<int>(group % kGroups), values);
+  for (int first = 0; first < F::kGroupSize; first += kWeights) {
+    Numbers<Out, kWeights> numbers;
+    for (int k = 0; k < kWeights; ++k) store_as(values[first + k], numbers.at + k);
+    copy_numbers<kWeights>(numbers.at, out + group * F::kGroupSize + first);
   }
 }
 

@@ -31,6 +31,13 @@ __global__ void decode_kernel(const std::byte* blocks, Out* out, int64_t num_wei
   if (lane * kWeights < num_weights) decode_lane<F, kWeights>(lane, num_weights, blocks, out);
 }
 
+/// One thread per group of weights. Moves the same bytes.
+template <class F, int kWeights, class Out>
+__global__ void decode_group_kernel(const std::byte* blocks, Out* out, int64_t num_groups) {
+  const int64_t group = thread_index();
+  if (group < num_groups) decode_group_lane<F, kWeights>(group, blocks, out);
+}
+
 /// One thread per block.
 template <class F, EncodeMethod kMethod>
 __global__ void encode_kernel(const float* weights, std::byte* blocks, int64_t num_blocks) {
@@ -126,7 +133,14 @@ void launch_decode(const std::byte* blocks, void* to, int64_t num_blocks, cudaSt
   constexpr int kMost = kVectorBytes / sizeof(Out);
   const int64_t num_weights = num_blocks * F::kBlockSize;
   Out* out = static_cast<Out*>(to);
-  if (all_aligned(out)) {
+  if constexpr (kDecodeOnly<F>) {
+    const int64_t num_groups = num_weights / F::kGroupSize;
+    const unsigned int ctas = num_ctas(num_groups);
+    if (all_aligned(out))
+      decode_group_kernel<F, kMost><<<ctas, kThreads, 0, stream>>>(blocks, out, num_groups);
+    else
+      decode_group_kernel<F, 1><<<ctas, kThreads, 0, stream>>>(blocks, out, num_groups);
+  } else if (all_aligned(out)) {
     const unsigned int ctas = num_ctas(num_lanes(num_weights, kMost));
     decode_kernel<F, kMost><<<ctas, kThreads, 0, stream>>>(blocks, out, num_weights);
   } else {
@@ -163,6 +177,21 @@ void with_format(std::string_view operation, GgmlType type, const Body& body) {
 #include "quant/format/formats.def"
 #undef NIBBLE_FORMAT
   fail(operation, " on CUDA: no codec for tensor type ", static_cast<uint32_t>(type));
+}
+
+/// The same for the formats that are only decoded too.
+template <class Body>
+void with_decoder(GgmlType type, const Body& body) {
+#define NIBBLE_FORMAT(F)
+#define NIBBLE_DECODE_ONLY(F)                            \
+  if (type == F::kType) {                                \
+    body(F{});                                           \
+    return check_cuda(cudaGetLastError(), "decode", #F); \
+  }
+#include "quant/format/formats.def"
+#undef NIBBLE_DECODE_ONLY
+#undef NIBBLE_FORMAT
+  with_format("decode", type, body);
 }
 
 /// Memory of the current GPU.
@@ -246,7 +275,7 @@ void cuda_decode(GgmlType type, const std::byte* blocks, void* out, DeviceFloat 
                  int64_t num_blocks, void* stream) {
   if (num_blocks == 0) return;
   const auto on = static_cast<cudaStream_t>(stream);
-  with_format("decode", type, [&](auto format) {
+  with_decoder(type, [&](auto format) {
     using F = decltype(format);
     switch (out_type) {
       case DeviceFloat::kFloat32:
@@ -326,7 +355,7 @@ void cuda_fake_quantize_backward(GgmlType type, const float* weights, const Trai
 
 void cuda_decode_rows(int gpu, GgmlType type, const std::byte* blocks, float* out,
                       int64_t num_blocks) {
-  const Format& format = require_format(type);
+  const Format& format = require_decoder(type);
   const CurrentGpu current(gpu);
   const Transfer transfer = {blocks, reinterpret_cast<std::byte*>(out), format.block_bytes,
                              format.block_size * static_cast<int64_t>(sizeof(float))};

@@ -1,6 +1,6 @@
-// Every block format nibble can decode, encode and train, as one row of functions over whole rows
-// of weights. The rows are made from the format headers by a template over formats.def; nothing
-// else lists formats.
+// Every block format nibble can decode, encode and train, or only decode, as one row of functions
+// over whole rows of weights. The rows are made from the format headers by a template over
+// formats.def; nothing else lists formats.
 //
 // Scales: a format has kNumScales float parameters per block, in the order of its block (Q4_0: d;
 // Q4_1: d, m; K-quants: d, dmin, t_0..., u_0...; NVFP4: d_0...). Training holds them as real
@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "io/ggml_type.h"
@@ -59,15 +60,32 @@ struct Format {
   void (*fake_quantize_backward)(const float* weights, const float* scales, const float* grad_out,
                                  float* grad_weights, float* grad_scales, int64_t num_blocks);
 
+  /// What the blocks store: the q of each weight (the level, where a codebook gives it).
+  void (*codes_of)(const std::byte* blocks, int8_t* codes, int64_t num_blocks);
+  /// And the step of each group of group_size weights. Both are nullptr for F32, F16, BF16.
+  void (*steps_of)(const std::byte* blocks, float* steps, int64_t num_blocks);
+  int64_t group_size;  // weights
+  /// Of a format that is only decoded: the type to encode instead. Such a format has no scales, and
+  /// nullptr for encode, scales_of, snap, encode_with, fake_quantize and fake_quantize_backward.
+  GgmlType nearest;
+
   double bits_per_weight() const { return 8.0 * block_bytes / block_size; }
 };
 
-/// All formats, in formats.def order.
+/// All formats that nibble encodes, in formats.def order.
 std::span<const Format> formats();
-/// nullptr when nibble has no codec for the type.
+/// All that it decodes: formats(), and after them those that are only decoded.
+std::span<const Format> decoders();
+/// nullptr when nibble does not encode the type.
 const Format* find_format(GgmlType type);
 const Format* find_format(std::string_view name);  // case-insensitive
 /// Throws, naming the type and those that can be had.
 const Format& require_format(GgmlType type);
+/// The same for types that are to be decoded.
+const Format* find_decoder(GgmlType type);
+const Format& require_decoder(GgmlType type);
+/// "nibble decodes IQ2_S but does not encode it; Q2_K is the nearest type that it encodes" for the
+/// name (in any case) of such a format, "" for all other names.
+std::string encode_refusal(std::string_view name);
 
 }  // namespace nibble

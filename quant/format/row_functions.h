@@ -88,28 +88,87 @@ constexpr bool has_even_levels() {
 }
 
 template <class F>
+NIBBLE_TARGET_OPTIONS void codes_of(const std::byte* blocks, int8_t* codes, int64_t num_blocks) {
+  using Block = typename F::Block;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    const Block& block = block_at<Block>(blocks + i * sizeof(Block));
+    for (int first = 0; first < F::kBlockSize; first += kChunk) {
+      int32_t chunk[kChunk];
+      F::unpack(block, first, chunk);
+      for (int k = 0; k < kChunk; ++k)
+        codes[i * F::kBlockSize + first + k] = static_cast<int8_t>(chunk[k]);
+    }
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void steps_of(const std::byte* blocks, float* steps, int64_t num_blocks) {
+  using Block = typename F::Block;
+  constexpr int kGroups = F::kBlockSize / F::kGroupSize;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    const Block& block = block_at<Block>(blocks + i * sizeof(Block));
+    if constexpr (kDecodeOnly<F>) {
+      for (int group = 0; group < kGroups; ++group)
+        steps[i * kGroups + group] = F::step(block, group);
+    } else {
+      float scales[F::kNumScales];
+      F::scales_of(block, scales);
+      for (int group = 0; group < kGroups; ++group)
+        steps[i * kGroups + group] = F::grid(scales, group).step;
+    }
+  }
+}
+
+template <class F>
 constexpr Format format_row(std::string_view name) {
-  return {F::kType,
-          name,
-          F::kBlockSize,
-          sizeof(typename F::Block),
-          F::kNumScales,
-          F::kFtype,
-          F::kHasByteScales,
-          has_even_levels<F>(),
-          decode<F>,
-          encode<F>,
-          scales_of<F>,
-          snap<F>,
-          encode_with<F>,
-          fake_quantize<F>,
-          fake_quantize_backward<F>};
+  Format row = {F::kType,
+                name,
+                F::kBlockSize,
+                sizeof(typename F::Block),
+                F::kNumScales,
+                F::kFtype,
+                F::kHasByteScales,
+                has_even_levels<F>(),
+                decode<F>,
+                encode<F>,
+                scales_of<F>,
+                snap<F>,
+                encode_with<F>,
+                fake_quantize<F>,
+                fake_quantize_backward<F>,
+                nullptr,
+                nullptr,
+                F::kGroupSize,
+                F::kType};
+  if constexpr (F::kNumScales > 0) {
+    row.codes_of = codes_of<F>;
+    row.steps_of = steps_of<F>;
+  }
+  return row;
+}
+
+template <class F>
+constexpr Format decode_only_row(std::string_view name) {
+  Format row{};
+  row.type = F::kType;
+  row.name = name;
+  row.block_size = F::kBlockSize;
+  row.block_bytes = sizeof(typename F::Block);
+  row.ftype = F::kFtype;
+  row.decode = decode<F>;
+  row.codes_of = codes_of<F>;
+  row.steps_of = steps_of<F>;
+  row.group_size = F::kGroupSize;
+  row.nearest = F::kNearest;
+  return row;
 }
 
 #define NIBBLE_FORMAT(F) format_row<F>(#F),
+#define NIBBLE_DECODE_ONLY(F) decode_only_row<F>(#F),
 constexpr std::array kFormats = {
 #include "quant/format/formats.def"
 };
+#undef NIBBLE_DECODE_ONLY
 #undef NIBBLE_FORMAT
 
 }  // namespace nibble::NIBBLE_TARGET

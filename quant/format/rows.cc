@@ -59,7 +59,7 @@ void check_importance(std::span<const float> importance, int64_t row_length) {
 
 void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out,
                    const Device& device) {
-  const Format& format = require_format(type);
+  const Format& format = require_decoder(type);
   const int64_t num_weights = static_cast<int64_t>(out.size());
   const int64_t num_blocks = num_weights / format.block_size;
   check(num_weights % format.block_size == 0, num_weights, " weights are no whole blocks of ",

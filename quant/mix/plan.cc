@@ -5,6 +5,7 @@
 #include <regex>
 
 #include "base/error.h"
+#include "quant/format/registry.h"
 #include "quant/mix/rules.h"
 
 namespace nibble {
@@ -25,6 +26,7 @@ constexpr TypeRow kTypes[] = {
 const TypeRow& find_type(const std::string& name) {
   for (const TypeRow& row : kTypes)
     if (row.name == name) return row;
+  if (const std::string refusal = encode_refusal(name); !refusal.empty()) fail_usage(refusal);
   fail_usage("unknown quantization type '", name, "'", did_you_mean(name, plan_type_names()));
 }
 

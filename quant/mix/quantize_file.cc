@@ -42,7 +42,7 @@ void check_plan(const GgufFile& source, const Plan& plan) {
             "the plan wants another shape or type (", type_name(entry.source),
             ") than the file has (", type_name(tensors[i].type), ")");
       if (entry.target == entry.source) return;
-      require_format(entry.source);
+      require_decoder(entry.source);
       with_frame("the plan's type for it, " + entry.reason, [&] { require_format(entry.target); });
     });
   }
@@ -92,7 +92,7 @@ std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType targe
     return encoded = encode_tensor(target, weights, tensor.row_length(), {}, encoding.method,
                                    first, encoding.device);
   }
-  if (find_format(target))
+  if (find_decoder(target))
     check_finite(rows_of(tensor, first, rows, buffer), first, tensor.row_length());
   const int64_t stride = row_bytes(target, tensor.row_length());
   return tensor.data.subspan(static_cast<size_t>(first * stride),

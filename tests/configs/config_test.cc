@@ -139,6 +139,15 @@ TEST_F(ConfigTest, UnknownQuantizationTypeNamesTheNearest) {
   EXPECT_NE(error.find("(did you mean 'Q4_"), std::string::npos) << error;
 }
 
+TEST_F(ConfigTest, ATypeThatIsOnlyDecodedNamesTheNearest) {
+  EXPECT_EQ(error_of(kSmall + "quant: {type: IQ2_S}\n"),
+            "f.yaml:4:15: quant.type: nibble decodes IQ2_S but does not encode it; Q2_K is the "
+            "nearest type that it encodes");
+  EXPECT_EQ(error_of(kSmall + "quant: {type: Q4_0, output_tensor_type: iq3_xxs}\n"),
+            "f.yaml:4:41: quant.output_tensor_type: nibble decodes IQ3_XXS but does not encode it; "
+            "Q3_K is the nearest type that it encodes");
+}
+
 TEST_F(ConfigTest, MissingFilesAndKeys) {
   EXPECT_EQ(error_of("data: {files: [a.txt]}\n"),
             "f.yaml: model: is missing: name a GGUF file, or give new_model to train from scratch");

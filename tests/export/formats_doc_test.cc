@@ -1,4 +1,4 @@
-// docs/formats.md's table against the code: every number, every format.
+// docs/formats.md's tables against the code: every number, every format.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -29,11 +29,14 @@ std::vector<std::string> split(const std::string& text, char separator) {
 
 using Row = std::map<std::string, std::string>;  // by column
 
-// The first table of the page.
-std::vector<Row> read_table() {
+// The first table under a heading of the page.
+std::vector<Row> read_table(const std::string& heading) {
   std::istringstream in(read_file(NIBBLE_SOURCE_DIR "/docs/formats.md"));
   std::vector<std::vector<std::string>> lines;
-  for (std::string line; std::getline(in, line);) {
+  std::string line;
+  while (std::getline(in, line) && line != heading) {
+  }
+  while (std::getline(in, line)) {
     if (line.rfind("| ", 0) == 0)
       lines.push_back(split(line.substr(1), '|'));
     else if (!lines.empty())
@@ -121,29 +124,39 @@ void store(std::vector<std::byte>& block, const std::vector<Field>& fields, cons
 
 class FormatsDoc : public testing::Test {
  protected:
-  const std::vector<Row> rows = read_table();
+  const std::vector<Row> rows = read_table("# Block formats");
+  const std::vector<Row> decode_only = read_table("## Decoded only");
 };
+
+void expect_numbers(const Row& row, const Format* format) {
+  SCOPED_TRACE(row.at("format"));
+  ASSERT_NE(format, nullptr);
+  EXPECT_EQ(row.at("GGUF type"), concat(static_cast<uint32_t>(format->type)));
+  EXPECT_EQ(row.at("file_type"), concat(format->ftype));
+  EXPECT_EQ(row.at("weights"), concat(format->block_size));
+  EXPECT_EQ(row.at("bytes"), concat(format->block_bytes));
+  EXPECT_EQ(row.at("bits per weight"), concat(format->bits_per_weight()));
+  int64_t bytes = 0;
+  for (const Field& field : fields_of(row)) bytes += field.bytes;
+  EXPECT_EQ(bytes, format->block_bytes);
+}
 
 TEST_F(FormatsDoc, HasEveryFormatOnce) {
   std::vector<std::string> documented, built;
   for (const Row& row : rows) documented.push_back(row.at("format"));
-  for (const Format& format : formats()) built.emplace_back(format.name);
+  for (const Row& row : decode_only) documented.push_back(row.at("format"));
+  for (const Format& format : decoders()) built.emplace_back(format.name);
   EXPECT_EQ(documented, built);
 }
 
 TEST_F(FormatsDoc, NumbersAreTheCodes) {
-  for (const Row& row : rows) {
-    SCOPED_TRACE(row.at("format"));
-    const Format* format = find_format(row.at("format"));
-    ASSERT_NE(format, nullptr);
-    EXPECT_EQ(row.at("GGUF type"), concat(static_cast<uint32_t>(format->type)));
-    EXPECT_EQ(row.at("file_type"), concat(format->ftype));
-    EXPECT_EQ(row.at("weights"), concat(format->block_size));
-    EXPECT_EQ(row.at("bytes"), concat(format->block_bytes));
-    EXPECT_EQ(row.at("bits per weight"), concat(format->bits_per_weight()));
-    int64_t bytes = 0;
-    for (const Field& field : fields_of(row)) bytes += field.bytes;
-    EXPECT_EQ(bytes, format->block_bytes);
+  for (const Row& row : rows) expect_numbers(row, find_format(row.at("format")));
+  for (const Row& row : decode_only) {
+    const GgmlTypeInfo* type = find_ggml_type(std::string_view(row.at("format")));
+    ASSERT_NE(type, nullptr);
+    const Format* format = find_decoder(type->type);
+    expect_numbers(row, format);
+    EXPECT_EQ(row.at("instead"), type_name(format->nearest));
   }
 }
 

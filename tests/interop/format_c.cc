@@ -13,26 +13,28 @@
 namespace {
 
 const nibble::Format& format_of(uint32_t type) {
-  return nibble::require_format(static_cast<nibble::GgmlType>(type));
+  return nibble::require_decoder(static_cast<nibble::GgmlType>(type));
 }
 
 }  // namespace
 
 extern "C" {
 
-int64_t nibble_num_formats() { return static_cast<int64_t>(nibble::formats().size()); }
+int64_t nibble_num_formats() { return static_cast<int64_t>(nibble::decoders().size()); }
 
-/// Writes type, block size, block bytes, number of scales and ftype of format number `index`.
+/// Writes type, block size, block bytes, number of scales and ftype of format number `index`, and
+/// whether it is encoded too.
 void nibble_format_info(int64_t index, int64_t* info) {
-  const nibble::Format& format = nibble::formats()[index];
+  const nibble::Format& format = nibble::decoders()[index];
   info[0] = static_cast<int64_t>(format.type);
   info[1] = format.block_size;
   info[2] = format.block_bytes;
   info[3] = format.num_scales;
   info[4] = format.ftype;
+  info[5] = format.encode != nullptr;
 }
 
-const char* nibble_format_name(int64_t index) { return nibble::formats()[index].name.data(); }
+const char* nibble_format_name(int64_t index) { return nibble::decoders()[index].name.data(); }
 
 void nibble_decode(uint32_t type, const std::byte* blocks, float* out, int64_t num_blocks) {
   format_of(type).decode(blocks, out, num_blocks);

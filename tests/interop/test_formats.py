@@ -35,9 +35,9 @@ class Format:
     """One row of nibble's registry."""
 
     def __init__(self, index):
-        info = (ctypes.c_int64 * 5)()
+        info = (ctypes.c_int64 * 6)()
         LIBRARY.nibble_format_info(ctypes.c_int64(index), info)
-        self.type, self.block_size, self.block_bytes, self.num_scales, self.ftype = info
+        self.type, self.block_size, self.block_bytes, self.num_scales, self.ftype, self.encodes = info
         self.name = LIBRARY.nibble_format_name(ctypes.c_int64(index)).decode()
 
     def decode(self, blocks):
@@ -62,8 +62,12 @@ def _pointer(array):
     return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
 
 
-FORMATS = [Format(i) for i in range(LIBRARY.nibble_num_formats())] if LIBRARY else []
+DECODERS = [Format(i) for i in range(LIBRARY.nibble_num_formats())] if LIBRARY else []
+FORMATS = [fmt for fmt in DECODERS if fmt.encodes]
+DECODE_ONLY = [fmt for fmt in DECODERS if not fmt.encodes]
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libnibble_format_c.so is not built (NIBBLE_FORMAT_C)")
+each_decoder = pytest.mark.parametrize("fmt", DECODERS, ids=lambda f: f.name)
+each_decode_only = pytest.mark.parametrize("fmt", DECODE_ONLY, ids=lambda f: f.name)
 each_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
 
 
@@ -167,20 +171,42 @@ def same_floats(a, b):
         and np.array_equal(np.isnan(a), np.isnan(b))
 
 
-@each_format
+@each_decoder
 def test_the_registry_agrees_with_ggml(fmt, ggml):
     traits = TypeTraits.from_address(ggml.ggml_get_type_traits(ctypes.c_int(fmt.type)))
     assert traits.type_name.decode().upper() == fmt.name
     assert (traits.blck_size, traits.type_size) == (fmt.block_size, fmt.block_bytes)
 
 
-@each_format
+# Random blocks hold each code of a codebook hundreds of times (2048 codes at most, 32 or 64 in a block), under scales that are
+# also infinite and NaN.
+@each_decoder
 def test_decode_is_bit_equal_to_ggml(fmt, ggml):
     blocks = random_blocks(fmt, 20000, seed=fmt.type)
     assert same_floats(fmt.decode(blocks), ggml_decode(ggml, fmt, blocks))
 
 
-@each_format
+@each_decode_only
+def test_real_blocks_decode_bit_equal_to_ggml_and_gguf_py(fmt, ggml):
+    """ggml itself encodes; some of these types it refuses to encode without an importance row."""
+    gguf = pytest.importorskip("gguf")
+    rows, weights = KINDS["normal"][:16], IMPORTANCES["uniform"]
+    blocks = ggml_encode(ggml, fmt, rows, weights)
+    ours = fmt.decode(blocks)
+    assert same_floats(ours, ggml_decode(ggml, fmt, blocks))
+    theirs = gguf.dequantize(blocks.reshape(-1, fmt.block_bytes), gguf.GGMLQuantizationType(fmt.type))
+    assert same_floats(ours, np.ascontiguousarray(theirs, np.float32).ravel())
+    correlation = np.corrcoef(ours, rows.ravel())[0, 1]
+    assert correlation > 0.7  # they are these rows, in 1.5 bits and more
+
+
+@each_decode_only
+def test_encoding_what_is_only_decoded_is_refused(fmt):
+    with pytest.raises(ValueError, match=f"decodes {fmt.name} but does not encode it"):
+        fmt.encode(KINDS["normal"][:5], None, SEARCH)
+
+
+@each_decoder
 def test_decode_is_bit_equal_to_gguf_py(fmt):
     gguf = pytest.importorskip("gguf")
     try:
