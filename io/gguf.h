@@ -129,6 +129,11 @@ class GgufFile {
   const GgufTensor& tensor(std::string_view name) const;
   /// Gives back the memory of a tensor's data that was read; the data stays there to be read again.
   void release(const GgufTensor& tensor) const;
+  /// Says that reads will be short and far apart: the system then reads nothing around them, which
+  /// can be megabytes each time.
+  void expect_jumps() const;
+  /// Starts reading bytes of a tensor's data, for later.
+  void read_ahead(const GgufTensor& tensor, int64_t offset, int64_t size) const;
 
  private:
   GgufFile();

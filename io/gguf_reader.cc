@@ -378,6 +378,14 @@ const GgufTensor& GgufFile::tensor(std::string_view name) const {
   return *found;
 }
 
+void GgufFile::expect_jumps() const {
+  for (const MappedFile& file : parts_->files) file.expect_jumps();
+}
+
+void GgufFile::read_ahead(const GgufTensor& tensor, int64_t offset, int64_t size) const {
+  parts_->files[static_cast<size_t>(tensor.part)].read_ahead(tensor.file_offset + offset, size);
+}
+
 void GgufFile::release(const GgufTensor& tensor) const {
   parts_->files[static_cast<size_t>(tensor.part)].release(tensor.file_offset,
                                                           static_cast<int64_t>(tensor.data.size()));

@@ -44,6 +44,17 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
+void MappedFile::expect_jumps() const {
+  if (!bytes_.empty()) ::madvise(const_cast<std::byte*>(bytes_.data()), bytes_.size(), MADV_RANDOM);
+}
+
+void MappedFile::read_ahead(int64_t offset, int64_t size) const {
+  const int64_t page = ::sysconf(_SC_PAGESIZE);
+  const int64_t begin = offset / page * page;
+  ::madvise(const_cast<std::byte*>(bytes_.data()) + begin,
+            static_cast<size_t>(offset + size - begin), MADV_WILLNEED);
+}
+
 void MappedFile::release(int64_t offset, int64_t size) const {
   const int64_t page = ::sysconf(_SC_PAGESIZE);
   const int64_t begin = (offset + page - 1) / page * page, end = (offset + size) / page * page;

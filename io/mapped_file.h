@@ -22,6 +22,10 @@ class MappedFile {
   /// Gives back the memory of the pages that lie wholly in this range; touched again, they are read
   /// again.
   void release(int64_t offset, int64_t size) const;
+  /// Says that reads will be short and far apart: the system then reads nothing around them.
+  void expect_jumps() const;
+  /// Starts reading this range, for later.
+  void read_ahead(int64_t offset, int64_t size) const;
 
  private:
   std::span<const std::byte> bytes_;

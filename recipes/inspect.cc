@@ -1,82 +1,42 @@
 // nibble inspect: what a GGUF file holds: metadata, tensors, types, bits per weight, bytes per
-// type.
+// type; of one tensor, what its codes and scales are.
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
-#include <nlohmann/json.hpp>
+#include <numeric>
+#include <span>
 #include <string>
-#include <type_traits>
-#include <variant>
 #include <vector>
 
 #include "base/error.h"
 #include "base/progress.h"
 #include "io/gguf.h"
+#include "quant/format/registry.h"
+#include "quant/format/statistics.h"
 #include "recipes/arguments.h"
+#include "recipes/gguf_text.h"
 #include "recipes/recipe.h"
 
 namespace nibble {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr const char* kExamples =
     "\nOf long metadata arrays the length and the first elements are shown; --json gives the "
     "same.\n"
+    "\nOf one tensor (--tensor) the weights are decoded: their mean, standard deviation and\n"
+    "range, how often each code occurs (the q of w = d * q or w = d * t * q; a codebook's level),\n"
+    "and how the steps between levels (|d|, |d * t|) are spread, four bins to a factor of 2.\n"
     "\nexamples:\n"
     "  nibble inspect model.gguf                            everything, for a person\n"
     "  nibble inspect model.gguf --tensor blk.0.attn_q.weight\n"
-    "  nibble inspect model.gguf --json | jq .types         bytes per type\n";
-constexpr int64_t kShownElements = 4;
-constexpr size_t kShownCharacters = 72;
+    "  nibble inspect model.gguf --json | jq .types         bytes per type\n"
+    "  nibble inspect model.gguf --tensor output.weight --json | jq .statistics.zero_codes\n";
+constexpr int kBarLength = 40;
 
 // What tensors of one type amount to.
 struct TypeSummary {
   int64_t tensors = 0, weights = 0, bytes = 0;
 };
-
-double bits_per_weight(int64_t bytes, int64_t weights) {
-  return weights == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
-}
-
-Json json_of_array(const GgufArray& array) {
-  Json head = Json::array();
-  std::visit(
-      [&](const auto& values) {
-        const auto shown = std::min<int64_t>(kShownElements, array.size());
-        for (int64_t i = 0; i < shown; ++i) head.push_back(values[i]);
-      },
-      array.values);
-  return {{"length", array.size()}, {"first", head}};
-}
-
-// 1e-05f as 1e-05, not as the double 9.999999747378752e-06: the same float, readable.
-double shortest(float value) {
-  char text[32];
-  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
-  return std::strtod(std::string(text, end).c_str(), nullptr);
-}
-
-Json json_of(const GgufValue& value) {
-  return std::visit(
-      [](const auto& each) -> Json {
-        using Type = std::decay_t<decltype(each)>;
-        if constexpr (std::is_same_v<Type, GgufArray>)
-          return json_of_array(each);
-        else if constexpr (std::is_same_v<Type, float>)
-          return shortest(each);
-        else
-          return each;
-      },
-      value);
-}
-
-// JSON on one line; bytes that are not UTF-8 become U+FFFD.
-std::string text_of(const Json& json, int indent = -1) {
-  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
-}
 
 Json json_of(const GgufTensor& tensor) {
   const auto bytes = static_cast<int64_t>(tensor.data.size());
@@ -112,10 +72,6 @@ TypeSummary total_of(const std::map<GgmlType, TypeSummary>& types) {
   return total;
 }
 
-double share(int64_t part, int64_t whole) {
-  return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
-}
-
 Json json_of(const GgufFile& file) {
   const auto types = summarize(file);
   const TypeSummary total = total_of(types);
@@ -136,27 +92,9 @@ Json json_of(const GgufFile& file) {
   return json;
 }
 
-std::string shape_text(const GgufTensor& tensor) {
-  std::string text;
-  for (const int64_t size : tensor.shape) text += concat(text.empty() ? "" : " x ", size);
-  return text;
-}
-
 void print_metadata(const GgufFile& file) {
-  for (const auto& [key, value] : file.metadata().pairs()) {
-    const auto* array = std::get_if<GgufArray>(&value);
-    std::string text =
-        array == nullptr
-            ? text_of(json_of(value))
-            : concat(array->size(), " elements: ", text_of(json_of_array(*array)["first"]));
-    if (text.size() > kShownCharacters) {
-      size_t end = kShownCharacters;
-      while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80)
-        --end;  // whole UTF-8
-      text = text.substr(0, end) + "...";
-    }
-    std::printf("  %-42s %s\n", key.c_str(), text.c_str());
-  }
+  for (const auto& [key, value] : file.metadata().pairs())
+    std::printf("  %-42s %s\n", key.c_str(), short_text(value).c_str());
 }
 
 void print_tensor(const GgufTensor& tensor) {
@@ -186,9 +124,93 @@ void print_file(const GgufFile& file) {
 
 const GgufTensor& find_or_fail(const GgufFile& file, const std::string& name) {
   if (const GgufTensor* tensor = file.find_tensor(name)) return *tensor;
-  std::vector<std::string> names;
-  for (const GgufTensor& tensor : file.tensors()) names.push_back(tensor.name);
-  fail(file.path(), ": no tensor '", name, "'", did_you_mean(name, names));
+  fail(file.path(), ": no tensor '", name, "'", did_you_mean(name, tensor_names(file)));
+}
+
+int64_t sum_of(std::span<const int64_t> counts) {
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+}
+
+Json json_of(const TensorStatistics& statistics) {
+  const int64_t finite = statistics.num_weights - statistics.num_not_finite;
+  Json json = {{"mean", statistics.mean()},
+               {"std", statistics.standard_deviation()},
+               {"min", finite ? Json(statistics.min) : Json()},
+               {"max", finite ? Json(statistics.max) : Json()},
+               {"not_finite", statistics.num_not_finite},
+               {"zero_weights", share(statistics.num_zero, statistics.num_weights)}};
+  const int64_t num_codes = sum_of(statistics.codes);
+  if (num_codes == 0) return json;
+  json["zero_codes"] = share(statistics.codes[128], num_codes);
+  json["codes"] = Json::array();
+  for (int code = -128; code < 128; ++code) {
+    if (const int64_t count = statistics.codes[code + 128])
+      json["codes"].push_back({{"code", code}, {"count", count}});
+  }
+  json["steps"] = Json::array();
+  for (int bin = 0; bin < kFirstInfiniteStepBin; ++bin) {
+    if (const int64_t count = statistics.steps[bin])
+      json["steps"].push_back({{"from", step_bin_start(bin)}, {"count", count}});
+  }
+  json["steps_not_finite"] = sum_of(std::span(statistics.steps).subspan(kFirstInfiniteStepBin));
+  return json;
+}
+
+/// A row of a histogram; the longest bar stands for `largest`.
+void print_bar(const std::string& label, int64_t count, int64_t total, int64_t largest) {
+  const auto length = static_cast<size_t>((kBarLength * count + largest - 1) / largest);
+  std::printf("  %12s %8.3f %%  %s\n", label.c_str(), 100.0 * share(count, total),
+              std::string(length, '#').c_str());
+}
+
+void print_codes(const TensorStatistics& statistics) {
+  const int64_t total = sum_of(statistics.codes);
+  const int64_t largest = *std::max_element(statistics.codes.begin(), statistics.codes.end());
+  std::printf("\n  %12s %10s   %.3f %% of the codes are 0\n", "code", "share",
+              100.0 * share(statistics.codes[128], total));
+  for (int code = -128; code < 128; ++code) {
+    if (const int64_t count = statistics.codes[code + 128])
+      print_bar(concat(code), count, total, largest);
+  }
+}
+
+void print_steps(const TensorStatistics& statistics, int64_t group_size) {
+  const int64_t total = sum_of(statistics.steps);
+  const int64_t largest = *std::max_element(statistics.steps.begin(), statistics.steps.end());
+  std::printf("\n  %12s %10s   %lld steps, one for each %lld weights\n", "step from", "share",
+              static_cast<long long>(total), static_cast<long long>(group_size));
+  for (int bin = 0; bin < kFirstInfiniteStepBin; ++bin) {
+    if (const int64_t count = statistics.steps[bin])
+      print_bar(concat(step_bin_start(bin)), count, total, largest);
+  }
+  const int64_t infinite = sum_of(std::span(statistics.steps).subspan(kFirstInfiniteStepBin));
+  if (infinite) print_bar("not finite", infinite, total, largest);
+}
+
+void print_statistics(const TensorStatistics& statistics, int64_t group_size) {
+  if (statistics.num_not_finite < statistics.num_weights)
+    std::printf("  mean %.6g, standard deviation %.6g, from %.6g to %.6g; %.3f %% are 0\n",
+                statistics.mean(), statistics.standard_deviation(), statistics.min, statistics.max,
+                100.0 * share(statistics.num_zero, statistics.num_weights));
+  if (statistics.num_not_finite)
+    std::printf("  %lld weights are NaN or infinite\n",
+                static_cast<long long>(statistics.num_not_finite));
+  if (sum_of(statistics.codes) == 0) return;
+  print_codes(statistics);
+  print_steps(statistics, group_size);
+}
+
+/// Without statistics where nibble does not decode the type.
+void show_tensor(const GgufTensor& tensor, bool as_json) {
+  const Format* format = find_decoder(tensor.type);
+  if (!as_json) {
+    print_tensor(tensor);
+    if (format) print_statistics(statistics_of(tensor), format->group_size);
+    return;
+  }
+  Json json = json_of(tensor);
+  if (format) json["statistics"] = json_of(statistics_of(tensor));
+  std::printf("%s\n", text_of(json, 2).c_str());
 }
 
 }  // namespace
@@ -199,7 +221,8 @@ int run_inspect(int argc, char** argv) {
       "What a GGUF file holds: metadata, tensors, types, bits per weight, bytes per type.");
   options.positional_help("FILE.gguf");
   options.add_options("arguments")("file", "", cxxopts::value<std::string>());
-  options.add_options()("tensor", "only this tensor", cxxopts::value<std::string>(), "NAME");
+  options.add_options()("tensor", "only this tensor, and what its codes and scales are",
+                        cxxopts::value<std::string>(), "NAME");
   options.add_options()("json", "one JSON object on stdout");
   options.parse_positional({"file"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
@@ -208,11 +231,7 @@ int run_inspect(int argc, char** argv) {
   const bool as_json = arguments->count("json") > 0;
   const GgufFile file = GgufFile::open(required(*arguments, "file", "FILE.gguf"));
   if (arguments->count("tensor") > 0) {
-    const GgufTensor& tensor = find_or_fail(file, (*arguments)["tensor"].as<std::string>());
-    if (as_json)
-      std::printf("%s\n", text_of(json_of(tensor), 2).c_str());
-    else
-      print_tensor(tensor);
+    show_tensor(find_or_fail(file, (*arguments)["tensor"].as<std::string>()), as_json);
   } else if (as_json) {
     std::printf("%s\n", text_of(json_of(file), 2).c_str());
   } else {
