@@ -72,29 +72,36 @@ std::vector<std::vector<int32_t>> perplexity_chunks(const Tokenizer& tokenizer,
   return begin_with_bos(cut_chunks(tokenizer, text, options), tokenizer);
 }
 
+void run_chunks(Model& model, const std::vector<std::vector<int32_t>>& chunks,
+                const std::function<void(int64_t first, const torch::Tensor& hidden)>& body) {
+  const torch::NoGradGuard no_grad;
+  const size_t group = std::max<int64_t>(1, kTokensPerForward / std::ssize(chunks[0]));
+  for (size_t begin = 0; begin < chunks.size(); begin += group) {
+    const size_t end = std::min(begin + group, chunks.size());
+    body(begin, model.hidden({tokens_tensor(chunks, begin, end), torch::Tensor()}));
+  }
+}
+
 PerplexityResult perplexity(Model& model, const std::vector<std::vector<int32_t>>& chunks,
                             const LogitsVisitor& visit) {
   check(!chunks.empty(), "no chunks to measure");
-  const torch::NoGradGuard no_grad;
   const auto start = std::chrono::steady_clock::now();
-  const int64_t ctx = chunks[0].size(), first = ctx / 2, scored = ctx - 1 - first;
-  const size_t group = std::max<int64_t>(1, kTokensPerForward / ctx);
+  const int64_t ctx = chunks[0].size(), half = ctx / 2, scored = ctx - 1 - half;
   std::vector<double> losses;
   Progress progress("perplexity", chunks.size(), "chunks");
-  for (size_t begin = 0; begin < chunks.size(); begin += group) {
-    const size_t end = std::min(begin + group, chunks.size());
-    const torch::Tensor hidden = model.hidden({tokens_tensor(chunks, begin, end), torch::Tensor()});
-    for (size_t i = begin; i < end; ++i) {
-      const torch::Tensor logits = linear(hidden[i - begin].narrow(0, first, scored),
+  run_chunks(model, chunks, [&](int64_t first, const torch::Tensor& hidden) {
+    const int64_t end = first + hidden.size(0);
+    for (int64_t i = first; i < end; ++i) {
+      const torch::Tensor logits = linear(hidden[i - first].narrow(0, half, scored),
                                           model.output_weight(), {}, model.compute_dtype())
                                        .cpu();
-      const std::vector<int32_t> next(chunks[i].begin() + first + 1, chunks[i].end());
+      const std::vector<int32_t> next(chunks[i].begin() + half + 1, chunks[i].end());
       const std::vector<double> chunk_losses = row_losses(logits, next);
       losses.insert(losses.end(), chunk_losses.begin(), chunk_losses.end());
       if (visit) visit(i, logits, next);
     }
     progress.update(end, concat("PPL ", std::exp(mean_figure(losses).value)));
-  }
+  });
   const Figure nll = mean_figure(losses);
   PerplexityResult result;
   result.nll = nll.value;

@@ -32,6 +32,12 @@ std::vector<std::vector<int32_t>> perplexity_chunks(const Tokenizer& tokenizer,
                                                     const std::string& text,
                                                     const PerplexityOptions& options);
 
+/// Runs one or more chunks of one length through the model, some at a time, without gradients.
+/// body: called with the first one's index and the hidden states of it and those after it [chunks,
+/// ctx, D].
+void run_chunks(Model& model, const std::vector<std::vector<int32_t>>& chunks,
+                const std::function<void(int64_t first, const torch::Tensor& hidden)>& body);
+
 struct PerplexityResult {
   double ppl = 0, ppl_err = 0;  // err: standard error, as llama-perplexity prints
   double nll = 0, nll_err = 0;  // mean negative log-likelihood, nats per token

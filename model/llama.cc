@@ -89,8 +89,6 @@ class LlamaCache : public KvCache {
   int64_t length_ = 0;
 };
 
-torch::Tensor value_of(const Weight* weight) { return weight ? weight->value : torch::Tensor(); }
-
 torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
   return bias ? x + bias->value : x;
 }
@@ -236,7 +234,7 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
                           const torch::Tensor& rotation) const {
   const torch::Tensor normed = rms_norm(x, layer.attention_norm->value, options_.norm_epsilon);
   const std::vector<torch::Tensor> projected =
-      project(normed, {layer.query->value, layer.key->value, layer.value->value}, dtype_);
+      project(normed, {layer.query, layer.key, layer.value});
   const auto split = [&](const torch::Tensor& all, const Weight* bias, int64_t num_heads) {
     return add_bias(all, bias).view({x.size(0), num_heads, options_.head_size});
   };
@@ -247,15 +245,14 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
 
 torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& x,
                                   const torch::Tensor& attended) const {
-  const torch::Tensor middle = x + linear(attended, layer.attention_output->value,
-                                          value_of(layer.attention_output_bias), dtype_);
+  const torch::Tensor middle =
+      x + add_bias(project(attended, {layer.attention_output})[0], layer.attention_output_bias);
   const torch::Tensor normed =
       rms_norm(middle, layer.feed_forward_norm->value, options_.norm_epsilon);
-  const std::vector<torch::Tensor> wide =
-      project(normed, {layer.gate->value, layer.up->value}, dtype_);
+  const std::vector<torch::Tensor> wide = project(normed, {layer.gate, layer.up});
   const torch::Tensor active =
       swiglu(add_bias(wide[0], layer.gate_bias), add_bias(wide[1], layer.up_bias));
-  return middle + linear(active, layer.down->value, value_of(layer.down_bias), dtype_);
+  return middle + add_bias(project(active, {layer.down})[0], layer.down_bias);
 }
 
 torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,

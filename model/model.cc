@@ -37,6 +37,14 @@ void Model::keep_matrices_cast() {
       weight->value = weight->value.to(compute_dtype());
 }
 
+std::vector<torch::Tensor> Model::project(const torch::Tensor& x,
+                                          const std::vector<const Weight*>& weights) const {
+  if (observer_) observer_(x, weights);
+  std::vector<torch::Tensor> values;
+  for (const Weight* weight : weights) values.push_back(weight->value);
+  return nibble::project(x, values, compute_dtype());
+}
+
 int64_t Model::num_parameters() {
   int64_t total = 0;
   for (const Weight* weight : weights()) total += weight->value.numel();

@@ -6,6 +6,7 @@
 // value.grad(), where the backward pass adds it up (model/layers.h says what that leaves out).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,6 +45,11 @@ struct ModelShape {
   int64_t num_layers = 0, width = 0, vocab_size = 0, context_length = 0;
 };
 
+/// Sees what enters the matmuls of a model's blocks: x [N, in] float32, all positions of a batch,
+/// and the weights that it is multiplied by.
+using MatmulObserver =
+    std::function<void(const torch::Tensor& x, const std::vector<const Weight*>& weights)>;
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -77,12 +83,21 @@ class Model {
   /// On: the backward pass keeps each block's input only and runs the block again
   /// (model/recompute.h); same bits, about a third more time, a fraction of the memory.
   void set_activation_checkpointing(bool on) { activation_checkpointing_ = on; }
+  /// Called from now on at each matmul in the blocks; an empty one ends that.
+  void set_matmul_observer(MatmulObserver observer) { observer_ = std::move(observer); }
   /// A second model of the same shape with copies of all weights.
   virtual std::unique_ptr<Model> copy() = 0;
   int64_t num_parameters();
 
  protected:
+  /// x [N, in] by each of the weights [out_i, in], in compute_dtype(): {[N, out_i]}.
+  std::vector<torch::Tensor> project(const torch::Tensor& x,
+                                     const std::vector<const Weight*>& weights) const;
+
   bool activation_checkpointing_ = false;
+
+ private:
+  MatmulObserver observer_;
 };
 
 /// What the forward pass keeps for the backward pass, in bytes per position.
