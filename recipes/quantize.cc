@@ -14,6 +14,7 @@
 #include "quant/mix/plan.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
+#include "recipes/quantize_imatrix.h"
 #include "recipes/recipe.h"
 
 namespace nibble {
@@ -31,6 +32,7 @@ constexpr const char* kExamples =
     "  nibble quantize f32.gguf q4_0.gguf Q4_0\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --method ggml             llama-quantize's bytes\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --tensor-type attn_v=q8_0\n"
+    "  nibble quantize f32.gguf q4_0.gguf Q4_0 --imatrix imatrix.gguf    important columns first\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --dry-run                 the plan only\n";
 
 cxxopts::Options make_options() {
@@ -47,6 +49,7 @@ cxxopts::Options make_options() {
       "type of the tensors whose name has NAME (a regular expression) in it; may be repeated",
       cxxopts::value<std::vector<std::string>>(), "NAME=T");
   add("allow-requantize", "also convert tensors that are quantized already: they lose twice");
+  add_imatrix_options(options);
   add("dry-run", "print the plan and the size, write nothing");
   add("json", "print one JSON object on stdout");
   add("q,quiet", "no progress bar and no notes");
@@ -154,7 +157,7 @@ int run_quantize(int argc, char** argv) {
   if (!arguments) return 0;
   const std::string in = required(*arguments, "input", "IN.gguf");
   const std::string out = required(*arguments, "output", "OUT.gguf");
-  const PlanOptions choices = plan_options(*arguments);
+  PlanOptions choices = plan_options(*arguments);
   const EncodeMethod method = method_named((*arguments)["method"].as<std::string>());
   const Device device = device_argument(*arguments);
   const bool json = arguments->count("json"), quiet = arguments->count("quiet");
@@ -166,8 +169,12 @@ int run_quantize(int argc, char** argv) {
     fail_usage(in, ": IN and OUT are the same file");
 
   const GgufFile source = GgufFile::open(in);
+  const std::optional<Imatrix> imatrix = imatrix_argument(*arguments, method);
+  choices.has_imatrix = imatrix.has_value();
   const Plan plan = make_plan(source, choices);
-  if (arguments->count("dry-run")) {
+  const bool dry_run = arguments->count("dry-run");
+  if (dry_run || imatrix) print_importance_notes(plan, imatrix);
+  if (dry_run) {
     json ? void(std::cout << plan.to_json()) : print_plan(plan);
     return 0;
   }
@@ -175,7 +182,8 @@ int run_quantize(int argc, char** argv) {
     note(
         "method search: at most llama-quantize's error, so not its bytes; --method ggml writes "
         "those");
-  const QuantizeStats stats = quantize_file(source, plan, method, out, device);
+  const QuantizeStats stats =
+      quantize_file(source, plan, method, out, device, imatrix ? &*imatrix : nullptr);
   json ? void(std::cout << stats_json(out, plan, method, stats)) : print_stats(out, plan, stats);
   return 0;
 }

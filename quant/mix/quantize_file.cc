@@ -10,6 +10,7 @@
 #include "base/threads.h"
 #include "base/version.h"
 #include "quant/format/rows.h"
+#include "quant/mix/importance.h"
 
 namespace nibble {
 namespace {
@@ -76,27 +77,35 @@ void check_finite(std::span<const float> weights, int64_t first_row, int64_t row
   fail("row ", first_row + index / row_length, ", column ", index % row_length, " is ", *found);
 }
 
-/// How the numbers of a file are encoded.
+/// How the numbers of a tensor are encoded.
 struct Encoding {
   EncodeMethod method;
   Device device;
+  std::vector<float> importance;  // of its columns, a row for each matrix; or nothing
 };
 
-/// The bytes of rows [first, first + rows) in the target type, in `encoded` or in the map.
+/// Neighbouring rows of a tensor, from one matrix, and the importance of its columns or nothing.
+struct Piece {
+  int64_t first, rows;
+  std::span<const float> importance;
+};
+
+/// A piece's bytes in the target type, in `encoded` or in the map.
 std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType target,
-                                        const Encoding& encoding, int64_t first, int64_t rows,
+                                        const Encoding& encoding, const Piece& piece,
                                         std::vector<std::byte>& encoded) {
   thread_local std::vector<float> buffer;
   if (target != tensor.type) {
-    const auto weights = rows_of(tensor, first, rows, buffer);
-    return encoded = encode_tensor(target, weights, tensor.row_length(), {}, encoding.method,
-                                   first, encoding.device);
+    const auto weights = rows_of(tensor, piece.first, piece.rows, buffer);
+    return encoded = encode_tensor(target, weights, tensor.row_length(), piece.importance,
+                                   encoding.method, piece.first, encoding.device);
   }
   if (find_decoder(target))
-    check_finite(rows_of(tensor, first, rows, buffer), first, tensor.row_length());
+    check_finite(rows_of(tensor, piece.first, piece.rows, buffer), piece.first,
+                 tensor.row_length());
   const int64_t stride = row_bytes(target, tensor.row_length());
-  return tensor.data.subspan(static_cast<size_t>(first * stride),
-                             static_cast<size_t>(rows * stride));
+  return tensor.data.subspan(static_cast<size_t>(piece.first * stride),
+                             static_cast<size_t>(piece.rows * stride));
 }
 
 /// Each thread takes a piece of rows through decoding, encoding and writing while it is in its
@@ -104,17 +113,26 @@ std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType targe
 void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType target,
                   const Encoding& encoding, GgufWriter& writer) {
   const std::string frame = concat(source.path(), ": tensor '", tensor.name, "'");
-  const int64_t rows = tensor.num_rows(), stride = row_bytes(target, tensor.row_length());
-  const int64_t piece = std::max<int64_t>(
-      1, (encoding.device.cuda ? kGpuPieceWeights : kPieceWeights) / tensor.row_length());
+  const int64_t columns = tensor.row_length(), stride = row_bytes(target, columns);
+  const int64_t most =
+      std::max<int64_t>(1, (encoding.device.cuda ? kGpuPieceWeights : kPieceWeights) / columns);
+  const std::span<const float> importance = encoding.importance;
+  const int64_t matrices = std::max<int64_t>(1, std::ssize(importance) / columns);
+  const int64_t rows = tensor.num_rows() / matrices, pieces = (rows + most - 1) / most;
+  const auto piece_of = [&](int64_t index) -> Piece {
+    const int64_t matrix = index / pieces, first = index % pieces * most;
+    return {matrix * rows + first, std::min(most, rows - first),
+            importance.empty() ? importance : importance.subspan(matrix * columns, columns)};
+  };
   writer.write_pieces([&](const GgufWriter::Put& put) {
-    parallel_for((rows + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(matrices * pieces, 1, [&](int64_t begin, int64_t end) {
       std::vector<std::byte> encoded;
-      for (int64_t first = begin * piece; first < std::min(end * piece, rows); first += piece)
-        put(first * stride, with_frame(frame, [&] {
-              return convert_rows(tensor, target, encoding, first, std::min(piece, rows - first),
-                                  encoded);
+      for (int64_t i = begin; i < end; ++i) {
+        const Piece piece = piece_of(i);
+        put(piece.first * stride, with_frame(frame, [&] {
+              return convert_rows(tensor, target, encoding, piece, encoded);
             }));
+      }
     });
   });
 }
@@ -137,7 +155,8 @@ EncodeMethod method_named(std::string_view name) {
              "; ggml, rtn and search are there");
 }
 
-GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method) {
+GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method,
+                                const Imatrix* imatrix) {
   GgufMetadata metadata;
   for (const auto& [key, value] : source.pairs())
     if (!key.starts_with("split.") && !key.starts_with("nibble.")) metadata.set(key, value);
@@ -147,25 +166,32 @@ GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, Encod
   metadata.set("general.quantization_version", kQuantizationVersion);
   metadata.erase("general.file_type");
   metadata.set("general.file_type", static_cast<uint32_t>(file_type));
+  if (imatrix) set_imatrix_keys(metadata, *imatrix);
   metadata.set("nibble.version", std::string(kProgramVersion));
   metadata.set("nibble.method", std::string(method_name(method)));
   return metadata;
 }
 
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
-                            const std::string& out_path, const Device& device) {
+                            const std::string& out_path, const Device& device,
+                            const Imatrix* imatrix) {
   const auto start = std::chrono::steady_clock::now();
-  with_frame(source.path(), [&] { check_plan(source, plan); });
+  with_frame(source.path(), [&] {
+    check_plan(source, plan);
+    check_importance(plan, imatrix);
+  });
   std::vector<GgufWriter::Tensor> table;
   for (const PlanEntry& entry : plan.entries)
     table.push_back({entry.tensor, entry.shape, entry.target});
-  GgufWriter writer(out_path, quantized_metadata(source.metadata(), plan.file_type, method), table);
+  GgufWriter writer(out_path,
+                    quantized_metadata(source.metadata(), plan.file_type, method, imatrix), table);
   QuantizeStats stats;
   stats.bytes = plan.total_bytes();
   Progress progress("quantize", static_cast<int64_t>(table.size()), "tensors");
   for (const PlanEntry& entry : plan.entries) {
     const GgufTensor& tensor = source.tensors()[static_cast<size_t>(stats.num_tensors)];
-    write_tensor(source, tensor, entry.target, {method, device}, writer);
+    write_tensor(source, tensor, entry.target, {method, device, importance_of(entry, imatrix)},
+                 writer);
     source.release(tensor);
     stats.num_converted += entry.target != entry.source;
     stats.num_weights += tensor.num_weights();

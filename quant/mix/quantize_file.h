@@ -9,6 +9,7 @@
 #include "io/gguf.h"
 #include "quant/format/device.h"
 #include "quant/format/registry.h"
+#include "quant/mix/imatrix.h"
 #include "quant/mix/plan.h"
 
 namespace nibble {
@@ -29,15 +30,18 @@ std::string_view method_name(EncodeMethod method);
 EncodeMethod method_named(std::string_view name);
 
 /// The source's metadata with what llama-quantize changes in it (general.quantization_version and
-/// general.file_type set, split.* dropped), and nibble.version and nibble.method after it. Other
-/// nibble.* keys told of the source file and are dropped.
-GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method);
+/// general.file_type set, split.* dropped, quantize.imatrix.* added), and nibble.version and
+/// nibble.method after it. Other nibble.* keys told of the source file and are dropped.
+GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method,
+                                const Imatrix* imatrix = nullptr);
 
 /// Writes `out_path` whole or not at all, tensors in the source's order, a bounded number of rows
 /// in memory. Shows a progress bar. Throws Error: a tensor that the plan and the source do not
-/// agree on, a type without a codec (both before anything is written), a NaN or infinity (tensor,
-/// row, column), a full disk. device: what encodes; the bytes are the same.
+/// agree on, a type without a codec, an imatrix that does not fit (all before anything is written),
+/// a NaN or infinity (tensor, row, column), a full disk. device: what encodes; the bytes are the
+/// same. imatrix: what weighs the errors of the tensors that it has; the plan must know of it.
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
-                            const std::string& out_path, const Device& device = {});
+                            const std::string& out_path, const Device& device = {},
+                            const Imatrix* imatrix = nullptr);
 
 }  // namespace nibble

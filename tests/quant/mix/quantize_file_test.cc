@@ -153,6 +153,56 @@ TEST_F(QuantizeFile, ReadsFloatsFromOddAddresses) {
   }
 }
 
+TEST_F(QuantizeFile, EveryExpertIsEncodedWithItsOwnImportance) {
+  // Rows of an expert that are no multiple of a piece's, and experts in one piece.
+  for (const int64_t rows : {2500, 3}) {
+    const GgufFile source = write({{"blk.0.attn_q.weight", {32, 3}},
+                                   {"blk.0.attn_k.weight", {32, 3}},
+                                   {"blk.0.ffn_up_exps.weight", {32, rows, 3}}});
+    Imatrix imatrix;
+    imatrix.path = "im.gguf";
+    imatrix.entries["blk.0.attn_q.weight"].counts = {2};
+    imatrix.entries["blk.0.ffn_up_exps.weight"].counts = {2, 0, 4};
+    for (auto& [name, entry] : imatrix.entries)
+      for (size_t i = 0; i < 32 * entry.counts.size(); ++i)
+        entry.sums.push_back(static_cast<float>(i * i % 61));
+    quantize_file(source, make_plan(source, {}), EncodeMethod::kGgml, out_, {}, &imatrix);
+    const GgufFile out = GgufFile::open(out_);
+    const auto expect_encoded = [&](size_t tensor, std::span<const float> importance, size_t matrix,
+                                    size_t matrices) {
+      const auto from = source.tensors()[tensor].data, to = out.tensors()[tensor].data;
+      std::vector<float> weights(from.size() / sizeof(float) / matrices);
+      std::memcpy(weights.data(), from.data() + matrix * weights.size() * sizeof(float),
+                  weights.size() * sizeof(float));
+      const auto wanted =
+          encode_tensor(GgmlType::kQ4_0, weights, 32, importance, EncodeMethod::kGgml);
+      const auto found = to.subspan(matrix * wanted.size(), wanted.size());
+      EXPECT_TRUE(std::equal(found.begin(), found.end(), wanted.begin(), wanted.end()))
+          << source.tensors()[tensor].name << " " << matrix << ", rows " << rows;
+    };
+    expect_encoded(0, mean_squares(imatrix.entries["blk.0.attn_q.weight"]), 0, 1);
+    expect_encoded(1, {}, 0, 1);
+    const auto experts = mean_squares(imatrix.entries["blk.0.ffn_up_exps.weight"]);
+    for (size_t i = 0; i < 3; ++i) expect_encoded(2, std::span(experts).subspan(32 * i, 32), i, 3);
+    EXPECT_EQ(out.metadata().get_int("quantize.imatrix.entries_count"), 2);
+  }
+}
+
+TEST_F(QuantizeFile, AnImatrixThatDoesNotFitIsRefusedBeforeAnythingIsWritten) {
+  const GgufFile source = write({{"blk.0.attn_q.weight", {32, 3}}});
+  Imatrix imatrix;
+  imatrix.path = "im.gguf";
+  imatrix.entries["blk.0.attn_q.weight"] = {std::vector<float>(31), {1}};
+  try {
+    quantize_file(source, make_plan(source, {}), EncodeMethod::kGgml, out_, {}, &imatrix);
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()),
+              in_ + ": im.gguf: entry 'blk.0.attn_q.weight' has 31 columns, wanted 32");
+  }
+  EXPECT_EQ(folder_.num_files(), 1u);
+}
+
 TEST_F(QuantizeFile, SearchIsNoWorseThanGgml) {
   const GgufFile source = write({{"blk.0.attn_q.weight", {256, 16}}});
   const auto squared_error = [&](EncodeMethod method) {
