@@ -15,6 +15,7 @@
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
 #include "recipes/quantize_imatrix.h"
+#include "recipes/quantize_plan.h"
 #include "recipes/recipe.h"
 
 namespace nibble {
@@ -32,70 +33,32 @@ constexpr const char* kExamples =
     "  nibble quantize f32.gguf q4_0.gguf Q4_0\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --method ggml             llama-quantize's bytes\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --tensor-type attn_v=q8_0\n"
+    "  nibble quantize f32.gguf Q4_K_M                                   to "
+    "ggml-model-Q4_K_M.gguf\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --imatrix imatrix.gguf    important columns first\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --dry-run                 the plan only\n";
 
 cxxopts::Options make_options() {
   const auto text = [] { return cxxopts::value<std::string>(); };
   cxxopts::Options options("nibble quantize", kIntroduction);
-  options.custom_help("[OPTIONS]").positional_help("IN.gguf OUT.gguf TYPE [THREADS]");
+  options.custom_help("[OPTIONS]").positional_help("IN.gguf [OUT.gguf] TYPE [THREADS]");
   cxxopts::OptionAdder add = options.add_options();
   add("method", "ggml, rtn or search", text()->default_value("search"), "M");
-  add("pure", "give every tensor that is quantized TYPE itself, the output too");
-  add("leave-output-tensor", "keep output.weight as it is");
-  add("output-tensor-type", "type of output.weight", text(), "T");
-  add("token-embedding-type", "type of token_embd.weight", text(), "T");
-  add("tensor-type",
-      "type of the tensors whose name has NAME (a regular expression) in it; may be repeated",
-      cxxopts::value<std::vector<std::string>>(), "NAME=T");
-  add("allow-requantize", "also convert tensors that are quantized already: they lose twice");
+  add_plan_options(options);
   add_imatrix_options(options);
   add("dry-run", "print the plan and the size, write nothing");
   add("json", "print one JSON object on stdout");
   add("q,quiet", "no progress bar and no notes");
   add_device_option(options, "encodes, to the same bytes");
-  cxxopts::OptionAdder add_positional = options.add_options("Positional");
-  add_positional("input", "", text());
-  add_positional("output", "", text());
-  add_positional("type", "", text());
-  add_positional("threads", "", cxxopts::value<int>());
-  options.parse_positional({"input", "output", "type", "threads"});
+  add_quantize_words(options);
   return options;
 }
 
 std::string examples() {
   std::string types;
   for (const std::string& name : plan_type_names()) types += (types.empty() ? "" : ", ") + name;
-  return "\nTYPE: " + types + "\n" + kExamples;
-}
-
-GgmlType tensor_type_named(const std::string& name, std::string_view option) {
-  const GgmlTypeInfo* info = find_ggml_type(std::string_view(name));
-  if (!info) fail_usage("--", option, ": unknown tensor type '", name, "'");
-  return info->type;
-}
-
-PlanOptions plan_options(const cxxopts::ParseResult& arguments) {
-  PlanOptions options;
-  options.type_name = required(arguments, "type", "TYPE");
-  options.pure = arguments.count("pure");
-  options.allow_requantize = arguments.count("allow-requantize");
-  options.leave_output_tensor = arguments.count("leave-output-tensor");
-  if (arguments.count("output-tensor-type"))
-    options.output_type =
-        tensor_type_named(arguments["output-tensor-type"].as<std::string>(), "output-tensor-type");
-  if (arguments.count("token-embedding-type"))
-    options.token_embedding_type = tensor_type_named(
-        arguments["token-embedding-type"].as<std::string>(), "token-embedding-type");
-  if (!arguments.count("tensor-type")) return options;
-  for (const std::string& pair : arguments["tensor-type"].as<std::vector<std::string>>()) {
-    const size_t equals = pair.rfind('=');
-    if (equals == 0 || equals == std::string::npos)
-      fail_usage("--tensor-type: wants NAME=TYPE, found '", pair, "'");
-    options.tensor_types.emplace_back(pair.substr(0, equals),
-                                      tensor_type_named(pair.substr(equals + 1), "tensor-type"));
-  }
-  return options;
+  return "\nTYPE: " + types +
+         ",\nthe number of one (general.file_type), or COPY: every tensor as it is\n" + kExamples;
 }
 
 /// "210 Q4_0, 61 F32, 1 Q8_0", the most frequent first.
@@ -142,11 +105,20 @@ std::string stats_json(const std::string& path, const Plan& plan, EncodeMethod m
   return json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
-void set_threads(const cxxopts::ParseResult& arguments) {
-  if (!arguments.count("threads")) return;
-  const int threads = arguments["threads"].as<int>();
-  if (threads < 1 || threads > 1024) fail_usage("THREADS: wants 1 to 1024, found ", threads);
-  set_num_threads(threads);
+/// A dry run does not stop at what quantizing would stop at, but tells of it.
+void warn_of_refusal(const Plan& plan) {
+  try {
+    check_encodable(plan);
+  } catch (const Error& error) {
+    warn("without --dry-run this plan is refused: ", error.what());
+  }
+}
+
+void check_writes_elsewhere(const GgufFile& source, const Plan& plan, const std::string& out) {
+  std::error_code missing;
+  for (const std::string& path : quantized_paths(source, plan, out))
+    if (std::filesystem::equivalent(source.path(), path, missing))
+      fail_usage(source.path(), ": IN and OUT are the same file");
 }
 
 }  // namespace
@@ -155,20 +127,16 @@ int run_quantize(int argc, char** argv) {
   cxxopts::Options options = make_options();
   const auto arguments = parse_arguments(options, argc, argv, examples());
   if (!arguments) return 0;
-  const std::string in = required(*arguments, "input", "IN.gguf");
-  const std::string out = required(*arguments, "output", "OUT.gguf");
-  PlanOptions choices = plan_options(*arguments);
+  const QuantizeWords words = quantize_words(*arguments);
+  PlanOptions choices = plan_options(*arguments, words.type);
   const EncodeMethod method = method_named((*arguments)["method"].as<std::string>());
   const Device device = device_argument(*arguments);
   const bool json = arguments->count("json"), quiet = arguments->count("quiet");
   set_quiet_log(quiet);
   Progress::set_quiet(quiet);
-  set_threads(*arguments);
-  std::error_code missing;
-  if (std::filesystem::equivalent(in, out, missing))
-    fail_usage(in, ": IN and OUT are the same file");
+  if (words.threads.value_or(0) > 0) set_num_threads(*words.threads);
 
-  const GgufFile source = GgufFile::open(in);
+  const GgufFile source = GgufFile::open(words.in);
   const std::optional<Imatrix> imatrix = imatrix_argument(*arguments, method);
   choices.has_imatrix = imatrix.has_value();
   const Plan plan = make_plan(source, choices);
@@ -176,15 +144,18 @@ int run_quantize(int argc, char** argv) {
   if (dry_run || imatrix) print_importance_notes(plan, imatrix);
   if (dry_run) {
     json ? void(std::cout << plan.to_json()) : print_plan(plan);
+    warn_of_refusal(plan);
     return 0;
   }
+  check_writes_elsewhere(source, plan, words.out);
   if (method == EncodeMethod::kSearch)
     note(
         "method search: at most llama-quantize's error, so not its bytes; --method ggml writes "
         "those");
   const QuantizeStats stats =
-      quantize_file(source, plan, method, out, device, imatrix ? &*imatrix : nullptr);
-  json ? void(std::cout << stats_json(out, plan, method, stats)) : print_stats(out, plan, stats);
+      quantize_file(source, plan, method, words.out, device, imatrix ? &*imatrix : nullptr);
+  json ? void(std::cout << stats_json(words.out, plan, method, stats))
+       : print_stats(words.out, plan, stats);
   return 0;
 }
 

@@ -2,6 +2,7 @@
 // page to look at out.
 #include <torch/version.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -26,6 +27,7 @@
 #include "model/generate.h"
 #include "model/tokenizer.h"
 #include "quant/fake/torch_device.h"
+#include "quant/mix/importance.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
@@ -42,7 +44,10 @@ namespace fs = std::filesystem;
 std::string model_name(const std::string& path) {
   const std::string stem = fs::path(path).stem().string();
   const size_t cut = stem.find_last_of(".-");
-  const bool is_type = cut != std::string::npos && find_ggml_type(stem.substr(cut + 1));
+  const std::string ending = cut == std::string::npos ? "" : stem.substr(cut + 1);
+  const auto types = plan_type_names();
+  const bool is_type =
+      find_ggml_type(ending) || std::find(types.begin(), types.end(), ending) != types.end();
   return is_type ? stem.substr(0, cut) : stem;
 }
 
@@ -219,8 +224,7 @@ void add_facts(Run& run, const std::string& trained_path, double seconds) {
   report.facts.emplace_back(run.resume ? "Since it was resumed" : "Whole run",
                             format_duration(seconds));
   report.facts.emplace_back("Machine", concat(processor_name(), ", ", num_threads(), " threads"));
-  if (run.device().cuda)
-    report.facts.emplace_back("Device", device_name(run.device()));
+  if (run.device().cuda) report.facts.emplace_back("Device", device_name(run.device()));
   report.facts.emplace_back("nibble", kProgramVersion);
   report.facts.emplace_back("LibTorch", TORCH_VERSION);
   report.files.push_back({"source", run.config.model, sha256_file(run.config.model),
@@ -254,11 +258,18 @@ void check_runnable(const RunConfig& config) {
     fail_usage("compare.text is missing: nibble run compares on a text that training does not see");
 }
 
-/// A model that nibble cannot run and texts that are too short stop the run here, before it writes
-/// anything.
+/// A model that nibble cannot run, a type that it cannot write and texts that are too short stop
+/// the run here, before it writes anything.
 void check_inputs(const RunConfig& config) {
   const GgufFile source = GgufFile::open(config.model);
   check_model(source);
+  with_frame("quant", [&] { check_encodable(make_plan(source, plan_options(config))); });
+  for (const std::string& type : config.compare.types)
+    with_frame("compare.types", [&] {
+      const Plan plan = plan_for(source, type);
+      check_encodable(plan);
+      check_importance(plan, nullptr);
+    });
   const auto tokenizer =
       with_frame(config.model, [&] { return Tokenizer::from_metadata(source.metadata()); });
   with_frame("data.files",

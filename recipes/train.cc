@@ -17,6 +17,7 @@
 #include "io/gguf.h"
 #include "model/new_model.h"
 #include "quant/mix/plan.h"
+#include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
@@ -118,6 +119,7 @@ int run_train(int argc, char** argv) {
   const GgufFile source =
       GgufFile::open(config.makes_model() ? make_new_model(config, resume) : config.model);
   const Plan plan = make_plan(source, plan_options(config));
+  check_encodable(plan);
   start_run_folder(config.output, config_yaml(config), plan.to_json(), resume);
   const TrainResult result = train(source, plan, config.train, config.output, resume);
   if (!result.complete)

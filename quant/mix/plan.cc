@@ -2,37 +2,22 @@
 
 #include <algorithm>
 #include <cctype>
+#include <map>
 #include <regex>
 
 #include "base/error.h"
 #include "quant/format/registry.h"
-#include "quant/mix/rules.h"
+#include "quant/mix/mix.h"
 
 namespace nibble {
 namespace {
 
-struct TypeRow {
-  std::string_view name;
-  GgmlType type;
-  int file_type;  // llama_ftype in llama.cpp include/llama.h
-};
+// LLAMA_FTYPE_GUESSED in llama.cpp include/llama.h: the file did not say it.
+constexpr int kGuessed = 1024;
 
-constexpr TypeRow kTypes[] = {
-    {"Q4_0", GgmlType::kQ4_0, 2},  {"Q4_1", GgmlType::kQ4_1, 3}, {"Q5_0", GgmlType::kQ5_0, 8},
-    {"Q5_1", GgmlType::kQ5_1, 9},  {"Q8_0", GgmlType::kQ8_0, 7}, {"Q2_0", GgmlType::kQ2_0, 41},
-    {"BF16", GgmlType::kBF16, 32}, {"F16", GgmlType::kF16, 1},   {"F32", GgmlType::kF32, 0},
-};
-
-const TypeRow& find_type(const std::string& name) {
-  for (const TypeRow& row : kTypes)
-    if (row.name == name) return row;
-  if (const std::string refusal = encode_refusal(name); !refusal.empty()) fail_usage(refusal);
+const FileTypeInfo& require_file_type(const std::string& name) {
+  if (const FileTypeInfo* info = find_file_type(name)) return *info;
   fail_usage("unknown quantization type '", name, "'", did_you_mean(name, plan_type_names()));
-}
-
-std::string upper_case(std::string text) {
-  for (char& c : text) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  return text;
 }
 
 std::string lower_case(std::string text) {
@@ -49,36 +34,31 @@ Choice choose(GgmlType type, std::string_view why = "") {
   return {type, concat(type_name(type), why.empty() ? "" : ": ", why)};
 }
 
-/// The rules of one file. Tensors are asked about in llama-quantize's own order, since some rules
-/// count.
-class Mix {
+/// What the user asked for, else the mix. Tensors are asked about in llama-quantize's own order,
+/// since some rules count, and by the names that they will have.
+class Chooser {
  public:
-  Mix(const GgufFile& source, const PlanOptions& options, const TypeRow& row)
-      : options_(options),
-        type_(row.type),
-        architecture_(source.metadata().get_string_or("general.architecture", "")),
-        num_layers_(source.metadata().get_int_or(architecture_ + ".block_count", 0)),
-        num_experts_(source.metadata().get_int_or(architecture_ + ".expert_count", 0)),
-        tied_(!source.find_tensor("output.weight")) {
+  Chooser(const PlanOptions& options, const FileTypeInfo& file_type, MixFacts facts)
+      : options_(options), type_(file_type.tensor_type), mix_(std::move(facts), file_type) {
     for (const auto& [pattern, type] : options.tensor_types) add_pattern(pattern, type);
   }
 
-  Choice choose_for(const GgufTensor& tensor) {
-    const std::string_view kept = kept_because(tensor.name, tensor.shape, architecture_);
+  Choice choose_for(const std::string& name, const GgufTensor& tensor) {
+    const std::string_view kept = kept_because(name, tensor.shape, mix_.facts().architecture);
     if (!kept.empty()) return {tensor.type, concat("kept: ", kept)};
-    const TensorRole role = role_of(tensor.name);
+    const TensorRole role = role_of(name);
     if (role == TensorRole::kOutput && options_.leave_output_tensor)
       return {tensor.type, "kept: the output is to be left"};
-    const GgmlType* named = find_pattern(tensor.name);
+    const GgmlType* named = find_pattern(name);
     if (role == TensorRole::kTokenEmbedding && options_.token_embedding_type &&
-        !(named && tensor.name == "per_layer_token_embd.weight"))
+        !(named && name == "per_layer_token_embd.weight"))
       return forced(tensor, *options_.token_embedding_type, "asked for the token embedding");
     if (role == TensorRole::kOutput && options_.output_type)
       return forced(tensor, *options_.output_type, "asked for the output");
     if (!is_quantized(type_)) return choose(type_);
     const Choice choice = named           ? choose(*named, "asked for by name")
                           : options_.pure ? choose(type_)
-                                          : mixed(tensor, role);
+                                          : mixed(name, tensor, role);
     return fitted(choice, tensor.row_length());
   }
 
@@ -100,9 +80,8 @@ class Mix {
   /// llama-quantize puts no fallback behind a type that was asked for.
   static Choice forced(const GgufTensor& tensor, GgmlType type, std::string_view why) {
     if (tensor.row_length() % ggml_type_info(type).block_size != 0)
-      fail_usage("tensor '", tensor.name, "': ", type_name(type), " was asked for, but rows of ",
-                 tensor.row_length(), " weights are no multiple of its block of ",
-                 ggml_type_info(type).block_size);
+      fail_usage(type_name(type), " was asked for, but rows of ", tensor.row_length(),
+                 " weights are no multiple of its block of ", ggml_type_info(type).block_size);
     return choose(type, why);
   }
 
@@ -113,93 +92,154 @@ class Mix {
                          ", no multiple of ", ggml_type_info(choice.type).block_size)};
   }
 
-  Choice mixed(const GgufTensor& tensor, TensorRole role) {
-    if (architecture_ == "glm5-next")
-      for (const std::string_view part : {"attn_q_a", "attn_q_b", "nextn.eh_proj"})
-        if (tensor.name.find(part) != std::string::npos)
-          return choose(GgmlType::kQ8_0, "sensitive in glm5-next");
-    if (role == TensorRole::kOutput) return output(tensor, "output");
-    if (role == TensorRole::kTokenEmbedding && tied_)
-      return output(tensor, "embedding, also the output");
-    if (role == TensorRole::kTokenEmbedding && type_ == GgmlType::kQ2_0)
-      return choose(GgmlType::kQ4_K, "embedding");
-    if ((role == TensorRole::kAttentionV || role == TensorRole::kAttentionK) && num_experts_ == 8)
-      return choose(GgmlType::kQ8_0, "small beside 8 experts");
-    if (role == TensorRole::kFfnDown) return ffn_down(tensor);
-    return choose(type_);
-  }
-
-  Choice output(const GgufTensor& tensor, std::string_view what) const {
-    if (options_.output_type) return choose(*options_.output_type, "asked for the output");
-    const bool divides = tensor.row_length() % ggml_type_info(type_).block_size == 0;
-    if (architecture_ == "falcon" || !divides || type_ == GgmlType::kQ8_0)
-      return choose(GgmlType::kQ8_0, what);
-    return choose(GgmlType::kQ6_K, what);
-  }
-
-  /// With an imatrix the first eighth of the layers gets a min as well.
-  Choice ffn_down(const GgufTensor& tensor) {
-    int64_t layer = num_ffn_down_++;
-    if (num_experts_ > 1) {
-      const std::optional<int64_t> named = layer_of(tensor.name);
-      check(named && *named >= 0 && *named < num_layers_, "tensor '", tensor.name,
-            "': its name should hold a layer below ", num_layers_);
-      layer = *named;
-    }
-    const bool early = options_.has_imatrix && layer < num_layers_ / 8;
-    if (early && type_ == GgmlType::kQ4_0)
-      return choose(GgmlType::kQ4_1, "early ffn_down with an imatrix");
-    if (early && type_ == GgmlType::kQ5_0)
-      return choose(GgmlType::kQ5_1, "early ffn_down with an imatrix");
-    return choose(type_);
+  Choice mixed(const std::string& name, const GgufTensor& tensor, TensorRole role) {
+    const GgmlType type = mix_.choose(name, tensor.shape, role);
+    const bool is_output = role == TensorRole::kTokenEmbedding && mix_.facts().tied;
+    if (is_output && options_.output_type)
+      return choose(*options_.output_type, "asked for the output");
+    if (type == type_) return choose(type);
+    return choose(type, is_output ? "embedding, also the output" : role_name(role));
   }
 
   const PlanOptions& options_;
   GgmlType type_;
-  std::string architecture_;
-  int64_t num_layers_, num_experts_;
-  bool tied_;
-  int64_t num_ffn_down_ = 0;
+  Mix mix_;
   std::vector<std::pair<std::regex, GgmlType>> patterns_;
 };
 
-/// Indices of the tensors by layer, then name; those outside the layers first.
-std::vector<size_t> llama_order(const std::vector<GgufTensor>& tensors) {
-  std::vector<std::pair<int64_t, size_t>> keys;
-  for (size_t i = 0; i < tensors.size(); ++i)
-    keys.emplace_back(layer_of(tensors[i].name).value_or(-1), i);
-  std::sort(keys.begin(), keys.end(), [&](const auto& a, const auto& b) {
-    if (a.first != b.first) return a.first < b.first;
-    return tensors[a.second].name < tensors[b.second].name;
-  });
-  std::vector<size_t> order;
-  for (const auto& [layer, index] : keys) order.push_back(index);
+/// Indices of the tensors by layer, then name, those outside the layers first; or by place, where
+/// parts are kept.
+std::vector<size_t> llama_order(const std::vector<GgufTensor>& tensors, bool by_place) {
+  const auto before = [&](size_t i, size_t j) {
+    const GgufTensor &a = tensors[i], &b = tensors[j];
+    if (by_place) return std::pair(a.part, a.file_offset) < std::pair(b.part, b.file_offset);
+    return std::pair(layer_of(a.name).value_or(-1), a.name) <
+           std::pair(layer_of(b.name).value_or(-1), b.name);
+  };
+  std::vector<size_t> order(tensors.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::sort(order.begin(), order.end(), before);
   return order;
+}
+
+/// What a copy says of itself: as the source, or after the type of most tensors.
+int file_type_of_copy(const GgufFile& source, const GgufMetadata& metadata) {
+  constexpr const char* kKey = "general.file_type";
+  if (metadata.contains(kKey)) return static_cast<int>(metadata.get_int(kKey));
+  std::map<GgmlType, int> counts;
+  GgmlType most = GgmlType::kF32;
+  for (const size_t index : llama_order(source.tensors(), false)) {
+    const GgmlType type = source.tensors()[index].type;
+    if (++counts[type] > counts[most]) most = type;
+  }
+  const FileTypeInfo* info = find_file_type(type_name(most));
+  return kGuessed + static_cast<int>(info ? info->type : FileType::kF32);
+}
+
+void check_pruned_layers(const GgufFile& source, const std::vector<int64_t>& pruned,
+                         int64_t num_layers) {
+  for (const int64_t layer : pruned)
+    if (layer < 0 || layer >= num_layers)
+      fail_usage(source.path(), ": has no layer ", layer, " to prune, but ", num_layers);
+  if (std::ssize(pruned) == num_layers && num_layers > 0)
+    fail_usage(source.path(), ": to prune all ", num_layers, " layers would leave no model");
+}
+
+/// The elements of the layers that stay.
+GgufArray without_layers(const GgufArray& array, const std::vector<int64_t>& pruned) {
+  GgufArray left = array;
+  std::visit(
+      [&](auto& values) {
+        for (auto layer = pruned.rbegin(); layer != pruned.rend(); ++layer)
+          values.erase(values.begin() + *layer);
+      },
+      left.values);
+  return left;
+}
+
+/// The metadata that tells of layers, as it is without the pruned ones. llama-quantize leaves
+/// arrays as they are, and then llama.cpp refuses the file.
+void add_pruned_metadata(const GgufMetadata& metadata, const MixFacts& facts, Plan& plan) {
+  const std::string prefix = facts.architecture + '.';
+  for (const auto& [key, value] : metadata.pairs()) {
+    const auto* array = std::get_if<GgufArray>(&value);
+    // Four numbers, whatever the number of layers.
+    if (!array || key == prefix + "rope.dimension_sections") continue;
+    if (key.starts_with(prefix) && array->size() == facts.num_layers)
+      plan.metadata.emplace_back(key, without_layers(*array, plan.pruned_layers));
+  }
+  const int64_t left = facts.num_layers - std::ssize(plan.pruned_layers);
+  plan.metadata.emplace_back(prefix + "block_count", static_cast<uint32_t>(left));
+}
+
+void check_requantizing(const GgufFile& source, const GgufTensor& tensor, GgmlType target) {
+  if (is_quantized(tensor.type) && target != tensor.type)
+    fail_usage(source.path(), ": tensor '", tensor.name, "' is ", type_name(tensor.type),
+               " already; making ", type_name(target),
+               " of it loses quality twice (--allow-requantize does it all the same)");
+}
+
+/// One entry for each tensor that stays, by the rules.
+std::vector<PlanEntry> choose_all(const GgufFile& source, const PlanOptions& options,
+                                  const FileTypeInfo& file_type, MixFacts facts) {
+  const std::vector<GgufTensor>& tensors = source.tensors();
+  std::vector<PlanEntry> entries(tensors.size());
+  Chooser chooser(options, file_type, std::move(facts));
+  for (const size_t index : llama_order(tensors, options.keep_split)) {
+    const GgufTensor& tensor = tensors[index];
+    if (is_in_layers(tensor.name, options.pruned_layers)) continue;
+    const std::string name = name_after_pruning(tensor.name, options.pruned_layers);
+    Choice choice =
+        with_frame(concat("tensor '", name, "'"), [&] { return chooser.choose_for(name, tensor); });
+    if (!options.allow_requantize) check_requantizing(source, tensor, choice.type);
+    entries[index] = {tensor.name, tensor.shape, tensor.type, choice.type,
+                      std::move(choice.reason)};
+  }
+  std::erase_if(entries, [](const PlanEntry& entry) { return entry.tensor.empty(); });
+  return entries;
+}
+
+std::vector<PlanEntry> copy_all(const GgufFile& source, const std::vector<int64_t>& pruned) {
+  std::vector<PlanEntry> entries;
+  for (const GgufTensor& tensor : source.tensors())
+    if (!is_in_layers(tensor.name, pruned))
+      entries.push_back({tensor.name, tensor.shape, tensor.type, tensor.type, "kept: copied"});
+  return entries;
+}
+
+std::vector<std::string> names_left(const GgufFile& source, const std::vector<int64_t>& pruned) {
+  std::vector<std::string> names;
+  for (const GgufTensor& tensor : source.tensors())
+    if (!is_in_layers(tensor.name, pruned)) names.push_back(tensor.name);
+  return names;
 }
 
 }  // namespace
 
 std::vector<std::string> plan_type_names() {
   std::vector<std::string> names;
-  for (const TypeRow& row : kTypes) names.emplace_back(row.name);
+  for (const FileTypeInfo& info : file_types()) names.emplace_back(info.name);
   return names;
 }
 
 Plan make_plan(const GgufFile& source, const PlanOptions& options) {
-  const TypeRow& row = find_type(upper_case(options.type_name));
-  Plan plan{std::string(row.name), row.file_type, {}};
-  plan.entries.resize(source.tensors().size());
-  Mix mix(source, options, row);
-  for (const size_t index : llama_order(source.tensors())) {
-    const GgufTensor& tensor = source.tensors()[index];
-    Choice choice = mix.choose_for(tensor);
-    if (is_quantized(tensor.type) && choice.type != tensor.type && !options.allow_requantize)
-      fail_usage(source.path(), ": tensor '", tensor.name, "' is ", type_name(tensor.type),
-                 " already; making ", type_name(choice.type),
-                 " of it loses quality twice (--allow-requantize does it all the same)");
-    plan.entries[index] = {tensor.name, tensor.shape, tensor.type, choice.type,
-                           std::move(choice.reason)};
-  }
+  const bool copies = lower_case(options.type_name) == "copy";
+  const FileTypeInfo& file_type = require_file_type(copies ? "F32" : options.type_name);
+  GgufMetadata metadata = source.metadata();
+  for (const auto& [key, value] : options.metadata) metadata.set(key, value);
+  MixFacts facts =
+      mix_facts(metadata, names_left(source, options.pruned_layers), options.has_imatrix);
+  check_pruned_layers(source, options.pruned_layers, facts.num_layers);
+
+  Plan plan;
+  plan.type_name = copies ? "COPY" : file_type.name;
+  plan.file_type = copies ? file_type_of_copy(source, metadata) : static_cast<int>(file_type.type);
+  plan.metadata = options.metadata;
+  plan.pruned_layers = options.pruned_layers;
+  plan.keep_split = options.keep_split;
+  if (!plan.pruned_layers.empty()) add_pruned_metadata(metadata, facts, plan);
+  plan.entries = copies ? copy_all(source, options.pruned_layers)
+                        : choose_all(source, options, file_type, std::move(facts));
   return plan;
 }
 

@@ -24,9 +24,14 @@ struct PlanEntry {
 };
 
 struct Plan {
-  std::string type_name;           // "Q4_0", as the user gave it, upper case
+  std::string type_name;           // "Q4_K_M", as in plan_type_names()
   int file_type = 0;               // general.file_type
-  std::vector<PlanEntry> entries;  // in the source's tensor order
+  std::vector<PlanEntry> entries;  // in the source's tensor order, of the layers that stay
+
+  // What `nibble quantize` can be asked for besides; no part of plan.json.
+  std::vector<std::pair<std::string, GgufValue>> metadata;  // set at the end, in this order
+  std::vector<int64_t> pruned_layers;                       // that the written file lacks
+  bool keep_split = false;                                  // the source's parts stay parts
 
   const PlanEntry* find(std::string_view tensor) const;
   /// plan.json: {"type": ..., "file_type": n, "tensors": [{"name", "shape", "source", "target",
@@ -38,7 +43,7 @@ struct Plan {
 };
 
 struct PlanOptions {
-  std::string type_name = "Q4_0";
+  std::string type_name = "Q4_0";  // or a number, or COPY: every tensor keeps its type
   bool has_imatrix = false;
   bool pure = false;  // every tensor that is quantized gets the type itself
   bool allow_requantize =
@@ -49,11 +54,16 @@ struct PlanOptions {
   /// Regular expression (lower case, found anywhere in the name) -> type; the first that matches
   /// holds.
   std::vector<std::pair<std::string, GgmlType>> tensor_types;
+  /// Metadata in the place of the source's, for the rules and in the written file.
+  std::vector<std::pair<std::string, GgufValue>> metadata;
+  std::vector<int64_t> pruned_layers;  // ascending, each once
+  bool keep_split = false;
 };
 
-/// Throws Error (usage) for a type name that is unknown, with the nearest one.
+/// Throws Error (usage) for a type name that is unknown, with the nearest one, for a layer that the
+/// file lacks, and for a tensor that is quantized already.
 Plan make_plan(const GgufFile& source, const PlanOptions& options);
-/// The type names that make_plan takes, for --help.
+/// The names of types that make_plan takes, COPY apart, for --help.
 std::vector<std::string> plan_type_names();
 
 }  // namespace nibble

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <memory>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -11,6 +13,7 @@
 #include "base/version.h"
 #include "quant/format/rows.h"
 #include "quant/mix/importance.h"
+#include "quant/mix/rules.h"
 
 namespace nibble {
 namespace {
@@ -30,23 +33,24 @@ struct MethodName {
 constexpr MethodName kMethodNames[] = {
     {EncodeMethod::kGgml, "ggml"}, {EncodeMethod::kRtn, "rtn"}, {EncodeMethod::kSearch, "search"}};
 
-/// Throws unless the plan is one for this file and every conversion it asks for can be had.
-void check_plan(const GgufFile& source, const Plan& plan) {
-  const auto& tensors = source.tensors();
+/// The source's tensor of each entry. Throws unless the plan is one for this file.
+std::vector<const GgufTensor*> planned_tensors(const GgufFile& source, const Plan& plan) {
+  std::vector<const GgufTensor*> tensors;
+  for (const GgufTensor& tensor : source.tensors())
+    if (!is_in_layers(tensor.name, plan.pruned_layers)) tensors.push_back(&tensor);
   check(plan.entries.size() == tensors.size(), "the plan has ", plan.entries.size(),
         " tensors, the file ", tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const PlanEntry& entry = plan.entries[i];
-    with_frame(concat("tensor '", tensors[i].name, "'"), [&] {
-      check(entry.tensor == tensors[i].name, "the plan has '", entry.tensor, "' in its place");
-      check(entry.shape == tensors[i].shape && entry.source == tensors[i].type,
+    const GgufTensor& tensor = *tensors[i];
+    with_frame(concat("tensor '", tensor.name, "'"), [&] {
+      check(entry.tensor == tensor.name, "the plan has '", entry.tensor, "' in its place");
+      check(entry.shape == tensor.shape && entry.source == tensor.type,
             "the plan wants another shape or type (", type_name(entry.source),
-            ") than the file has (", type_name(tensors[i].type), ")");
-      if (entry.target == entry.source) return;
-      require_decoder(entry.source);
-      with_frame("the plan's type for it, " + entry.reason, [&] { require_format(entry.target); });
+            ") than the file has (", type_name(tensor.type), ")");
     });
   }
+  return tensors;
 }
 
 /// The weights of rows [first, first + rows): straight from the map where they are float32, else
@@ -137,6 +141,42 @@ void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType tar
   });
 }
 
+/// The smallest of the all-purpose types that has at least the bits of `type`, else the largest.
+GgmlType nearest_encodable(GgmlType type, int64_t row_length) {
+  const auto bits = [](GgmlType t) {
+    return static_cast<double>(ggml_type_info(t).block_bytes) / ggml_type_info(t).block_size;
+  };
+  for (const GgmlType other :
+       {GgmlType::kQ2_K, GgmlType::kQ3_K, GgmlType::kQ4_K, GgmlType::kQ5_K, GgmlType::kQ6_K})
+    if (find_format(other) && row_length % ggml_type_info(other).block_size == 0 &&
+        bits(other) >= bits(type))
+      return other;
+  return row_length % ggml_type_info(GgmlType::kQ8_0).block_size == 0 ? GgmlType::kQ8_0
+                                                                      : GgmlType::kF16;
+}
+
+/// What part `part` of `count` says of itself: only the first tells of the model.
+GgufMetadata part_metadata(const GgufMetadata& whole, const Plan& plan, size_t part, size_t count) {
+  if (count == 1) return whole;
+  GgufMetadata metadata = part == 0 ? whole : GgufMetadata();
+  metadata.set("split.no", static_cast<uint16_t>(part));
+  metadata.set("split.count", static_cast<uint16_t>(count));
+  metadata.set("split.tensors.count", static_cast<int32_t>(plan.entries.size()));
+  return metadata;
+}
+
+/// The tensors of a part, or all of them where the parts become one.
+std::vector<GgufWriter::Tensor> part_table(const std::vector<const GgufTensor*>& tensors,
+                                           const Plan& plan, size_t part) {
+  std::vector<GgufWriter::Tensor> table;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (plan.keep_split && static_cast<size_t>(tensors[i]->part) != part) continue;
+    table.push_back({name_after_pruning(tensors[i]->name, plan.pruned_layers), tensors[i]->shape,
+                     plan.entries[i].target});
+  }
+  return table;
+}
+
 }  // namespace
 
 std::string_view method_name(EncodeMethod method) {
@@ -155,41 +195,85 @@ EncodeMethod method_named(std::string_view name) {
              "; ggml, rtn and search are there");
 }
 
-GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method,
+void check_encodable(const Plan& plan) {
+  for (const PlanEntry& entry : plan.entries) {
+    if (entry.target == entry.source) continue;
+    with_frame(concat("tensor '", entry.tensor, "'"), [&] {
+      require_decoder(entry.source);
+      const int64_t row_length = entry.shape.empty() ? 1 : entry.shape[0];
+      if (find_format(entry.target)) return;
+      const std::string refusal = encode_refusal(type_name(entry.target));
+      fail("the plan's type for it, ", entry.reason, ": ",
+           !refusal.empty()
+               ? refusal
+               : concat("no codec for ", type_name(entry.target),
+                        "; the nearest type that can be had is ",
+                        type_name(nearest_encodable(entry.target, row_length))));
+    });
+  }
+}
+
+GgufMetadata quantized_metadata(const GgufMetadata& source, const Plan& plan, EncodeMethod method,
                                 const Imatrix* imatrix) {
   GgufMetadata metadata;
   for (const auto& [key, value] : source.pairs())
     if (!key.starts_with("split.") && !key.starts_with("nibble.")) metadata.set(key, value);
-  // llama-quantize takes the two keys out and appends them, and so do we: the headers can be
+  // llama-quantize takes what it sets out and appends it, and so do we: the headers can be
   // compared.
-  metadata.erase("general.quantization_version");
-  metadata.set("general.quantization_version", kQuantizationVersion);
-  metadata.erase("general.file_type");
-  metadata.set("general.file_type", static_cast<uint32_t>(file_type));
+  const auto append = [&](const std::string& key, GgufValue value) {
+    metadata.erase(key);
+    metadata.set(key, std::move(value));
+  };
+  append("general.quantization_version", kQuantizationVersion);
+  append("general.file_type", static_cast<uint32_t>(plan.file_type));
+  for (const auto& [key, value] : plan.metadata) append(key, value);
   if (imatrix) set_imatrix_keys(metadata, *imatrix);
-  metadata.set("nibble.version", std::string(kProgramVersion));
-  metadata.set("nibble.method", std::string(method_name(method)));
+  append("nibble.version", std::string(kProgramVersion));
+  append("nibble.method", std::string(method_name(method)));
   return metadata;
+}
+
+std::vector<std::string> quantized_paths(const GgufFile& source, const Plan& plan,
+                                         const std::string& out_path) {
+  if (!plan.keep_split) return {out_path};
+  constexpr std::string_view kEnding = ".gguf";
+  const std::string stem =
+      out_path.ends_with(kEnding) ? out_path.substr(0, out_path.size() - kEnding.size()) : out_path;
+  int count = 1;
+  for (const GgufTensor& tensor : source.tensors()) count = std::max(count, tensor.part + 1);
+  std::vector<std::string> paths;
+  for (int part = 0; part < count; ++part) {
+    char number[32];
+    std::snprintf(number, sizeof number, "-%05d-of-%05d", part + 1, count);
+    paths.push_back(concat(stem, number, kEnding));
+  }
+  return paths;
 }
 
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
                             const std::string& out_path, const Device& device,
                             const Imatrix* imatrix) {
   const auto start = std::chrono::steady_clock::now();
-  with_frame(source.path(), [&] {
-    check_plan(source, plan);
+  const auto tensors = with_frame(source.path(), [&] {
+    check_encodable(plan);
     check_importance(plan, imatrix);
+    return planned_tensors(source, plan);
   });
-  std::vector<GgufWriter::Tensor> table;
-  for (const PlanEntry& entry : plan.entries)
-    table.push_back({entry.tensor, entry.shape, entry.target});
-  GgufWriter writer(out_path,
-                    quantized_metadata(source.metadata(), plan.file_type, method, imatrix), table);
+  const std::vector<std::string> paths = quantized_paths(source, plan, out_path);
+  const GgufMetadata metadata = quantized_metadata(source.metadata(), plan, method, imatrix);
   QuantizeStats stats;
   stats.bytes = plan.total_bytes();
-  Progress progress("quantize", static_cast<int64_t>(table.size()), "tensors");
-  for (const PlanEntry& entry : plan.entries) {
-    const GgufTensor& tensor = source.tensors()[static_cast<size_t>(stats.num_tensors)];
+  std::vector<std::unique_ptr<GgufWriter>> writers;
+  for (size_t part = 0; part < paths.size(); ++part) {
+    writers.push_back(
+        std::make_unique<GgufWriter>(paths[part], part_metadata(metadata, plan, part, paths.size()),
+                                     part_table(tensors, plan, part)));
+  }
+  Progress progress("quantize", std::ssize(tensors), "tensors");
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const GgufTensor& tensor = *tensors[i];
+    const PlanEntry& entry = plan.entries[i];
+    GgufWriter& writer = *writers[plan.keep_split ? static_cast<size_t>(tensor.part) : 0];
     write_tensor(source, tensor, entry.target, {method, device, importance_of(entry, imatrix)},
                  writer);
     source.release(tensor);
@@ -198,7 +282,7 @@ QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMeth
     stats.source_bytes += static_cast<int64_t>(tensor.data.size());
     progress.update(++stats.num_tensors, tensor.name);
   }
-  writer.finish();
+  for (const auto& writer : writers) writer->finish();
   stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return stats;
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "io/gguf.h"
 #include "quant/format/device.h"
@@ -29,17 +30,28 @@ std::string_view method_name(EncodeMethod method);
 /// Throws Error (usage) for another name.
 EncodeMethod method_named(std::string_view name);
 
-/// The source's metadata with what llama-quantize changes in it (general.quantization_version and
-/// general.file_type set, split.* dropped, quantize.imatrix.* added), and nibble.version and
-/// nibble.method after it. Other nibble.* keys told of the source file and are dropped.
-GgufMetadata quantized_metadata(const GgufMetadata& source, int file_type, EncodeMethod method,
+/// Throws Error, naming the tensor, for a type that the plan gives or takes it from and that has no
+/// codec.
+void check_encodable(const Plan& plan);
+
+/// The source's metadata with what llama-quantize changes in it (general.quantization_version,
+/// general.file_type and plan.metadata set, split.* dropped, quantize.imatrix.* added), and
+/// nibble.version and nibble.method after it. Other nibble.* keys told of the source file and are
+/// dropped.
+GgufMetadata quantized_metadata(const GgufMetadata& source, const Plan& plan, EncodeMethod method,
                                 const Imatrix* imatrix = nullptr);
 
-/// Writes `out_path` whole or not at all, tensors in the source's order, a bounded number of rows
-/// in memory. Shows a progress bar. Throws Error: a tensor that the plan and the source do not
-/// agree on, a type without a codec, an imatrix that does not fit (all before anything is written),
-/// a NaN or infinity (tensor, row, column), a full disk. device: what encodes; the bytes are the
-/// same. imatrix: what weighs the errors of the tensors that it has; the plan must know of it.
+/// The files that quantize_file() writes: `out_path`, or, where the plan keeps the source's parts,
+/// one for each, named after it as llama-quantize does: "a.gguf" -> "a-00001-of-00002.gguf", ...
+std::vector<std::string> quantized_paths(const GgufFile& source, const Plan& plan,
+                                         const std::string& out_path);
+
+/// Writes each of quantized_paths() whole or not at all, tensors in the source's order, a bounded
+/// number of rows in memory. Shows a progress bar. Throws Error: a tensor that the plan and the
+/// source do not agree on, a type without a codec, an imatrix that does not fit (all before
+/// anything is written), a NaN or infinity (tensor, row, column), a full disk. device: what
+/// encodes; the bytes are the same. imatrix: what weighs the errors of the tensors that it has; the
+/// plan must know of it.
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
                             const std::string& out_path, const Device& device = {},
                             const Imatrix* imatrix = nullptr);

@@ -1,5 +1,6 @@
 #include "quant/mix/rules.h"
 
+#include <algorithm>
 #include <charconv>
 
 #include "base/error.h"
@@ -7,9 +8,29 @@
 namespace nibble {
 namespace {
 
+constexpr std::string_view kBlockPrefix = "blk.";
+
 bool contains(std::string_view text, std::string_view part) {
   return text.find(part) != std::string_view::npos;
 }
+
+struct RolePart {
+  std::string_view part;  // of the tensor's name
+  TensorRole role;
+};
+
+// llama-quantize looks in this order, which decides for a name that holds two of the parts.
+constexpr RolePart kRoleParts[] = {
+    {"attn_qkv.weight", TensorRole::kAttentionV},
+    {"attn_kv_b.weight", TensorRole::kAttentionV},
+    {"attn_v.weight", TensorRole::kAttentionV},
+    {"attn_k.weight", TensorRole::kAttentionK},
+    {"attn_q.weight", TensorRole::kAttentionQ},
+    {"attn_output.weight", TensorRole::kAttentionOutput},
+    {"ffn_up", TensorRole::kFfnUp},
+    {"ffn_gate", TensorRole::kFfnGate},
+    {"ffn_down", TensorRole::kFfnDown},
+};
 
 struct KeptName {
   std::string_view part;  // of the tensor's name
@@ -77,13 +98,35 @@ TensorRole role_of(std::string_view name) {
   if (name == "output.weight") return TensorRole::kOutput;
   if (name == "token_embd.weight" || name == "per_layer_token_embd.weight")
     return TensorRole::kTokenEmbedding;
-  for (const std::string_view part : {"attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight"})
-    if (contains(name, part)) return TensorRole::kAttentionV;
-  if (contains(name, "attn_k.weight")) return TensorRole::kAttentionK;
-  // The order in which llama-quantize looks decides for a name that holds two of these parts.
-  for (const std::string_view part : {"attn_q.weight", "attn_output.weight", "ffn_up", "ffn_gate"})
-    if (contains(name, part)) return TensorRole::kOther;
-  return contains(name, "ffn_down") ? TensorRole::kFfnDown : TensorRole::kOther;
+  for (const RolePart& row : kRoleParts)
+    if (contains(name, row.part)) return row.role;
+  return TensorRole::kOther;
+}
+
+std::string_view role_name(TensorRole role) {
+  switch (role) {
+    case TensorRole::kTokenEmbedding:
+      return "embedding";
+    case TensorRole::kOutput:
+      return "output";
+    case TensorRole::kAttentionV:
+      return "attn_v";
+    case TensorRole::kAttentionK:
+      return "attn_k";
+    case TensorRole::kAttentionQ:
+      return "attn_q";
+    case TensorRole::kAttentionOutput:
+      return "attn_output";
+    case TensorRole::kFfnUp:
+      return "ffn_up";
+    case TensorRole::kFfnGate:
+      return "ffn_gate";
+    case TensorRole::kFfnDown:
+      return "ffn_down";
+    case TensorRole::kOther:
+      break;
+  }
+  return "of no role";
 }
 
 std::string_view kept_because(std::string_view name, const std::vector<int64_t>& shape,
@@ -139,13 +182,25 @@ GgmlType type_that_fits(GgmlType type, int64_t row_length) {
 }
 
 std::optional<int64_t> layer_of(std::string_view name) {
-  constexpr std::string_view kPrefix = "blk.";
-  if (!name.starts_with(kPrefix)) return std::nullopt;
+  if (!name.starts_with(kBlockPrefix)) return std::nullopt;
   int64_t layer;
   const char* end = name.data() + name.size();
-  const auto [rest, error] = std::from_chars(name.data() + kPrefix.size(), end, layer);
+  const auto [rest, error] = std::from_chars(name.data() + kBlockPrefix.size(), end, layer);
   if (error != std::errc() || rest == end || *rest != '.') return std::nullopt;
   return layer;
+}
+
+bool is_in_layers(std::string_view name, const std::vector<int64_t>& layers) {
+  const std::optional<int64_t> layer = layer_of(name);
+  return layer && std::find(layers.begin(), layers.end(), *layer) != layers.end();
+}
+
+std::string name_after_pruning(const std::string& name, const std::vector<int64_t>& pruned) {
+  const std::optional<int64_t> layer = layer_of(name);
+  if (!layer) return name;
+  const auto before =
+      std::count_if(pruned.begin(), pruned.end(), [&](int64_t p) { return p < *layer; });
+  return concat("blk.", *layer - before, name.substr(name.find('.', kBlockPrefix.size())));
 }
 
 int num_dimensions(const std::vector<int64_t>& shape) {

@@ -1,11 +1,65 @@
-"""A llama of any size with Gaussian weights, as a GGUF file, with the tokenizer of another file."""
+"""Generated models as GGUF files: a llama of any size with Gaussian weights, and files that only a plan is made of."""
+
+import os
 
 import gguf
 import numpy as np
 
 
-def write_llama(path, tokenizer_source, *, width, wide, layers, heads, context, dtype, tied=True, seed=1):
-    """dtype: np.float16 or np.float32, of the matrices; norms are float32 ones."""
+def _layer_shapes(width, kv_width, experts, fused):
+    """{name: numpy shape} of a layer's matrices. With 4 experts there is a shared one besides."""
+    attention = {"attn_q": (width, width), "attn_k": (kv_width, width), "attn_v": (kv_width, width)}
+    if fused:
+        attention = {"attn_qkv": (width + 2 * kv_width, width)}
+    ffn = {"ffn_gate": (width, width), "ffn_up": (width, width), "ffn_down": (width, width)}
+    if fused:
+        del ffn["ffn_gate"]
+    shared = {f"{name}_shexp": shape for name, shape in ffn.items()} if experts == 4 else {}
+    if experts:
+        ffn = {f"{name}_exps": (experts, *shape) for name, shape in ffn.items()}
+        ffn["ffn_gate_inp"] = (experts, width)
+    return {**attention, "attn_output": (width, width), **ffn, **shared, "attn_norm": (width,), "ffn_norm": (width,)}
+
+
+def write_skeleton(
+    path, *, layers, gqa=1, experts=0, tied=False, width=256, architecture="llama", fused=False, backwards=False
+):
+    """A model of float16 zeros, which take no space on disk: 8 heads, gqa of them per K and V. fused: Q, K and V are
+    one matrix; backwards: the last layer comes first."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(layers)
+    writer.add_context_length(256)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(8)
+    writer.add_head_count_kv(8 // gqa)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_vocab_size(32)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
+    shapes = {"token_embd": (32, width), "output_norm": (width,)}
+    if not tied:
+        shapes["output"] = (32, width)
+    for layer in reversed(range(layers)) if backwards else range(layers):
+        for name, shape in _layer_shapes(width, width // gqa, experts, fused).items():
+            shapes[f"blk.{layer}.{name}"] = shape
+    data_bytes = 0
+    for name, shape in shapes.items():
+        num_bytes = 2 * int(np.prod(shape))
+        writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float16), num_bytes)
+        data_bytes += -(-num_bytes // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, -(-os.path.getsize(path) // 32) * 32 + data_bytes)
+
+
+def write_llama(path, tokenizer_source, *, width, wide, layers, heads, context, dtype, tied=True, gqa=1, seed=1):
+    """dtype: np.float16 or np.float32, of the matrices; norms are float32 ones. gqa: heads per K and V."""
     source = gguf.GGUFReader(tokenizer_source)
     writer = gguf.GGUFWriter(path, "llama")
     for field in source.fields.values():
@@ -18,7 +72,7 @@ def write_llama(path, tokenizer_source, *, width, wide, layers, heads, context, 
     writer.add_context_length(context)
     writer.add_feed_forward_length(wide)
     writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
+    writer.add_head_count_kv(heads // gqa)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocab)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if dtype == np.float16 else gguf.LlamaFileType.ALL_F32)
@@ -32,7 +86,8 @@ def write_llama(path, tokenizer_source, *, width, wide, layers, heads, context, 
     for layer in range(layers):
         prefix = f"blk.{layer}."
         for name, rows, length in [
-            ("attn_q", width, width), ("attn_k", width, width), ("attn_v", width, width), ("attn_output", width, width),
+            ("attn_q", width, width), ("attn_k", width // gqa, width), ("attn_v", width // gqa, width),
+            ("attn_output", width, width),
             ("ffn_gate", wide, width), ("ffn_up", wide, width), ("ffn_down", width, wide),
         ]:
             matrix(f"{prefix}{name}.weight", rows, length)

@@ -106,7 +106,14 @@ def test_usage(stories260k, refused):
     assert "no TYPE" in refused("quantize", "-q", stories260k, "OUT", status=2)
     assert "does not exist" in refused("quantize", "-q", "--frobnicate", stories260k, "OUT", "Q4_0", status=2)
     assert "one too many" in refused("quantize", stories260k, "OUT", "Q4_0", "2", "more", status=2)
-    assert "THREADS" in refused("quantize", stories260k, "OUT", "Q4_0", "0", status=2)
+    assert "THREADS" in refused("quantize", stories260k, "OUT", "Q4_0", "many", status=2)
+    assert "one too many" in refused("quantize", stories260k, "Q4_0", "2", "more", status=2)
+    assert "did you mean 'Q4_K_S'" in refused("quantize", stories260k, "Q4_K_N", status=2)
+    assert "no layer 5" in refused("quantize", "--prune-layers", "5", stories260k, "OUT", "Q4_0", status=2)
+    assert "all 5 layers" in refused("quantize", "--prune-layers", "0,1,2,3,4", stories260k, "OUT", "Q4_0", status=2)
+    assert "found 'x'" in refused("quantize", "--prune-layers", "1,x", stories260k, "OUT", "Q4_0", status=2)
+    for override in ("key", "=int:1", "key=1", "key=int:x", "key=int:-1", "key=float:", "key=bool:1", "key=u8:1"):
+        assert "--override-kv" in refused("quantize", "--override-kv", override, stories260k, "OUT", "Q4_0", status=2)
     assert "unknown tensor type" in refused(
         "quantize", "-q", "--output-tensor-type", "q9", stories260k, "OUT", "Q4_0", status=2
     )

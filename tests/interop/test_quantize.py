@@ -7,15 +7,24 @@ import gguf
 import gguf_table
 import numpy as np
 import pytest
-from generated_llama import write_llama
+from generated_llama import write_llama, write_skeleton
 
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_0"]
+MIXES = ["Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"]
 FLAGS = [
     ["--pure"],
     ["--leave-output-tensor"],
     ["--token-embedding-type", "q8_0"],
     ["--output-tensor-type", "q5_1"],
     ["--tensor-type", "attn_v=q8_0", "--tensor-type", "ffn_(up|gate)=q5_0"],
+    ["--tensor-type", "ffn_down.{1,6}t=q5_1"],
+    ["--prune-layers", "3,1"],
+    [
+        "--override-kv", "general.name=str:another, with a comma",
+        "--override-kv", "llama.context_length=int:512",
+        "--override-kv", "llama.rope.freq_base=float:5000.3",
+        "--override-kv", "a.new.key=bool:true",
+    ],
 ]
 
 
@@ -46,6 +55,14 @@ def wide_separate(stories260k, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def deep(stories260k, tmp_path_factory):
+    """Layers enough for the mixes to tell early, middle and late ones apart; 4 heads share each K and V."""
+    path = tmp_path_factory.mktemp("deep") / "deep.gguf"
+    write_llama(path, stories260k, **{**SHAPE, "wide": 256, "layers": 9}, gqa=4, dtype=np.float16, tied=False)
+    return path
+
+
 @pytest.fixture(params=["stories260k", "smollm2_f32", "wide_tied", "wide_separate"])
 def model(request):
     return request.getfixturevalue(request.param)
@@ -63,10 +80,25 @@ def assert_same_file(ours, theirs):
     assert repr(our_metadata) == repr(their_metadata)
 
 
+def assert_same_part(ours, theirs):
+    """Of a part that is not the first: split.* is all its metadata."""
+    assert gguf_table.read(ours) == gguf_table.read(theirs)
+
+
 @pytest.mark.parametrize("type_name", TYPES)
 def test_every_type_equals_llama_quantize(model, type_name, run_nibble, llama_quantize, tmp_path):
     assert llama_quantize(model, tmp_path / "theirs.gguf", type_name).returncode == 0
     ours = run_nibble("quantize", "--method", "ggml", model, tmp_path / "ours.gguf", type_name)
+    assert ours.returncode == 0, ours.stderr
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("type_name", MIXES)
+@pytest.mark.parametrize("source", ["stories260k", "wide_tied", "deep"])
+def test_every_mix_equals_llama_quantize(source, type_name, request, run_nibble, llama_quantize, tmp_path):
+    source = request.getfixturevalue(source)
+    assert llama_quantize(source, tmp_path / "theirs.gguf", type_name).returncode == 0
+    ours = run_nibble("quantize", "--method", "ggml", source, tmp_path / "ours.gguf", type_name)
     assert ours.returncode == 0, ours.stderr
     assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
@@ -77,6 +109,65 @@ def test_flags_equal_llama_quantize(stories260k, flags, run_nibble, llama_quanti
     ours = run_nibble("quantize", *flags, "--method", "ggml", stories260k, tmp_path / "ours.gguf", "Q4_0")
     assert ours.returncode == 0, ours.stderr
     assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+def test_a_file_of_tensor_types_equals_llama_quantize(stories260k, run_nibble, llama_quantize, tmp_path):
+    types = tmp_path / "types.txt"
+    types.write_text("blk\\.[02]\\.attn_v=q8_0   ffn_up=F16\nATTN_Q=q5_1\n")
+    arguments = ["--tensor-type", "attn_v=q4_1", "--tensor-type-file", types, stories260k]
+    assert llama_quantize(*arguments, tmp_path / "theirs.gguf", "Q4_0").returncode == 0
+    ours = run_nibble("quantize", "--method", "ggml", *arguments, tmp_path / "ours.gguf", "Q4_0")
+    assert ours.returncode == 0, ours.stderr
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+    types.write_text("attn_v=q4_1 attn_q")
+    refused = run_nibble("quantize", "--tensor-type-file", types, stories260k, tmp_path / "no.gguf", "Q4_0")
+    assert refused.returncode == 2 and "wants NAME=TYPE, found 'attn_q'" in refused.stderr
+
+
+def test_a_copy_equals_llama_quantize(smollm2_q4_1, run_nibble, llama_quantize, tmp_path):
+    assert llama_quantize(smollm2_q4_1, tmp_path / "theirs.gguf", "COPY").returncode == 0
+    ours = run_nibble("quantize", "--method", "ggml", smollm2_q4_1, tmp_path / "ours.gguf", "copy")
+    assert ours.returncode == 0, ours.stderr
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("word", ["Q4_K", "15", "q8_0"])
+def test_without_a_name_the_file_is_named_after_its_type(stories260k, word, run_nibble, llama_quantize, tmp_path):
+    folders = {name: tmp_path / name for name in ("ours", "theirs")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "in.gguf").write_bytes(stories260k.read_bytes())
+    assert llama_quantize(folders["theirs"] / "in.gguf", word, "1").returncode == 0
+    ours = run_nibble("quantize", "--method", "ggml", folders["ours"] / "in.gguf", word, "1")
+    assert ours.returncode == 0, ours.stderr
+    written = {name: sorted(path.name for path in folder.iterdir()) for name, folder in folders.items()}
+    assert written["ours"] == written["theirs"]
+    (name,) = set(written["ours"]) - {"in.gguf"}
+    assert_same_file(folders["ours"] / name, folders["theirs"] / name)
+
+
+@pytest.mark.parametrize("split", [[], ["--split-max-tensors", "30"]], ids=["one", "parts"])
+def test_kept_parts_equal_llama_quantize(split, run_nibble, llama_quantize, llama_bin, llama_env, tmp_path):
+    """The last layer comes first in the file, and here the mixes count in the file's order."""
+    source = tmp_path / "whole.gguf"
+    write_skeleton(source, layers=9, backwards=True)
+    if split:
+        subprocess.run(
+            [llama_bin("llama-gguf-split"), *split, source, tmp_path / "part"],
+            env=llama_env, check=True, capture_output=True)
+        source = tmp_path / "part-00001-of-00003.gguf"
+    assert llama_quantize("--keep-split", source, tmp_path / "theirs.gguf", "Q4_K_M").returncode == 0
+    ours = run_nibble("quantize", "--keep-split", "--method", "ggml", source, tmp_path / "ours.gguf", "Q4_K_M")
+    assert ours.returncode == 0, ours.stderr
+    names = sorted(path.name for path in tmp_path.glob("theirs-*"))
+    assert len(names) == (3 if split else 1)
+    assert sorted(path.name for path in tmp_path.glob("ours*")) == [name.replace("theirs", "ours") for name in names]
+    for name in names:
+        part = tmp_path / name.replace("theirs", "ours")
+        first = name.startswith("theirs-00001")
+        (assert_same_file if first else assert_same_part)(part, tmp_path / name)
+    onto_itself = run_nibble("quantize", "--keep-split", source, tmp_path / "part.gguf", "Q4_K_M")
+    assert not split or (onto_itself.returncode == 2 and "same file" in onto_itself.stderr)
 
 
 def test_a_quantized_source_needs_leave(smollm2_q4_1, run_nibble, llama_quantize, tmp_path):

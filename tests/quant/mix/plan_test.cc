@@ -98,6 +98,109 @@ TEST_F(PlanOfFile, EightExpertsGetLargeKAndV) {
   }
 }
 
+/// The types of the tensors "blk.N.<part>.weight" of a plan, in the layers' order.
+std::vector<GgmlType> types_by_layer(const Plan& plan, const std::string& part, int layers) {
+  std::vector<GgmlType> types;
+  for (int layer = 0; layer < layers; ++layer)
+    types.push_back(plan.find(concat("blk.", layer, '.', part, ".weight"))->target);
+  return types;
+}
+
+TEST_F(PlanOfFile, SomeLayersOfAMixGetMoreBits) {
+  Tensors tensors = {{"output.weight", {256, 4}}};
+  for (int layer = 7; layer >= 0; --layer)  // the file's order is not the layers' order
+    for (const char* part : {"attn_v", "ffn_down", "attn_q"})
+      tensors.push_back({concat("blk.", layer, '.', part, ".weight"), {256, 4}});
+  constexpr GgmlType k4 = GgmlType::kQ4_K, k5 = GgmlType::kQ5_K, k6 = GgmlType::kQ6_K;
+  // The first and the last eighth, and every third layer between them.
+  const std::vector<GgmlType> some_six = {k6, k4, k4, k6, k4, k4, k6, k6};
+  const Plan medium = plan(metadata_of("llama", 8), tensors, type("q4_k_m"));
+  EXPECT_EQ(types_by_layer(medium, "attn_v", 8), some_six);
+  EXPECT_EQ(types_by_layer(medium, "ffn_down", 8), some_six);
+  EXPECT_EQ(types_by_layer(medium, "attn_q", 8), std::vector(8, k4));
+  EXPECT_EQ(medium.find("output.weight")->target, k6);
+  EXPECT_EQ(medium.find("blk.0.attn_v.weight")->reason, "Q6_K: attn_v");
+  EXPECT_EQ(medium.file_type, 15);
+  const Plan small = plan(metadata_of("llama", 8), tensors, type("Q4_K_S"));
+  EXPECT_EQ(types_by_layer(small, "attn_v", 8),
+            (std::vector<GgmlType>{k5, k5, k5, k5, k4, k4, k4, k4}));
+  EXPECT_EQ(types_by_layer(small, "ffn_down", 8),
+            (std::vector<GgmlType>{k5, k4, k4, k4, k4, k4, k4, k4}));
+}
+
+TEST_F(PlanOfFile, HeadsThatShareAVGiveItMoreBits) {
+  GgufMetadata metadata = metadata_of("llama", 1);
+  const Tensors tensors = {{"output.weight", {256, 4}}, {"blk.0.attn_v.weight", {256, 4}}};
+  const auto v_with = [&](GgufValue heads, GgufValue kv_heads) {
+    metadata.set("llama.attention.head_count", std::move(heads));
+    metadata.set("llama.attention.head_count_kv", std::move(kv_heads));
+    return target(tensors, "blk.0.attn_v.weight", type("Q2_K"), metadata);
+  };
+  EXPECT_EQ(v_with(uint32_t{8}, uint32_t{8}), GgmlType::kQ3_K);
+  EXPECT_EQ(v_with(uint32_t{8}, uint32_t{2}), GgmlType::kQ4_K);
+  const GgufArray per_layer = {GgufValueType::kInt32, std::vector<int32_t>{2}};
+  EXPECT_EQ(v_with(uint32_t{8}, per_layer), GgmlType::kQ4_K);
+  EXPECT_EQ(v_with(uint32_t{8}, uint32_t{0}), GgmlType::kQ3_K);
+}
+
+TEST_F(PlanOfFile, ATypeMayBeNamedByAliasOrNumber) {
+  const Tensors tensors = {{"output.weight", {256, 4}}};
+  for (const char* name : {"Q3_K", "12", "q3_k"}) {
+    const Plan found = plan(metadata_of("llama", 1), tensors, type(name));
+    EXPECT_EQ(found.type_name, "Q3_K");
+    EXPECT_EQ(found.file_type, 12);
+  }
+}
+
+TEST_F(PlanOfFile, OnlyExpertsBecomeMxfp4) {
+  const Tensors tensors = {{"output.weight", {256, 4}},
+                           {"token_embd.weight", {256, 4}},
+                           {"blk.0.attn_v.weight", {256, 4}},
+                           {"blk.0.ffn_up_exps.weight", {256, 4, 2}}};
+  const Plan found = plan(metadata_of("llama", 1, 2), tensors, type("MXFP4_MOE"));
+  for (const PlanEntry& entry : found.entries)
+    EXPECT_EQ(entry.target, entry.shape.size() == 3 ? GgmlType::kMXFP4 : GgmlType::kQ8_0)
+        << entry.tensor;
+}
+
+TEST_F(PlanOfFile, ACopyKeepsEveryType) {
+  const Tensors tensors = {{"output.weight", {256, 4}}, {"blk.0.attn_v.weight", {256, 4}}};
+  GgufMetadata metadata = metadata_of("llama", 1);
+  const Plan guessed = plan(metadata, tensors, type("copy"));
+  EXPECT_EQ(guessed.file_type, 1024) << "llama.cpp's mark of what the file did not say";
+  EXPECT_EQ(guessed.type_name, "COPY");
+  for (const PlanEntry& entry : guessed.entries) EXPECT_EQ(entry.target, GgmlType::kF32);
+  metadata.set("general.file_type", uint32_t{7});
+  EXPECT_EQ(plan(metadata, tensors, type("COPY")).file_type, 7);
+}
+
+TEST_F(PlanOfFile, PrunedLayersAreNotPlannedAndMetadataTellsOfTheRest) {
+  Tensors tensors = {{"output.weight", {256, 4}}};
+  for (int layer = 0; layer < 4; ++layer)
+    tensors.push_back({concat("blk.", layer, ".attn_v.weight"), {256, 4}});
+  GgufMetadata metadata = metadata_of("llama", 4);
+  metadata.set("llama.attention.head_count",
+               GgufArray{GgufValueType::kInt32, std::vector<int32_t>{8, 4, 2, 1}});
+  PlanOptions options = type("Q4_K_M");
+  options.pruned_layers = {0, 2};
+  const Plan found = plan(metadata, tensors, options);
+  ASSERT_EQ(found.entries.size(), 3u);
+  EXPECT_EQ(found.entries[1].tensor, "blk.1.attn_v.weight");
+  EXPECT_EQ(found.entries[2].tensor, "blk.3.attn_v.weight");
+  ASSERT_EQ(found.metadata.size(), 2u);
+  EXPECT_EQ(found.metadata[0].second,
+            GgufValue(GgufArray{GgufValueType::kInt32, std::vector<int32_t>{4, 1}}));
+  EXPECT_EQ(found.metadata[1].first, "llama.block_count");
+  EXPECT_EQ(found.metadata[1].second, GgufValue(uint32_t{2}));
+}
+
+TEST_F(PlanOfFile, MetadataInThePlaceOfTheSourcesCountsForTheRules) {
+  const Tensors tensors = {{"output.weight", {64, 4}}, {"blk.0.attn_v.weight", {64, 4}}};
+  PlanOptions options = type("Q4_0");
+  options.metadata = {{"llama.expert_count", uint32_t{8}}};
+  EXPECT_EQ(target(tensors, "blk.0.attn_v.weight", options), GgmlType::kQ8_0);
+}
+
 TEST_F(PlanOfFile, Overrides) {
   const Tensors tensors = {{"token_embd.weight", {64, 4}},
                            {"output.weight", {64, 4}},
@@ -142,6 +245,13 @@ TEST_F(PlanOfFile, WhatCannotBe) {
             "tensor 'token_embd.weight': Q8_0 was asked for, but rows of 36 weights are no "
             "multiple of its block "
             "of 32");
+  EXPECT_NE(usage_error_of([&] {
+              PlanOptions prunes = type("Q4_0");
+              prunes.pruned_layers = {8};
+              plan(metadata_of("llama", 8), tensors, prunes);
+            }).find("has no layer 8 to prune, but 8"),
+            std::string::npos);
+  EXPECT_THROW(plan(metadata_of("llama", 8), tensors, type("Q1_0")), Error);
   options = type("Q4_0");
   options.tensor_types = {{"attn_(", GgmlType::kQ8_0}};
   EXPECT_NE(

@@ -118,7 +118,8 @@ TEST_F(QuantizeFile, ATypeWithoutACodecIsNamedBeforeAnythingIsWritten) {
   } catch (const Error& error) {
     EXPECT_EQ(std::string(error.what())
                   .rfind(in_ + ": tensor 'blk.0.attn_q.weight': the plan's type for it, "
-                               "Q8_1: asked for by name: no codec",
+                               "Q8_1: asked for by name: no codec for Q8_1; the nearest type that "
+                               "can be had is Q8_0",
                          0),
               0u)
         << error.what();
@@ -224,16 +225,60 @@ TEST_F(QuantizeFile, MetadataIsTheSourcesAndWhatLlamaQuantizeSets) {
   source.set("split.count", uint16_t{1});
   source.set("nibble.tensor_hashes", std::string("of the source"));
   source.set("general.name", std::string("model"));
-  const GgufMetadata found = quantized_metadata(source, 2, EncodeMethod::kSearch);
+  Plan plan;
+  plan.file_type = 2;
+  plan.metadata = {{"general.name", std::string("another")}};
+  const GgufMetadata found = quantized_metadata(source, plan, EncodeMethod::kSearch);
   std::vector<std::string> keys;
   for (const auto& [key, value] : found.pairs()) keys.push_back(key);
-  EXPECT_EQ(keys,
-            (std::vector<std::string>{"general.architecture", "llama.block_count", "general.name",
-                                      "general.quantization_version", "general.file_type",
-                                      "nibble.version", "nibble.method"}));
+  EXPECT_EQ(keys, (std::vector<std::string>{"general.architecture", "llama.block_count",
+                                            "general.quantization_version", "general.file_type",
+                                            "general.name", "nibble.version", "nibble.method"}));
+  EXPECT_EQ(found.get_string("general.name"), "another");
   EXPECT_EQ(*found.find("general.file_type"), GgufValue(uint32_t{2}));
   EXPECT_EQ(*found.find("general.quantization_version"), GgufValue(uint32_t{2}));
   EXPECT_EQ(found.get_string("nibble.method"), "search");
+}
+
+TEST_F(QuantizeFile, PrunedLayersAreLeftOutAndTheRestMovesUp) {
+  const GgufFile source = write({{"blk.0.attn_q.weight", {32, 2}},
+                                 {"blk.1.attn_q.weight", {32, 3}},
+                                 {"blk.2.attn_q.weight", {32, 5}},
+                                 {"output_norm.weight", {32}}},
+                                some_weight, metadata_of("llama", 3));
+  PlanOptions options;
+  options.pruned_layers = {1};
+  quantize_file(source, make_plan(source, options), EncodeMethod::kGgml, out_);
+  const GgufFile out = GgufFile::open(out_);
+  EXPECT_EQ(out.tensors().size(), 3u);
+  EXPECT_EQ(out.metadata().get_int("llama.block_count"), 2);
+  std::vector<float> weights(32 * 5);
+  for (int64_t i = 0; i < 32 * 5; ++i) weights[static_cast<size_t>(i)] = some_weight(2, i);
+  const auto wanted = encode_tensor(GgmlType::kQ4_0, weights, 32, {}, EncodeMethod::kGgml);
+  const auto found = out.tensor("blk.1.attn_q.weight").data;
+  EXPECT_TRUE(std::equal(found.begin(), found.end(), wanted.begin(), wanted.end()));
+  Plan spoiled = make_plan(source, options);
+  spoiled.pruned_layers = {2};
+  EXPECT_THROW(quantize_file(source, spoiled, EncodeMethod::kGgml, out_), Error);
+}
+
+TEST_F(QuantizeFile, ANearestTypeFitsTheRows) {
+  const auto nearest = [&](GgmlType type, int64_t row_length) {
+    PlanOptions options;
+    options.tensor_types = {{"attn_q", type}};
+    const GgufFile source = write({{"blk.0.attn_q.weight", {row_length, 2}}});
+    try {
+      check_encodable(make_plan(source, options));
+    } catch (const Error& error) {
+      const std::string line = error.what();
+      return line.substr(line.rfind(' ') + 1);
+    }
+    return std::string("none is needed");
+  };
+  EXPECT_EQ(nearest(GgmlType::kQ8_K, 256), "Q8_0");
+  EXPECT_EQ(nearest(GgmlType::kI8, 256), "Q8_0");
+  EXPECT_EQ(nearest(GgmlType::kI8, 33), "F16");
+  EXPECT_EQ(nearest(GgmlType::kQ4_0, 256), "none is needed");
 }
 
 TEST(EncodeMethodNames, GoBothWays) {

@@ -17,8 +17,13 @@ TEST(Rules, RolesComeFromNames) {
   EXPECT_EQ(role_of("blk.3.attn_qkv.weight"), TensorRole::kAttentionV);
   EXPECT_EQ(role_of("blk.3.attn_kv_b.weight"), TensorRole::kAttentionV);
   EXPECT_EQ(role_of("blk.3.attn_k.weight"), TensorRole::kAttentionK);
+  EXPECT_EQ(role_of("blk.3.attn_q.weight"), TensorRole::kAttentionQ);
+  EXPECT_EQ(role_of("blk.3.attn_output.weight"), TensorRole::kAttentionOutput);
   EXPECT_EQ(role_of("blk.3.ffn_down_exps.weight"), TensorRole::kFfnDown);
-  EXPECT_EQ(role_of("blk.3.ffn_gate.weight"), TensorRole::kOther);
+  EXPECT_EQ(role_of("blk.3.ffn_gate.weight"), TensorRole::kFfnGate);
+  EXPECT_EQ(role_of("blk.3.ffn_gate_up_exps.weight"), TensorRole::kFfnGate);
+  EXPECT_EQ(role_of("blk.3.ffn_up.weight"), TensorRole::kFfnUp);
+  EXPECT_EQ(role_of("blk.3.attn_q_a.weight"), TensorRole::kOther);
 }
 
 TEST(Rules, WhatIsKept) {
@@ -47,6 +52,7 @@ TEST(Rules, RowsThatBlocksDoNotDivide) {
   EXPECT_EQ(type_that_fits(GgmlType::kQ4_0, 172), GgmlType::kF16);
   EXPECT_EQ(type_that_fits(GgmlType::kF32, 7), GgmlType::kF32);
   EXPECT_THROW(type_that_fits(GgmlType::kQ8_K, 32), Error);
+  EXPECT_THROW(type_that_fits(GgmlType::kQ1_0, 576), Error);
 }
 
 TEST(Rules, LayersOfNames) {
@@ -55,6 +61,16 @@ TEST(Rules, LayersOfNames) {
   EXPECT_EQ(layer_of("blk.x.weight"), std::nullopt);
   EXPECT_EQ(layer_of("blk.99999999999999999999.weight"), std::nullopt);
   EXPECT_EQ(layer_of("blk.7"), std::nullopt);
+}
+
+TEST(Rules, LayersBehindPrunedOnesMoveUp) {
+  EXPECT_EQ(name_after_pruning("blk.0.attn_q.weight", {1, 3}), "blk.0.attn_q.weight");
+  EXPECT_EQ(name_after_pruning("blk.2.attn_q.weight", {1, 3}), "blk.1.attn_q.weight");
+  EXPECT_EQ(name_after_pruning("blk.12.attn_q.weight", {1, 3}), "blk.10.attn_q.weight");
+  EXPECT_EQ(name_after_pruning("output.weight", {1, 3}), "output.weight");
+  EXPECT_TRUE(is_in_layers("blk.3.attn_q.weight", {1, 3}));
+  EXPECT_FALSE(is_in_layers("blk.33.attn_q.weight", {1, 3}));
+  EXPECT_FALSE(is_in_layers("output.weight", {1, 3}));
 }
 
 }  // namespace

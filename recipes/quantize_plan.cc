@@ -1,0 +1,194 @@
+#include "recipes/quantize_plan.h"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <sstream>
+
+#include "base/error.h"
+#include "io/atomic_file.h"
+#include "quant/mix/file_type.h"
+
+namespace nibble {
+namespace {
+
+struct RefusedFlag {
+  const char* name;
+  const char* reason;
+};
+
+constexpr RefusedFlag kRefusedFlags[] = {
+    {"max-buffer-size",
+     "a thread holds 65536 weights, or one row, at a time, however large the tensor is"},
+};
+
+constexpr const char* kCopy = "COPY";
+
+/// TYPE as llama-quantize names files after it, or "" for a word that is none.
+std::string canonical_type(std::string word) {
+  if (const FileTypeInfo* info = find_file_type(word)) return std::string(info->name);
+  std::transform(word.begin(), word.end(), word.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return word == kCopy ? word : "";
+}
+
+/// A whole text as a number, or nothing.
+template <class T>
+std::optional<T> parse_number(std::string_view text) {
+  T number;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+
+GgmlType tensor_type_named(const std::string& name, std::string_view option) {
+  const GgmlTypeInfo* info = find_ggml_type(std::string_view(name));
+  if (!info) fail_usage("--", option, ": unknown tensor type '", name, "'");
+  return info->type;
+}
+
+std::pair<std::string, GgmlType> parse_tensor_type(const std::string& pair,
+                                                   std::string_view option) {
+  const size_t equals = pair.rfind('=');
+  if (equals == 0 || equals == std::string::npos)
+    fail_usage("--", option, ": wants NAME=TYPE, found '", pair, "'");
+  return {pair.substr(0, equals), tensor_type_named(pair.substr(equals + 1), option)};
+}
+
+/// KEY=int:N, float:X, bool:true, bool:false or str:TEXT, in the types that llama-quantize writes.
+std::pair<std::string, GgufValue> parse_override(const std::string& text) {
+  const size_t equals = text.find('='), colon = text.find(':', std::min(equals, text.size()));
+  if (equals == 0 || equals == std::string::npos || colon == std::string::npos)
+    fail_usage("--override-kv: wants KEY=TYPE:VALUE, found '", text, "'");
+  const std::string key = text.substr(0, equals), value = text.substr(colon + 1);
+  const std::string type = text.substr(equals + 1, colon - equals - 1);
+  if (type == "str") return {key, value};
+  if (type == "bool" && (value == "true" || value == "false")) return {key, value == "true"};
+  if (type == "int")
+    if (const auto number = parse_number<uint32_t>(value)) return {key, *number};
+  if (type == "float")
+    if (const auto number = parse_number<double>(value);
+        number && std::isfinite(static_cast<float>(*number)))
+      return {key, static_cast<float>(*number)};
+  fail_usage("--override-kv ", key,
+             ": wants int:N with N from 0 to 4294967295, float:X, bool:true, bool:false or "
+             "str:TEXT, found '",
+             text.substr(equals + 1), "'");
+}
+
+std::vector<int64_t> parse_layers(const std::string& text) {
+  std::vector<int64_t> layers;
+  std::istringstream in(text);
+  for (std::string word; std::getline(in, word, ',');) {
+    const auto layer = parse_number<int64_t>(word);
+    if (!layer || *layer < 0)
+      fail_usage("--prune-layers: wants numbers of layers like 3,4,7, found '", word, "'");
+    layers.push_back(*layer);
+  }
+  std::sort(layers.begin(), layers.end());
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  return layers;
+}
+
+void add_tensor_types_of_file(const std::string& path, PlanOptions& options) {
+  std::istringstream words(read_file(path));
+  for (std::string word; words >> word;)
+    with_frame(
+        path, [&] { options.tensor_types.push_back(parse_tensor_type(word, "tensor-type-file")); });
+}
+
+/// Flags that may be repeated, in the order in which they were given. They are read one by one: a
+/// list option of cxxopts would cut values at their commas.
+void read_repeated(const cxxopts::ParseResult& arguments, PlanOptions& options) {
+  for (const cxxopts::KeyValue& argument : arguments.arguments()) {
+    if (argument.key() == "tensor-type")
+      options.tensor_types.push_back(parse_tensor_type(argument.value(), "tensor-type"));
+    if (argument.key() == "tensor-type-file") add_tensor_types_of_file(argument.value(), options);
+    if (argument.key() == "override-kv")
+      options.metadata.push_back(parse_override(argument.value()));
+  }
+}
+
+int parse_threads(const std::string& text) {
+  constexpr int kMost = 1024;
+  const auto threads = parse_number<int>(text);
+  if (!threads || *threads > kMost)
+    fail_usage("THREADS: wants a number up to ", kMost, ", found '", text, "'");
+  return *threads;
+}
+
+}  // namespace
+
+void add_plan_options(cxxopts::Options& options) {
+  const auto text = [] { return cxxopts::value<std::string>(); };
+  cxxopts::OptionAdder add = options.add_options();
+  add("pure", "give every tensor that is quantized TYPE itself, the output too");
+  add("leave-output-tensor", "keep output.weight as it is");
+  add("output-tensor-type", "type of output.weight", text(), "T");
+  add("token-embedding-type", "type of token_embd.weight", text(), "T");
+  add("tensor-type",
+      "type of the tensors whose name has NAME (a regular expression) in it; may be repeated",
+      text(), "NAME=T");
+  add("tensor-type-file", "a file of such, separated by spaces or newlines", text(), "FILE");
+  add("prune-layers", "leave these layers out; later ones move up", text(), "N,N,...");
+  add("keep-split", "write as many files as the source has, OUT-00001-of-0000N.gguf");
+  add("override-kv",
+      "metadata in the place of the source's (int, float, bool, str); may be repeated", text(),
+      "KEY=TYPE:VALUE");
+  add("allow-requantize", "also convert tensors that are quantized already: they lose twice");
+  cxxopts::OptionAdder add_refused = options.add_options("Refused");
+  for (const RefusedFlag& flag : kRefusedFlags) add_refused(flag.name, "", text());
+}
+
+void add_quantize_words(cxxopts::Options& options) {
+  cxxopts::OptionAdder add = options.add_options("Words");
+  for (const char* name : {"first", "second", "third", "fourth"})
+    add(name, "", cxxopts::value<std::string>());
+  options.parse_positional({"first", "second", "third", "fourth"});
+}
+
+QuantizeWords quantize_words(const cxxopts::ParseResult& arguments) {
+  std::vector<std::string> words;
+  for (const char* name : {"first", "second", "third", "fourth"})
+    if (arguments.count(name)) words.push_back(arguments[name].as<std::string>());
+  if (words.empty()) fail_usage("no IN.gguf given; see --help");
+  const bool has_out = words.size() > 1 && canonical_type(words[1]).empty();
+  const size_t type_at = has_out ? 2 : 1;
+  if (words.size() <= type_at)
+    fail_usage("no TYPE given", has_out ? did_you_mean(words[1], plan_type_names()) : "",
+               "; see --help");
+  if (words.size() > type_at + 2) fail_usage("argument '", words.back(), "' is one too many");
+  QuantizeWords result;
+  result.in = words[0];
+  result.type = words[type_at];
+  if (words.size() > type_at + 1) result.threads = parse_threads(words[type_at + 1]);
+  const std::string beside = "ggml-model-" + canonical_type(result.type) + ".gguf";
+  result.out =
+      has_out ? words[1] : std::filesystem::path(result.in).replace_filename(beside).string();
+  return result;
+}
+
+PlanOptions plan_options(const cxxopts::ParseResult& arguments, const std::string& type) {
+  for (const RefusedFlag& flag : kRefusedFlags)
+    if (arguments.count(flag.name)) fail_usage("--", flag.name, " is refused: ", flag.reason);
+  PlanOptions options;
+  options.type_name = type;
+  options.pure = arguments.count("pure");
+  options.allow_requantize = arguments.count("allow-requantize");
+  options.leave_output_tensor = arguments.count("leave-output-tensor");
+  options.keep_split = arguments.count("keep-split");
+  if (arguments.count("output-tensor-type"))
+    options.output_type =
+        tensor_type_named(arguments["output-tensor-type"].as<std::string>(), "output-tensor-type");
+  if (arguments.count("token-embedding-type"))
+    options.token_embedding_type = tensor_type_named(
+        arguments["token-embedding-type"].as<std::string>(), "token-embedding-type");
+  if (arguments.count("prune-layers"))
+    options.pruned_layers = parse_layers(arguments["prune-layers"].as<std::string>());
+  read_repeated(arguments, options);
+  return options;
+}
+
+}  // namespace nibble
