@@ -84,7 +84,7 @@ double Learner::mean_loss(const LossSums& sums) const {
 torch::Tensor Learner::ask_teacher(const Batch& batch) {
   if (!teacher_) return {};
   const torch::NoGradGuard no_grad;
-  return by_position(teacher_->hidden(batch));
+  return by_position(teacher_->hidden(batch)).to(teacher_->compute_dtype());
 }
 
 LossInputs Learner::inputs(const Batch& batch, const torch::Tensor& hidden,
@@ -99,14 +99,18 @@ LossInputs Learner::inputs(const Batch& batch, const torch::Tensor& hidden,
   return inputs;
 }
 
-StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_factor) {
+StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_factor,
+                         std::vector<torch::Tensor>* teacher_hidden) {
   StepResult result;
   Totals totals;
   for (const Batch& batch : micro_batches) {
     totals.positions += static_cast<double>(batch.tokens.numel());
     totals.targets += next_token_targets(batch).ge(0).sum().item<double>();
   }
-  for (const Batch& batch : micro_batches) learn(batch, totals, result);
+  for (size_t i = 0; i < micro_batches.size(); ++i) {
+    torch::Tensor own;
+    learn(micro_batches[i], totals, teacher_hidden ? teacher_hidden->at(i) : own, result);
+  }
   result.loss = mean_loss(result.sums);
 
   Stopwatch watch(student_->model().device());
@@ -121,9 +125,10 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
   return result;
 }
 
-void Learner::learn(const Batch& batch, const Totals& totals, StepResult& result) {
+void Learner::learn(const Batch& batch, const Totals& totals, torch::Tensor& teacher_hidden,
+                    StepResult& result) {
   Stopwatch watch(student_->model().device());
-  const torch::Tensor teacher_hidden = ask_teacher(batch);
+  if (!teacher_hidden.defined()) teacher_hidden = ask_teacher(batch);
   watch.add_to(result.times.teacher);
   const torch::Tensor hidden = by_position(student_->model().hidden(batch));
   watch.add_to(result.times.forward);

@@ -38,10 +38,11 @@ class Learner {
 
   /// One update from the mean loss over all micro-batches. rate_factor: the schedule's. Throws
   /// Error naming the first bad tensor, and leaves parameters as they were, when loss or gradient
-  /// is not finite.
-  StepResult step(const std::vector<Batch>& micro_batches, double rate_factor);
-  /// The student's loss, without gradients. teacher_hidden: of an earlier call for the same batch,
-  /// or undefined, and then set, so that a batch that is evaluated often asks the teacher once.
+  /// is not finite. teacher_hidden: nullptr, or one tensor a micro-batch: of an earlier call for
+  /// the same one, or undefined, and then set, so that the teacher is asked about a batch once.
+  StepResult step(const std::vector<Batch>& micro_batches, double rate_factor,
+                  std::vector<torch::Tensor>* teacher_hidden = nullptr);
+  /// The student's loss, without gradients. teacher_hidden: as for step().
   LossSums evaluate(const Batch& batch, torch::Tensor& teacher_hidden);
   /// The mean that the options weigh KL and CE to.
   double mean_loss(const LossSums& sums) const;
@@ -52,9 +53,11 @@ class Learner {
   struct Totals {
     double positions = 0, targets = 0;
   };
-  void learn(const Batch& batch, const Totals& totals, StepResult& result);
+  void learn(const Batch& batch, const Totals& totals, torch::Tensor& teacher_hidden,
+             StepResult& result);
   LossInputs inputs(const Batch& batch, const torch::Tensor& hidden,
                     const torch::Tensor& teacher_hidden) const;
+  /// [B * T, E] in the compute dtype, as the loss multiplies it.
   torch::Tensor ask_teacher(const Batch& batch);
   /// hidden: undefined when the loss was finite and a gradient is not.
   [[noreturn]] void fail_not_finite(const char* what, double value, const torch::Tensor& hidden,

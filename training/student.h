@@ -38,7 +38,8 @@ class Student {
   /// Lets go of all gradients; the next micro-batch starts new ones.
   void clear_gradients();
 
-  /// Name of the first weight ("blk.0.ffn_up.weight", "masters of ...", "scales of ...") or gradient
+  /// Name of the first weight ("blk.0.ffn_up.weight", "masters of ...", "scales of ...") or
+  /// gradient
   /// ("gradient of ...") with a value that is not finite, or "".
   std::string first_bad_weight() const;
   std::string first_bad_gradient() const;

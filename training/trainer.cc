@@ -30,6 +30,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+/// The most that a teacher's states may take.
+constexpr int64_t kMaxTeacherBytes = int64_t{1} << 30;
+
 constexpr const char* kStopNotice =
     "\nstopping: a checkpoint follows after this step (a second signal ends at once)\n";
 
@@ -230,7 +233,9 @@ class Run {
                         options_.max_minutes);
   }
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
+  int64_t teacher_bytes(const GgufFile& source) const;
   std::vector<Batch> micro_batches(const std::vector<int64_t>& rows) const;
+  StepResult learn_from(const std::vector<int64_t>& rows, double rate_factor);
   StepMetrics take_step();
   void evaluate(StepMetrics& metrics);
   Checkpoint state() const;
@@ -248,6 +253,8 @@ class Run {
   std::unique_ptr<Learner> learner_;
   std::vector<Batch> held_out_;
   std::vector<torch::Tensor> held_out_teacher_;
+  // Of each training sequence, where epochs come again and it is kept; else empty.
+  std::vector<torch::Tensor> teacher_hidden_;
   std::optional<LineFile> metrics_file_;
   std::vector<StepMetrics> metrics_;
   bool continued_ = false;     // what is in checkpoints/ is of this run
@@ -266,10 +273,12 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_metadata(source.metadata());
   data_ = TextData::load(options.data, *tokenizer, options.seed);
   const bool distils = loss_shares(options.loss).kl > 0;
+  const int64_t kept = distils ? teacher_bytes(source) : 0;
+  if (kept > 0) teacher_hidden_.resize(data_.train.num_sequences());
   if (!options.device.cuda) {  // the prediction is of this machine's memory, not of a GPU's
-    predicted_bytes_ =
-        check_memory(source, plan, options, resident_memory_bytes(), available_memory_bytes())
-            .total();
+    predicted_bytes_ = check_memory(source, plan, options, resident_memory_bytes() + kept,
+                                    available_memory_bytes() - kept)
+                           .total();
     note("memory: about ", format_bytes(predicted_bytes_), " at the peak");
   }
   std::unique_ptr<Model> model = load_model(source, torch_device(options.device));
@@ -297,6 +306,23 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   }
   held_out_teacher_.resize(held_out_.size());
   create_folders(run_dir_ + "/checkpoints");
+}
+
+/// What the teacher's states of all training sequences take, or 0 where they are not to be kept:
+/// every sequence comes once, they are too large, or a micro-batch holds several sequences. (A
+/// teacher that sees a sequence in another company may round otherwise, and a resumed run must have
+/// the bits of one that was never stopped.)
+int64_t Run::teacher_bytes(const GgufFile& source) const {
+  const int64_t tokens = data_.train.tokens.numel();
+  if (options_.micro_batch_tokens != options_.data.sequence_length ||
+      num_steps_ * options_.batch_tokens <= tokens)
+    return 0;
+  const torch::Dtype dtype = parse_compute_dtype(options_.dtype, torch_device(options_.device));
+  const PlanEntry* embedding = plan_.find("token_embd.weight");
+  check(embedding, source.path(), ": has no token_embd.weight");
+  const int64_t bytes =
+      tokens * embedding->shape[0] * static_cast<int64_t>(c10::elementSize(dtype));
+  return bytes <= kMaxTeacherBytes ? bytes : 0;
 }
 
 void Run::go_on_from(const Latest& latest) {
@@ -327,6 +353,15 @@ std::vector<Batch> Run::micro_batches(const std::vector<int64_t>& rows) const {
   return batches;
 }
 
+StepResult Run::learn_from(const std::vector<int64_t>& rows, double rate_factor) {
+  if (teacher_hidden_.empty()) return learner_->step(micro_batches(rows), rate_factor);
+  std::vector<torch::Tensor> hidden;
+  for (const int64_t row : rows) hidden.push_back(teacher_hidden_[row]);
+  const StepResult result = learner_->step(micro_batches(rows), rate_factor, &hidden);
+  for (size_t i = 0; i < rows.size(); ++i) teacher_hidden_[rows[i]] = hidden[i];
+  return result;
+}
+
 StepMetrics Run::take_step() {
   const double begun = seconds();
   const int64_t sequences = options_.batch_tokens / options_.data.sequence_length;
@@ -339,7 +374,7 @@ StepMetrics Run::take_step() {
   std::string batch;
   for (int64_t row : rows) batch += (batch.empty() ? "" : ", ") + std::to_string(row);
   const StepResult step = with_frame(concat("step ", step_ + 1, ", batch of sequences ", batch),
-                                     [&] { return learner_->step(micro_batches(rows), factor); });
+                                     [&] { return learn_from(rows, factor); });
   ++step_;
   tokens_ += options_.batch_tokens;
   step_seconds_ = seconds() - begun;

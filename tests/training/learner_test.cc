@@ -149,6 +149,22 @@ TEST_F(LearnerTest, BadTensorIsNamedAndNothingIsUpdated) {
       << of_teacher;
 }
 
+TEST_F(LearnerTest, AStepAsksTheTeacherOnce) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    options_.dtype = dtype;
+    const std::unique_ptr<Model> teacher = copy_model(*teacher_);
+    const std::unique_ptr<Student> student = new_student();
+    Learner learner(*student, teacher.get(), options_);
+    std::vector<torch::Tensor> teacher_hidden(1);
+    const StepResult first = learner.step({batch_}, /*rate_factor=*/0, &teacher_hidden);
+    ASSERT_TRUE(teacher_hidden[0].defined());
+    teacher->find_weight("output_norm.weight")->value.zero_();
+    const StepResult again = learner.step({batch_}, /*rate_factor=*/0, &teacher_hidden);
+    EXPECT_EQ(first.sums.kl, again.sums.kl);
+    EXPECT_EQ(first.grad_norm, again.grad_norm);
+  }
+}
+
 TEST_F(LearnerTest, EvaluationAsksTheTeacherOnce) {
   const std::unique_ptr<Student> student = new_student();
   Learner learner(*student, teacher_.get(), options_);

@@ -175,7 +175,12 @@ std::vector<std::string> lines_of(const fs::path& path) {
   return lines;
 }
 
-TEST_F(TrainerTest, ResumedRunIsTheRunThatNeverStopped) {
+class ResumedRunTest : public TrainerTest {
+ protected:
+  void expect_the_run_that_never_stopped();
+};
+
+void ResumedRunTest::expect_the_run_that_never_stopped() {
   options_.max_tokens = 256 * 30;
   options_.checkpoint_every = 16;
   const fs::path whole = folder_ / "whole", stopped = folder_ / "stopped";
@@ -207,6 +212,21 @@ TEST_F(TrainerTest, ResumedRunIsTheRunThatNeverStopped) {
     const auto one = nlohmann::json::parse(written[i]), two = nlohmann::json::parse(again[i]);
     EXPECT_EQ(one["step"], two["step"]);
     EXPECT_EQ(one.value("loss", 0.0), two.value("loss", 0.0)) << "step " << one["step"];
+  }
+}
+
+TEST_F(ResumedRunTest, HasTheSameBits) { expect_the_run_that_never_stopped(); }
+
+// From the second epoch on the teacher's states are those of the first, but for the resumed run,
+// which asks the teacher anew.
+TEST_F(ResumedRunTest, HasTheSameBitsWhereTheTeachersStatesAreKept) {
+  options_.micro_batch_tokens = options_.data.sequence_length;
+  options_.data.max_bytes = 8000;
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    options_.dtype = dtype;
+    expect_the_run_that_never_stopped();
+    fs::remove_all(folder_ / "whole");
+    fs::remove_all(folder_ / "stopped");
   }
 }
 
