@@ -54,9 +54,11 @@ std::vector<float> decode(const GgufTensor& tensor) {
   return weights;
 }
 
-/// Files made from one model share their float32 tensors (norms), unless training moved them.
+/// Files made from one model share their float32 tensors (norms), unless training moved them, as
+/// in a file that says so of itself.
 std::optional<std::string> warn_of_differences(const GgufFile& file, const CompareEntry& model,
                                                const Base& base) {
+  if (file.metadata().contains("nibble.step")) return std::nullopt;
   int64_t compared = 0, different = 0;
   std::string first;
   for (const GgufTensor& tensor : file.tensors()) {
@@ -69,7 +71,7 @@ std::optional<std::string> warn_of_differences(const GgufFile& file, const Compa
   if (different == 0) return std::nullopt;
   return concat("'", model.name, "': ", different, " of ", compared,
                 " unquantized tensors differ from those of the base '", base.entry.name,
-                "' (first: ", first, "): they were trained, or the base is not its original");
+                "' (first: ", first, "): the base is not its original, or they were trained");
 }
 
 double bits_per_weight(const GgufFile& file) {
