@@ -59,7 +59,8 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"quant.token_embedding_type", &c.mix.token_embedding_type, 0, 0, tensor_type_choices(),
        encode_refusal},
       {"quant.scales", &t.quant.scales, 0, 0, {"learned", "dynamic", "frozen"}},
-      {"quant.initial", &t.quant.initial, 0, 0, {"search", "ggml", "rtn"}},
+      {"quant.initial", &t.quant.initial, 0, 0, {"search", "gptq", "ggml", "rtn"}},
+      {"quant.calibration_tokens", &t.quant.calibration_tokens, 1, kMaxTokens},
       {"data.files", &t.data.files},
       {"data.text_field", &t.data.text_field},
       {"data.sequence_length", &t.data.sequence_length, 2, 1 << 20},
@@ -111,13 +112,15 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   };
   const bool none = t.quant.type == "none";
   ignore(none, "quant.type is none",
-         {"quant.scales", "quant.initial", "quant.pure", "quant.output_tensor_type",
-          "quant.token_embedding_type", "baselines"});
+         {"quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
+          "quant.output_tensor_type", "quant.token_embedding_type", "baselines"});
   ignore(none || t.quant.scales != "learned",
          "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
   ignore(!none && t.quant.scales == "dynamic",
          "quant.scales is dynamic: scales follow from the weights at every step",
          {"quant.initial"});
+  ignore(!none && t.quant.initial != "gptq", "quant.initial is not gptq",
+         {"quant.calibration_tokens"});
   ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
   ignore(std::none_of(t.data.files.begin(), t.data.files.end(),
                       [](const std::string& file) { return file.ends_with(".jsonl"); }),

@@ -24,14 +24,15 @@ void copy_saved(const std::string& name, const torch::Tensor& saved, torch::Tens
 }  // namespace
 
 EncodeMethod parse_encode_method(const std::string& name) {
-  if (name == "search") return EncodeMethod::kSearch;
+  if (name == "search" || name == "gptq") return EncodeMethod::kSearch;
   if (name == "ggml") return EncodeMethod::kGgml;
   if (name == "rtn") return EncodeMethod::kRtn;
-  fail_usage("no initial scales by '", name, "'; search, ggml or rtn",
-             did_you_mean(name, {"search", "ggml", "rtn"}));
+  fail_usage("no initial scales by '", name, "'; search, gptq, ggml or rtn",
+             did_you_mean(name, {"search", "gptq", "ggml", "rtn"}));
 }
 
-Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOptions& options)
+Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOptions& options,
+                 const StartingPoints& start)
     : model_(std::move(model)) {
   const torch::NoGradGuard no_grad;
   const bool quantized = plan && options.type != "none";
@@ -47,6 +48,12 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
     const PlanEntry* entry = plan->find(weight->name);
     check(entry, "the plan has no tensor '", weight->name, "'");
     if (entry->target == GgmlType::kF32) continue;
+    if (const auto point = start.find(weight->name); point != start.end()) {
+      const auto& [masters, scales] = point->second;
+      trainable.quantizer.emplace(weight->name, require_format(entry->target), mode, masters,
+                                  torch::ones_like(scales), scales);
+      continue;
+    }
     trainable.quantizer.emplace(weight->name, require_format(entry->target), mode,
                                 weight->value.detach().clone(), torch::Tensor(), initial);
   }

@@ -15,6 +15,7 @@
 #include "quant/fake/quantizer.h"
 #include "quant/mix/plan.h"
 #include "training/checkpoint.h"
+#include "training/gptq_start.h"
 #include "training/optimizer.h"
 #include "training/trainer.h"
 
@@ -23,8 +24,10 @@ namespace nibble {
 class Student {
  public:
   /// Takes a model with its pretrained weights. plan: nullptr or options.type "none" trains it
-  /// unquantized. Chooses initial scales (which can take a while: a bar is shown) and materializes.
-  Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOptions& options);
+  /// unquantized. Takes the weights and scales of `start`, chooses the initial scales of the others
+  /// (which can take a while: a bar is shown) and materializes.
+  Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOptions& options,
+          const StartingPoints& start = {});
 
   Model& model() { return *model_; }
   /// Registers all parameters, in the order that gradients() uses.
@@ -59,7 +62,8 @@ class Student {
   std::vector<torch::Tensor> gradients_;
 };
 
-/// "search", "ggml", "rtn". Throws Error (usage) for another name.
+/// "search", "ggml", "rtn"; "gptq" is a search for what has no starting point by it. Throws Error
+/// (usage) for another name.
 EncodeMethod parse_encode_method(const std::string& name);
 
 }  // namespace nibble

@@ -56,37 +56,40 @@ void check_options(const TrainOptions& options) {
 }
 
 Json to_json(const TrainOptions& o) {
-  return {
-      {"data",
-       {{"files", o.data.files},
-        {"text_field", o.data.text_field},
-        {"sequence_length", o.data.sequence_length},
-        {"held_out", o.data.held_out},
-        {"max_bytes", o.data.max_bytes}}},
-      {"loss",
-       {{"kind", o.loss.kind},
-        {"ce_weight", o.loss.ce_weight},
-        {"chunk_positions", o.loss.chunk_positions}}},
-      {"optimizer",
-       {{"learning_rate", o.optimizer.learning_rate},
-        {"scale_learning_rate", o.optimizer.scale_learning_rate},
-        {"weight_decay", o.optimizer.weight_decay},
-        {"beta1", o.optimizer.beta1},
-        {"beta2", o.optimizer.beta2},
-        {"epsilon", o.optimizer.epsilon},
-        {"clip_norm", o.optimizer.clip_norm},
-        {"warmup", o.optimizer.warmup},
-        {"final_ratio", o.optimizer.final_ratio}}},
-      {"quant", {{"type", o.quant.type}, {"scales", o.quant.scales}, {"initial", o.quant.initial}}},
-      {"batch_tokens", o.batch_tokens},
-      {"micro_batch_tokens", o.micro_batch_tokens},
-      {"max_tokens", o.max_tokens},
-      {"max_minutes", o.max_minutes},
-      {"evaluate_every", o.evaluate_every},
-      {"checkpoint_every", o.checkpoint_every},
-      {"dtype", o.dtype},
-      {"activation_checkpointing", o.activation_checkpointing},
-      {"seed", o.seed}};
+  return {{"data",
+           {{"files", o.data.files},
+            {"text_field", o.data.text_field},
+            {"sequence_length", o.data.sequence_length},
+            {"held_out", o.data.held_out},
+            {"max_bytes", o.data.max_bytes}}},
+          {"loss",
+           {{"kind", o.loss.kind},
+            {"ce_weight", o.loss.ce_weight},
+            {"chunk_positions", o.loss.chunk_positions}}},
+          {"optimizer",
+           {{"learning_rate", o.optimizer.learning_rate},
+            {"scale_learning_rate", o.optimizer.scale_learning_rate},
+            {"weight_decay", o.optimizer.weight_decay},
+            {"beta1", o.optimizer.beta1},
+            {"beta2", o.optimizer.beta2},
+            {"epsilon", o.optimizer.epsilon},
+            {"clip_norm", o.optimizer.clip_norm},
+            {"warmup", o.optimizer.warmup},
+            {"final_ratio", o.optimizer.final_ratio}}},
+          {"quant",
+           {{"type", o.quant.type},
+            {"scales", o.quant.scales},
+            {"initial", o.quant.initial},
+            {"calibration_tokens", o.quant.calibration_tokens}}},
+          {"batch_tokens", o.batch_tokens},
+          {"micro_batch_tokens", o.micro_batch_tokens},
+          {"max_tokens", o.max_tokens},
+          {"max_minutes", o.max_minutes},
+          {"evaluate_every", o.evaluate_every},
+          {"checkpoint_every", o.checkpoint_every},
+          {"dtype", o.dtype},
+          {"activation_checkpointing", o.activation_checkpointing},
+          {"seed", o.seed}};
 }
 
 Json to_json(const StepMetrics& m) {
@@ -218,7 +221,9 @@ TrainResult finish(const Checkpoint& last, const std::string& run_dir) {
 
 class Run {
  public:
-  Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, std::string run_dir);
+  /// fresh: it starts; else go_on_from() follows.
+  Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, std::string run_dir,
+      bool fresh);
 
   void go_on_from(const Latest& latest);
   TrainResult train();
@@ -235,6 +240,7 @@ class Run {
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
   int64_t teacher_bytes(const GgufFile& source) const;
   std::vector<Batch> micro_batches(const std::vector<int64_t>& rows) const;
+  std::vector<Batch> calibration_batches() const;
   StepResult learn_from(const std::vector<int64_t>& rows, double rate_factor);
   StepMetrics take_step();
   void evaluate(StepMetrics& metrics);
@@ -265,7 +271,8 @@ class Run {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, std::string run_dir)
+Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, std::string run_dir,
+         bool fresh)
     : plan_(plan),
       options_(options),
       run_dir_(std::move(run_dir)),
@@ -290,7 +297,13 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
     model = copy_model(*teacher_);
   }
   model->set_activation_checkpointing(options.activation_checkpointing);
-  student_ = std::make_unique<Student>(std::move(model), &plan, options.quant);
+  QuantOptions quant = options.quant;
+  StartingPoints start;
+  if (!fresh)
+    quant.initial = "rtn";  // the checkpoint's takes its place: the quickest will do
+  else if (quant.type != "none" && quant.initial == "gptq" && quant.scales != "dynamic")
+    start = gptq_start(*model, plan, calibration_batches());
+  student_ = std::make_unique<Student>(std::move(model), &plan, quant, start);
   learner_ = std::make_unique<Learner>(*student_, teacher_.get(), options);
 
   const int64_t length = options.data.sequence_length;
@@ -360,6 +373,14 @@ StepResult Run::learn_from(const std::vector<int64_t>& rows, double rate_factor)
   const StepResult result = learner_->step(micro_batches(rows), rate_factor, &hidden);
   for (size_t i = 0; i < rows.size(); ++i) teacher_hidden_[rows[i]] = hidden[i];
   return result;
+}
+
+/// What the first steps will train on, and what follows, up to the wanted number of tokens.
+std::vector<Batch> Run::calibration_batches() const {
+  const int64_t sequences =
+      std::clamp<int64_t>(options_.quant.calibration_tokens / options_.data.sequence_length, 1,
+                          data_.train.num_sequences());
+  return micro_batches(step_sequences(options_.seed, 0, sequences, data_.train.num_sequences()));
 }
 
 StepMetrics Run::take_step() {
@@ -508,7 +529,7 @@ TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& 
           "folder");
     if (saved.moments.empty()) return finish(saved, run_dir);
   }
-  Run run(source, plan, options, run_dir);
+  Run run(source, plan, options, run_dir, /*fresh=*/!latest);
   if (latest) run.go_on_from(*latest);
   latest.reset();
   return run.train();

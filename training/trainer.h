@@ -41,9 +41,10 @@ struct OptimizerOptions {
 };
 
 struct QuantOptions {
-  std::string type = "Q4_0";       // a type name, or "none": plain fine-tuning
-  std::string scales = "learned";  // "learned", "dynamic", "frozen"
-  std::string initial = "search";  // "search", "ggml", "rtn"
+  std::string type = "Q4_0";           // a type name, or "none": plain fine-tuning
+  std::string scales = "learned";      // "learned", "dynamic", "frozen"
+  std::string initial = "search";      // "search", "gptq", "ggml", "rtn"
+  int64_t calibration_tokens = 16384;  // of training text that GPTQ sees
 };
 
 struct TrainOptions {

@@ -1,0 +1,115 @@
+#include "training/gptq_start.h"
+
+#include <span>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "quant/fake/gptq.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+/// Matrices that one input enters.
+struct Matmul {
+  int64_t width = 0;
+  std::vector<std::string> weights;
+};
+
+/// Calls `see(index, x)` for each matmul of a forward pass, index counting from 0.
+template <class See>
+void observe(Model& model, const Batch& batch, const See& see) {
+  size_t index = 0;
+  model.set_matmul_observer([&](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
+    see(index++, x, weights);
+  });
+  struct End {
+    Model& model;
+    ~End() { model.set_matmul_observer({}); }
+  } end{model};
+  model.hidden(batch);
+}
+
+std::vector<Matmul> matmuls_of(Model& model, const Batch& batch) {
+  std::vector<Matmul> found;
+  observe(model, batch, [&](size_t, const torch::Tensor& x, const auto& weights) {
+    Matmul& matmul = found.emplace_back(Matmul{x.size(1), {}});
+    for (const Weight* weight : weights) matmul.weights.push_back(weight->name);
+  });
+  return found;
+}
+
+/// Matmuls [begin, end), end as far as the Hessians have room, at least one.
+size_t end_of_pass(const std::vector<Matmul>& matmuls, size_t begin, int64_t max_bytes) {
+  int64_t bytes = 0;
+  size_t end = begin;
+  while (end < matmuls.size()) {
+    bytes += matmuls[end].width * matmuls[end].width * static_cast<int64_t>(sizeof(float));
+    if (end > begin && bytes > max_bytes) break;
+    ++end;
+  }
+  return end;
+}
+
+std::span<const float> values_of(const torch::Tensor& tensor) {
+  return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
+}
+
+/// Scales by search, weighed with the Hessian's diagonal: [rows, blocks per row * num_scales].
+torch::Tensor searched_scales(const Format& format, const torch::Tensor& weights,
+                              const torch::Tensor& hessian) {
+  const torch::Tensor energy = hessian.diagonal().contiguous();
+  const auto blocks = encode_tensor(format.type, values_of(weights), weights.size(1),
+                                    values_of(energy), EncodeMethod::kSearch);
+  const int64_t count = weights.numel() / format.block_size;
+  torch::Tensor scales =
+      torch::empty({weights.size(0), count / weights.size(0) * format.num_scales});
+  format.scales_of(blocks.data(), scales.mutable_data_ptr<float>(), count);
+  return scales;
+}
+
+/// Rounds one matrix, in the model too.
+void start_weight(Weight& weight, GgmlType type, const torch::Tensor& hessian,
+                  StartingPoints& points) {
+  const Format& format = require_format(type);
+  if (format.num_scales == 0) return;
+  with_frame(concat("tensor '", weight.name, "'"), [&] {
+    const torch::Tensor original = weight.value.detach().contiguous();
+    const torch::Tensor scales = searched_scales(format, original, hessian);
+    GptqResult found = gptq(format, original, hessian, scales);
+    weight.value.detach().copy_(found.rounded);
+    points[weight.name] = {std::move(found.weights), scales};
+  });
+}
+
+}  // namespace
+
+StartingPoints gptq_start(Model& model, const Plan& plan, const std::vector<Batch>& batches,
+                          int64_t max_hessian_bytes) {
+  const torch::NoGradGuard no_grad;
+  check(!batches.empty(), "GPTQ needs text");
+  check(model.device().is_cpu(), "GPTQ runs on the CPU");
+  const std::vector<Matmul> matmuls = matmuls_of(model, batches.front());
+  StartingPoints points;
+  Progress progress("GPTQ", static_cast<int64_t>(matmuls.size()), "matmuls");
+  for (size_t begin = 0; begin < matmuls.size();) {
+    const size_t end = end_of_pass(matmuls, begin, max_hessian_bytes);
+    std::vector<Hessian> hessians;
+    for (size_t i = begin; i < end; ++i) hessians.emplace_back(matmuls[i].width);
+    for (const Batch& batch : batches)
+      observe(model, batch, [&](size_t index, const torch::Tensor& x, const auto&) {
+        if (index >= begin && index < end) hessians[index - begin].add(x);
+      });
+    for (const Hessian& hessian : hessians) {
+      for (const std::string& name : matmuls[begin].weights) {
+        const PlanEntry* entry = plan.find(name);
+        check(entry, "the plan has no tensor '", name, "'");
+        start_weight(*model.find_weight(name), entry->target, hessian.sum(), points);
+      }
+      progress.update(static_cast<int64_t>(++begin));
+    }
+  }
+  return points;
+}
+
+}  // namespace nibble
