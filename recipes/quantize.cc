@@ -14,6 +14,7 @@
 #include "quant/mix/plan.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
+#include "recipes/byte_budget.h"
 #include "recipes/quantize_imatrix.h"
 #include "recipes/quantize_plan.h"
 #include "recipes/recipe.h"
@@ -36,7 +37,8 @@ constexpr const char* kExamples =
     "  nibble quantize f32.gguf Q4_K_M                                   to "
     "ggml-model-Q4_K_M.gguf\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --imatrix imatrix.gguf    important columns first\n"
-    "  nibble quantize f32.gguf q4_0.gguf Q4_0 --dry-run                 the plan only\n";
+    "  nibble quantize f32.gguf q4_0.gguf Q4_0 --dry-run                 the plan only\n"
+    "  nibble quantize f32.gguf small.gguf --target-bpw 3.5 --sensitivity f32.sensitivity.json\n";
 
 cxxopts::Options make_options() {
   const auto text = [] { return cxxopts::value<std::string>(); };
@@ -45,6 +47,7 @@ cxxopts::Options make_options() {
   cxxopts::OptionAdder add = options.add_options();
   add("method", "ggml, rtn or search", text()->default_value("search"), "M");
   add_plan_options(options);
+  add_byte_budget_options(options);
   add_imatrix_options(options);
   add("dry-run", "print the plan and the size, write nothing");
   add("json", "print one JSON object on stdout");
@@ -127,7 +130,8 @@ int run_quantize(int argc, char** argv) {
   cxxopts::Options options = make_options();
   const auto arguments = parse_arguments(options, argc, argv, examples());
   if (!arguments) return 0;
-  const QuantizeWords words = quantize_words(*arguments);
+  const bool by_budget = has_byte_budget(*arguments);
+  const QuantizeWords words = quantize_words(*arguments, by_budget);
   PlanOptions choices = plan_options(*arguments, words.type);
   const EncodeMethod method = method_named((*arguments)["method"].as<std::string>());
   const Device device = device_argument(*arguments);
@@ -139,7 +143,7 @@ int run_quantize(int argc, char** argv) {
   const GgufFile source = GgufFile::open(words.in);
   const std::optional<Imatrix> imatrix = imatrix_argument(*arguments, method);
   choices.has_imatrix = imatrix.has_value();
-  const Plan plan = make_plan(source, choices);
+  const Plan plan = by_budget ? byte_budget_plan(*arguments, source) : make_plan(source, choices);
   const bool dry_run = arguments->count("dry-run");
   if (dry_run || imatrix) print_importance_notes(plan, imatrix);
   if (dry_run) {

@@ -149,21 +149,27 @@ void add_quantize_words(cxxopts::Options& options) {
   options.parse_positional({"first", "second", "third", "fourth"});
 }
 
-QuantizeWords quantize_words(const cxxopts::ParseResult& arguments) {
+QuantizeWords quantize_words(const cxxopts::ParseResult& arguments, bool by_budget) {
   std::vector<std::string> words;
   for (const char* name : {"first", "second", "third", "fourth"})
     if (arguments.count(name)) words.push_back(arguments[name].as<std::string>());
   if (words.empty()) fail_usage("no IN.gguf given; see --help");
   const bool has_out = words.size() > 1 && canonical_type(words[1]).empty();
   const size_t type_at = has_out ? 2 : 1;
-  if (words.size() <= type_at)
+  if (by_budget && !has_out) fail_usage("no OUT.gguf given; see --help");
+  const bool has_type =
+      words.size() > type_at && !(by_budget && canonical_type(words[type_at]).empty());
+  if (by_budget && has_type)
+    fail_usage("TYPE '", words[type_at], "' and a budget: give one of them");
+  if (!by_budget && !has_type)
     fail_usage("no TYPE given", has_out ? did_you_mean(words[1], plan_type_names()) : "",
                "; see --help");
-  if (words.size() > type_at + 2) fail_usage("argument '", words.back(), "' is one too many");
   QuantizeWords result;
   result.in = words[0];
-  result.type = words[type_at];
-  if (words.size() > type_at + 1) result.threads = parse_threads(words[type_at + 1]);
+  if (has_type) result.type = words[type_at];
+  const size_t threads_at = type_at + has_type;
+  if (words.size() > threads_at + 1) fail_usage("argument '", words.back(), "' is one too many");
+  if (words.size() > threads_at) result.threads = parse_threads(words[threads_at]);
   const std::string beside = "ggml-model-" + canonical_type(result.type) + ".gguf";
   result.out =
       has_out ? words[1] : std::filesystem::path(result.in).replace_filename(beside).string();

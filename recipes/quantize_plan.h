@@ -20,8 +20,8 @@ struct QuantizeWords {
   std::optional<int> threads;
 };
 /// Throws Error (usage) for too few of them and for THREADS that are no number. Without OUT.gguf it
-/// is ggml-model-TYPE.gguf beside IN.gguf.
-QuantizeWords quantize_words(const cxxopts::ParseResult& arguments);
+/// is ggml-model-TYPE.gguf beside IN.gguf. by_budget: OUT.gguf must be there, TYPE must not.
+QuantizeWords quantize_words(const cxxopts::ParseResult& arguments, bool by_budget);
 /// Throws Error (usage) for a bad value and for a flag that is refused, with the reason.
 PlanOptions plan_options(const cxxopts::ParseResult& arguments, const std::string& type);
 

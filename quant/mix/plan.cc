@@ -249,13 +249,15 @@ const PlanEntry* Plan::find(std::string_view tensor) const {
   return nullptr;
 }
 
+int64_t PlanEntry::bytes_as(GgmlType type) const {
+  int64_t bytes = row_bytes(type, shape.empty() ? 1 : shape[0]);
+  for (size_t i = 1; i < shape.size(); ++i) bytes *= shape[i];
+  return bytes;
+}
+
 int64_t Plan::total_bytes() const {
   int64_t total = 0;
-  for (const PlanEntry& entry : entries) {
-    int64_t bytes = row_bytes(entry.target, entry.shape.empty() ? 1 : entry.shape[0]);
-    for (size_t i = 1; i < entry.shape.size(); ++i) bytes *= entry.shape[i];
-    total += bytes;
-  }
+  for (const PlanEntry& entry : entries) total += entry.bytes_as(entry.target);
   return total;
 }
 

@@ -21,6 +21,9 @@ struct PlanEntry {
   GgmlType target = GgmlType::kF32;
   /// "Q4_0", "kept: norm", "Q6_K: output; Q8_0: rows of 576, no multiple of 256".
   std::string reason;
+
+  /// Of tensor data, were it stored as `type`.
+  int64_t bytes_as(GgmlType type) const;
 };
 
 struct Plan {

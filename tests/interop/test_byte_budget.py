@@ -1,0 +1,83 @@
+"""A byte budget instead of a type: types by measured sensitivity, against the fixed mixes of the same bytes."""
+
+import json
+
+import pytest
+
+# Measured on one text, compared on another.
+MEASURED, HELD_OUT = "tinystories/train_v1_first2MiB.txt", "tinystories/valid_v1_nosep.txt"
+
+
+@pytest.fixture(scope="module")
+def sensitivity(run_nibble, stories260k, shared, tmp_path_factory):
+    path = tmp_path_factory.mktemp("budget") / "sensitivity.json"
+    result = run_nibble("sensitivity", stories260k, shared / "text" / MEASURED, "-o", path, "--chunks", 4)
+    assert result.returncode == 0, result.stderr
+    assert "--target-bpw" in result.stdout
+    return path
+
+
+def tensor_bytes(run_nibble, path):
+    return json.loads(run_nibble("inspect", path, "--json").stdout)["tensor_bytes"]
+
+
+# Q8_0 is the largest of the types that were measured: no choice is left there.
+@pytest.mark.parametrize("mix", ["Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_a_budget_beats_the_fixed_mix_of_the_same_bytes(run_nibble, stories260k, shared, sensitivity, mix, tmp_path):
+    fixed, chosen = tmp_path / "fixed.gguf", tmp_path / "chosen.gguf"
+    result = run_nibble("quantize", stories260k, fixed, mix)
+    assert result.returncode == 0, result.stderr
+    size = tensor_bytes(run_nibble, fixed)
+    result = run_nibble("quantize", stories260k, chosen, "--target-size", size, "--sensitivity", sensitivity)
+    assert result.returncode == 0, result.stderr
+    assert tensor_bytes(run_nibble, chosen) <= size
+    result = run_nibble("compare", fixed, chosen, "--base", stories260k, "--text", shared / "text" / HELD_OUT,
+                        "--ctx", 256, "--chunks", 20, "--json")
+    assert result.returncode == 0, result.stderr
+    difference = json.loads(result.stdout)["differences"][0]
+    # chosen against fixed, paired over tokens; 3 standard errors below
+    assert difference["mean_kld"] + 3 * difference["mean_kld_err"] < 0, difference
+
+
+def test_the_types_can_be_written_and_read_by_llama_quantize(run_nibble, stories260k, sensitivity, run_llama, tmp_path):
+    chosen, types = tmp_path / "chosen.gguf", tmp_path / "types.txt"
+    result = run_nibble("quantize", stories260k, chosen, "--target-bpw", 6, "--sensitivity", sensitivity,
+                        "--write-types", types, "--method", "ggml")
+    assert result.returncode == 0, result.stderr
+    theirs = tmp_path / "theirs.gguf"
+    run_llama("llama-quantize", "--tensor-type-file", types, stories260k, theirs, "Q8_0", "1", until="total time")
+    ours, other = (json.loads(run_nibble("inspect", path, "--json").stdout)["tensors"] for path in (chosen, theirs))
+    assert {t["name"]: t["type"] for t in ours} == {t["name"]: t["type"] for t in other}
+    assert len({t["type"] for t in ours}) > 3  # float32, float16 and a true mix
+
+
+def test_a_measurement_goes_on(run_nibble, stories260k, shared, sensitivity, tmp_path):
+    whole = json.loads(sensitivity.read_text())
+    part = dict(whole, tensors=whole["tensors"][:5])
+    path = tmp_path / "part.json"
+    path.write_text(json.dumps(part))
+    arguments = ("sensitivity", stories260k, shared / "text" / MEASURED, "-o", path)
+    result = run_nibble(*arguments, "--chunks", 4)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(path.read_text())["tensors"] == whole["tensors"]
+    result = run_nibble(*arguments, "--chunks", 3, "--types", "Q8_0")
+    assert "they are replaced" in result.stderr
+    assert json.loads(path.read_text())["tensors"] != whole["tensors"]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--target-bpw", "4"], "nibble sensitivity"),
+    (["--target-bpw", "0.5", "--sensitivity", "FILE"], "too small"),
+    (["--target-bpw", "-1", "--sensitivity", "FILE"], "--target-bpw"),
+    (["--target-size", "4Q", "--sensitivity", "FILE"], "--target-size"),
+    (["Q4_0", "--target-bpw", "4", "--sensitivity", "FILE"], "TYPE 'Q4_0'"),
+    (["--target-bpw", "4", "--target-size", "1M", "--sensitivity", "FILE"], "two budgets"),
+    (["--target-bpw", "4", "--sensitivity", "MODEL"], "no JSON"),
+])
+def test_one_line_says_what_is_wrong(run_nibble, stories260k, sensitivity, arguments, said, tmp_path):
+    out = tmp_path / "out.gguf"
+    named = {"FILE": sensitivity, "MODEL": stories260k}
+    result = run_nibble("quantize", stories260k, out, *(named.get(each, each) for each in arguments))
+    assert result.returncode in (1, 2)
+    assert said in result.stderr and result.stderr.count("\n") == 1
+    assert not out.exists()
