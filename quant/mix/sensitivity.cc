@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json field(const Json& object, const char* key) {
+const Json& field(const Json& object, const char* key) {
   check(object.is_object(), "wants an object, found ", object.type_name());
   const auto found = object.find(key);
   check(found != object.end(), "has no '", key, "'");
@@ -19,7 +19,7 @@ Json field(const Json& object, const char* key) {
 }
 
 std::string text_field(const Json& object, const char* key) {
-  const Json value = field(object, key);
+  const Json& value = field(object, key);
   check(value.is_string(), "'", key, "' wants a text, found ", value.type_name());
   return value.get<std::string>();
 }
@@ -77,7 +77,7 @@ Sensitivity Sensitivity::from_json(const std::string& text) {
   read.model = text_field(json, "model");
   read.text = text_field(json, "text");
   read.fingerprint = text_field(json, "fingerprint");
-  const Json list = field(json, "tensors");
+  const Json& list = field(json, "tensors");
   check(list.is_array(), "'tensors' wants an array, found ", list.type_name());
   for (size_t i = 0; i < list.size(); ++i) {
     read.tensors.push_back(with_frame(concat("tensor ", i), [&] { return read_tensor(list[i]); }));
