@@ -28,16 +28,21 @@ NIBBLE_HD float round_half_away(float x) {
   return static_cast<float>(truncate_to_int(x + std::copysign(0.49999997f, x)));
 }
 
-/// The element of largest magnitude, the first one of several.
+/// The element of largest magnitude, the first one of several; 0 where all are. x: finite.
 NIBBLE_HD float signed_extreme(const float* x, int count) {
-  float magnitude = 0.0f, extreme = 0.0f;
+  // Bits without the sign are ordered as magnitudes are. One loop finds the largest, one where it
+  // is first: in neither does an element wait for the one before, so that both vectorize.
+  int32_t largest = 0, first = count;
   for (int i = 0; i < count; ++i) {
-    if (magnitude < std::fabs(x[i])) {
-      magnitude = std::fabs(x[i]);
-      extreme = x[i];
-    }
+    const auto magnitude = static_cast<int32_t>(bits_of(x[i]) & 0x7fffffffu);
+    largest = magnitude > largest ? magnitude : largest;
   }
-  return extreme;
+  for (int i = 0; i < count; ++i) {
+    const auto magnitude = static_cast<int32_t>(bits_of(x[i]) & 0x7fffffffu);
+    const int32_t place = magnitude == largest ? i : count;
+    first = place < first ? place : first;
+  }
+  return largest != 0 ? x[first] : 0.0f;
 }
 
 /// ggml weighs an imatrix row by sqrt(sigma2 + x^2), sigma2 the mean square of the row.

@@ -32,10 +32,13 @@ struct Q2_0 : StepFormat<Q2_0> {
     for (int k = 0; k < kChunk; ++k) codes[k] = static_cast<int32_t>(word >> 2 * k & 3u) - 1;
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
-    for (int j = 0; j < kBlockSize / 4; ++j) {
-      const int8_t* four = codes + 4 * j;
-      block.qs[j] = static_cast<uint8_t>((four[0] + 1) | (four[1] + 1) << 2 | (four[2] + 1) << 4 |
-                                         (four[3] + 1) << 6);
+    for (int j = 0; j < kBlockSize / 8; ++j) {
+      const uint64_t eight = shifted_codes(codes + 8 * j, 1, 3);
+      // Bits 8 k come to bits 2 k, for two times four codes.
+      const uint64_t pairs = eight | eight >> 6;
+      const uint64_t fours = pairs | pairs >> 12;
+      block.qs[2 * j] = static_cast<uint8_t>(fours);
+      block.qs[2 * j + 1] = static_cast<uint8_t>(fours >> 32);
     }
   }
 
