@@ -34,3 +34,27 @@ function(nibble_use_cuda target)
   target_compile_definitions(${target} PRIVATE NIBBLE_CUDA=1)
   target_link_libraries(${target} PRIVATE nibble_cudart)
 endfunction()
+
+# nibble_format_kernels(target): a source for the kernels of each format in formats.def, whose header is named after
+# it, so that they compile side by side and a changed format compiles alone.
+function(nibble_format_kernels target)
+  set(folder quant/format)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${folder}/formats.def)
+  file(STRINGS ${folder}/formats.def rows REGEX "^NIBBLE_[A-Z_]+\\(")
+  foreach(row ${rows})
+    string(REGEX REPLACE "^NIBBLE_[A-Z_]+\\((.*)\\)" "\\1" format "${row}")
+    set(instance "struct nibble::FormatKernels<nibble::${format}>")
+    if(row MATCHES DECODE_ONLY)
+      set(instance "void nibble::FormatKernels<nibble::${format}>::decode(
+    const std::byte*, void*, nibble::DeviceFloat, int64_t, void*)")
+    endif()
+    string(TOLOWER ${format} name)
+    set(source ${PROJECT_BINARY_DIR}/kernels/${name}.cu)
+    file(CONFIGURE OUTPUT ${source} CONTENT "\
+#include \"${folder}/${name}.h\"
+#include \"${folder}/format_kernels.cuh\"
+template ${instance};
+")
+    target_sources(${target} PRIVATE ${source})
+  endforeach()
+endfunction()

@@ -1,7 +1,8 @@
 // What one lane (CUDA thread) of a format's kernel does, as host+device functions of (lane or
-// block, pointers): kernels.cu only maps thread indices to them, so CPU tests walk every lane.
-// kWeights: weights that a lane takes at once; above 1, pointers to weights and outputs are aligned
-// to 16 bytes. Pointers to weights are always aligned to 4 bytes, those to blocks not at all.
+// block, pointers): format_kernels.cuh only maps thread indices to them, so CPU tests walk every
+// lane. kWeights: weights that a lane takes at once; above 1, pointers to weights and outputs are
+// aligned to 16 bytes. Pointers to weights are always aligned to 4 bytes, those to blocks not at
+// all.
 #pragma once
 
 #include "quant/format/encode.h"
@@ -114,9 +115,9 @@ NIBBLE_HD void decode_group_lane(int64_t group, const std::byte* blocks, Out* ou
 /// encode: one lane a block, as codes share bytes.
 template <class F, EncodeMethod kMethod>
 NIBBLE_HD void encode_lane(int64_t block, const float* weights, std::byte* blocks) {
-  encode_row<F>(weights + block * F::kBlockSize, nullptr,
-                blocks + block * static_cast<int64_t>(sizeof(typename F::Block)), F::kBlockSize,
-                kMethod);
+  encode_row<F, 1>(weights + block * F::kBlockSize, nullptr,
+                   blocks + block * static_cast<int64_t>(sizeof(typename F::Block)), F::kBlockSize,
+                   kMethod);
 }
 
 /// encode_with: one lane a block. Export runs it, not training.

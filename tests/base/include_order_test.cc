@@ -69,6 +69,10 @@ bool is_cuda(const std::string& target) {
          starts(target, "cublas") || starts(target, "curand");
 }
 
+bool is_cuda_source(const std::string& path) {
+  return path.ends_with(".cu") || path.ends_with(".cuh");
+}
+
 /// Whether `path` reaches a LibTorch header through our own headers.
 bool reaches_torch(const Tree& tree, const std::string& path, std::set<std::string>& seen) {
   const auto file = tree.find(path);
@@ -96,7 +100,7 @@ void check_fences(const std::string& path, const Include& include,
   const std::string& target = include.target;
   const std::string& folder = kFolders[static_cast<size_t>(layer_of(path))];
   if (starts(target, "cxxopts") && folder != "recipes") found.push_back(path + ": cxxopts");
-  if (is_cuda(target) && !path.ends_with(".cu") && path != "base/host_device.h")
+  if (is_cuda(target) && !is_cuda_source(path) && path != "base/host_device.h")
     found.push_back(path + ": CUDA: " + target);
 }
 
@@ -115,7 +119,7 @@ std::vector<std::string> violations(const Tree& tree) {
     }
     if (yaml) with_yaml.push_back(path);
     std::set<std::string> seen;
-    if (path.ends_with(".cu") && reaches_torch(tree, path, seen))
+    if (is_cuda_source(path) && reaches_torch(tree, path, seen))
       found.push_back(path + ": LibTorch in a .cu");
   }
   for (size_t i = 1; i < with_yaml.size(); ++i)
