@@ -19,6 +19,17 @@ struct KScales {
   static NIBBLE_HD int min(const uint8_t* bytes, int j) {
     return j < 4 ? bytes[j + 4] & 63 : bytes[j + 4] >> 4 | bytes[j] >> 6 << 4;
   }
+  /// All t's, or all u's, byte j of a word for group j.
+  static NIBBLE_HD uint64_t scales(const uint8_t* bytes) {
+    const uint32_t first = load_word(bytes), last = load_word(bytes + 8);
+    const uint32_t second = (last & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u);
+    return (first & 0x3f3f3f3fu) | static_cast<uint64_t>(second) << 32;
+  }
+  static NIBBLE_HD uint64_t mins(const uint8_t* bytes) {
+    const uint32_t first = load_word(bytes + 4), last = load_word(bytes + 8);
+    const uint32_t second = (last >> 4 & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u);
+    return (first & 0x3f3f3f3fu) | static_cast<uint64_t>(second) << 32;
+  }
   static NIBBLE_HD void set_scale(uint8_t* bytes, int j, int t) {
     if (j < 4) {
       bytes[j] = static_cast<uint8_t>((bytes[j] & 192) | (t & 63));
@@ -191,6 +202,16 @@ struct KFormat : SubMinFormat<F> {
   static constexpr bool kAbsoluteErrors = false;
   static constexpr float kSigmaFactor = 2.0f;
 
+  template <class Block>
+  static NIBBLE_HD void scales_of(const Block& block, float* scales) {
+    scales[0] = float16_to_float(block.d);
+    scales[1] = float16_to_float(block.dmin);
+    const uint64_t t = KScales::scales(block.scales), u = KScales::mins(block.scales);
+    NIBBLE_EACH_LANE (j, kNumGroups<F>)
+      scales[2 + j] = static_cast<float>(static_cast<int32_t>(t >> 8 * j & 255));
+    NIBBLE_EACH_LANE (j, kNumGroups<F>)
+      scales[2 + kNumGroups<F> + j] = static_cast<float>(static_cast<int32_t>(u >> 8 * j & 255));
+  }
   template <class Block>
   static NIBBLE_HD int sub_scale(const Block& block, int group) {
     return KScales::scale(block.scales, group);

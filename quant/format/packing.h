@@ -3,6 +3,7 @@
 #pragma once
 
 #include "quant/format/block.h"
+#include "quant/format/lanes.h"
 
 namespace nibble {
 
@@ -24,10 +25,9 @@ NIBBLE_HD void unpack_4_bits(const uint8_t* qs, int first, int shift, int32_t* c
 NIBBLE_HD void unpack_5_bits(const uint8_t* qs, const uint8_t* qh, int first, int shift,
                              int32_t* codes) {
   const uint32_t fifth = load_word(qh) >> first;
-  for (int k = 0; k < kChunk; ++k) {
-    const int high = static_cast<int>((fifth >> k & 1u) << 4);
-    codes[k] = (((qs[k] >> (first / 4)) & 15) | high) - shift;
-  }
+  int32_t high[kChunk];
+  NIBBLE_EACH_LANE (k, kChunk) high[k] = static_cast<int32_t>((fifth >> k & 1u) << 4);
+  for (int k = 0; k < kChunk; ++k) codes[k] = (((qs[k] >> (first / 4)) & 15) | high[k]) - shift;
 }
 
 /// Bit i of a little-endian word.

@@ -29,7 +29,7 @@ struct Q2_0 : StepFormat<Q2_0> {
   }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
     const uint32_t word = load_word(block.qs + first / 4);
-    for (int k = 0; k < kChunk; ++k) codes[k] = static_cast<int32_t>(word >> 2 * k & 3u) - 1;
+    NIBBLE_EACH_LANE (k, kChunk) codes[k] = static_cast<int32_t>(word >> 2 * k & 3u) - 1;
   }
   static NIBBLE_HD void pack(const int8_t* codes, Block& block) {
     for (int j = 0; j < kBlockSize / 8; ++j) {
