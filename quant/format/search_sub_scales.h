@@ -219,8 +219,9 @@ NIBBLE_HD void load_groups(const float* weights, const float* importance, Search
       block->maxs[l] = weight > block->maxs[l] ? weight : block->maxs[l];
     }
   }
-  if (!F::kHasOffset) return;
-  NIBBLE_EACH_LANE (l, kLanes) block->mins[l] = block->mins[l] > 0.0f ? 0.0f : block->mins[l];
+  if constexpr (F::kHasOffset) {
+    NIBBLE_EACH_LANE (l, kLanes) block->mins[l] = block->mins[l] > 0.0f ? 0.0f : block->mins[l];
+  }
 }
 
 /// d and dmin, as a block stores them.
