@@ -73,7 +73,10 @@ NIBBLE_HD float snap_step(float d) {
   return snapped == 0.0f && d != 0.0f ? smallest : snapped;
 }
 
-/// 1 / d for a step; |d| >= 2^-24 keeps it finite.
-NIBBLE_HD float inverse_of(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
+/// 1 / d for a step; |d| >= 2^-24 keeps it finite. Divided first and chosen then, without a branch.
+NIBBLE_HD float inverse_of(float d) {
+  const float inverse = 1.0f / d;
+  return d != 0.0f ? inverse : 0.0f;
+}
 
 }  // namespace nibble

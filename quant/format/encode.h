@@ -10,34 +10,51 @@
 
 namespace nibble {
 
-/// Weighted squared error of a block, in double: blocks are chosen by it, and a sum over a row must
-/// not hide a tie.
-template <class F>
-NIBBLE_HD double block_error(const float* weights, const float* importance,
-                             const typename F::Block& block) {
-  float decoded[F::kBlockSize];
-  F::decode(block, decoded);
-  double errors[kChunk] = {};
-  for (int first = 0; first < F::kBlockSize; first += kChunk) {
+/// Weighted squared error of a block's values, in double: blocks are chosen by it, and a sum over a
+/// row must not hide a tie.
+template <int kBlockSize>
+NIBBLE_HD double squared_error(const float* values, const float* weights, const float* importance) {
+  double sums[kChunk] = {};
+  for (int first = 0; first < kBlockSize; first += kChunk) {
     for (int k = 0; k < kChunk; ++k) {
-      const double difference = static_cast<double>(decoded[first + k]) - weights[first + k];
-      errors[k] += importance[first + k] * difference * difference;
+      const double difference = static_cast<double>(values[first + k]) - weights[first + k];
+      sums[k] += importance[first + k] * difference * difference;
     }
   }
-  double error = 0.0;
-  for (const double part : errors) error += part;
-  return error;
+  return fold_sums(sums);
 }
 
 template <class F>
-NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
-  float scales[F::kNumScales], snapped[F::kNumScales];
+NIBBLE_HD double block_error(const float* weights, const float* importance,
+                             const typename F::Block& block) {
+  float values[F::kBlockSize];
+  F::decode(block, values);
+  return squared_error<F::kBlockSize>(values, weights, importance);
+}
+
+/// Of the block that encode_with() would make.
+template <class F>
+NIBBLE_HD double error_with(const float* weights, const float* importance, const float* snapped) {
+  float values[F::kBlockSize];
+  F::fake_quantize(weights, snapped, values);
+  return squared_error<F::kBlockSize>(values, weights, importance);
+}
+
+/// The scales that put every weight within half a step of its value.
+template <class F>
+NIBBLE_HD void scales_of_range(const float* weights, float* scales) {
   if constexpr (F::kHasSubScales)
     range_sub_scales<F>(weights, scales);
   else if constexpr (F::kHasByteScales)
     range_byte_scales<F>(weights, scales);
   else
     range_scales<F>(weights, scales);
+}
+
+template <class F>
+NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
+  float scales[F::kNumScales], snapped[F::kNumScales];
+  scales_of_range<F>(weights, scales);
   F::snap(scales, snapped);
   F::encode_with(weights, snapped, block);
   if constexpr (F::kHasByteScales) return;
@@ -47,45 +64,58 @@ NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
   }
 }
 
-/// Scales of least weighted squared error found; false where there is nothing to search.
-template <class F>
-NIBBLE_HD bool search_block(const float* weights, const float* importance, float* scales) {
-  if constexpr (F::kHasSubScales) {
-    return search_sub_scales<F>(weights, importance, scales);
-  } else if constexpr (F::kHasByteScales) {
-    search_byte_scales<F>(weights, importance, scales);
-  } else {
-    SearchBlock search = {weights, importance, 0.0f, weights[0], weights[0]};
-    for (int i = 0; i < F::kBlockSize; ++i) {
-      search.importance_sum += importance[i];
-      search.min = weights[i] < search.min ? weights[i] : search.min;
-      search.max = weights[i] > search.max ? weights[i] : search.max;
+/// Snapped scales of least weighted squared error found for `count` blocks, F::kNumScales each.
+/// kBlocks: the most that can be asked for.
+template <class F, int kBlocks>
+NIBBLE_HD void search_blocks(const float* weights, const float* importance, int count,
+                             float* scales) {
+  if constexpr (F::kHasByteScales) {
+    for (int i = 0; i < count; ++i) {
+      const int first = i * F::kBlockSize;
+      search_byte_scales<F>(weights + first, importance + first, scales + i * F::kNumScales);
     }
-    memcpy(scales, search_scales<F>(search).scales, F::kNumScales * sizeof(float));
+  } else if constexpr (F::kHasSubScales) {
+    for (int i = 0; i < count; ++i) {
+      float* own = scales + i * F::kNumScales;
+      const int first = i * F::kBlockSize;
+      if (search_sub_scales<F>(weights + first, importance + first, own)) continue;
+      for (int j = 0; j < F::kNumScales; ++j) own[j] = 0.0f;  // the weights are nearly 0
+    }
+  } else {
+    SearchTile<F, kBlocks> tile;
+    for (int i = 0; i < kBlocks; ++i) {  // idle lanes do the last block again
+      const int first = (i < count ? i : count - 1) * F::kBlockSize;
+      set_lane(weights + first, importance + first, i, &tile);
+    }
+    sum_up_lanes(&tile);
+    LaneScales<kBlocks> found;
+    search_tile<F>(tile, &found);
+    for (int i = 0; i < count; ++i) {
+      scales[i * F::kNumScales] = found.step[i];
+      if (F::kHasOffset) scales[i * F::kNumScales + 1] = found.offset[i];
+    }
   }
-  return true;
 }
 
-/// Replaces ggml's choice in `block` where search or range has less error. importance: at most 1.
+/// Replaces ggml's choice in `block` by the searched scales or those of the range where these err
+/// less.
 template <class F>
-NIBBLE_HD void improve_by_search(const float* weights, const float* importance,
-                                 typename F::Block& block) {
-  float scales[F::kNumScales];
+NIBBLE_HD void improve_by(const float* searched, const float* weights, const float* importance,
+                          typename F::Block& block) {
+  float scales[F::kNumScales], ranged[F::kNumScales];
   F::scales_of(block, scales);
   for (float scale : scales) {
     if (!std::isfinite(scale)) return;  // encode_tensor refuses it
   }
   const double ggml_error = block_error<F>(weights, importance, block);
   if (ggml_error == 0.0) return;
-  typename F::Block searched = {}, ranged = {};
-  encode_by_range<F>(weights, ranged);
-  if (search_block<F>(weights, importance, scales))
-    F::encode_with(weights, scales, searched);
-  else
-    searched = ranged;
-  const double error = block_error<F>(weights, importance, searched);
-  const double range_error = block_error<F>(weights, importance, ranged);
-  if (std::fmin(error, range_error) < ggml_error) block = error <= range_error ? searched : ranged;
+  scales_of_range<F>(weights, scales);
+  F::snap(scales, ranged);
+  const double error = error_with<F>(weights, importance, searched);
+  const double range_error = error_with<F>(weights, importance, ranged);
+  const bool range_is_better = range_error < error;
+  if (!((range_is_better ? range_error : error) < ggml_error)) return;
+  F::encode_with(weights, range_is_better ? ranged : searched, block);
 }
 
 /// Scales importance to at most 1; all ones where there is none or it is all zero, so that such a
@@ -93,7 +123,8 @@ NIBBLE_HD void improve_by_search(const float* weights, const float* importance,
 template <int kBlockSize>
 NIBBLE_HD bool relative_importance(const float* importance, float* relative) {
   float largest = 0.0f;
-  for (int i = 0; importance && i < kBlockSize; ++i) largest = std::fmax(largest, importance[i]);
+  for (int i = 0; importance && i < kBlockSize; ++i)
+    largest = importance[i] > largest ? importance[i] : largest;
   for (int i = 0; i < kBlockSize; ++i)
     relative[i] = largest > 0.0f ? importance[i] / largest : 1.0f;
   return largest > 0.0f;
@@ -112,8 +143,35 @@ NIBBLE_HD void encode_by_ggml(const float* weights, const float* importance, flo
   F::encode_ggml(weights, importance ? weighed : nullptr, block);
 }
 
-/// weights, importance (or nullptr): `length` numbers.
+/// weights: of `count` blocks, at most kBlocks. importance: for these, or nullptr.
+template <class F, int kBlocks>
+NIBBLE_HD void encode_by_search(const float* weights, const float* importance, float sigma2,
+                                int count, std::byte* blocks) {
+  using Block = typename F::Block;
+  Block* const to = &block_at<Block>(blocks);
+  float relative[kBlocks * F::kBlockSize], scales[kBlocks * F::kNumScales];
+  const float* judged_by[kBlocks];  // as given, where given
+  for (int i = 0; i < count; ++i) {
+    const int first = i * F::kBlockSize;
+    const float* own = importance ? importance + first : nullptr;
+    if (!relative_importance<F::kBlockSize>(own, relative + first)) own = nullptr;
+    encode_by_ggml<F>(weights + first, own, sigma2, to[i]);
+    judged_by[i] = own ? own : relative + first;
+  }
+  search_blocks<F, kBlocks>(weights, relative, count, scales);
+  for (int i = 0; i < count; ++i) {
+    improve_by<F>(scales + i * F::kNumScales, weights + i * F::kBlockSize, judged_by[i], to[i]);
+  }
+}
+
+/// Blocks whose search goes on side by side, a lane each. Formats with groups fill the lanes with
+/// those of one block.
 template <class F>
+constexpr int kSearchBlocks = kNumGroups<F> > 1 ? 1 : 16;
+
+/// weights, importance (or nullptr): `length` numbers. kBlocks: blocks that are searched at a time;
+/// any number gives the same bits.
+template <class F, int kBlocks = kSearchBlocks<F>>
 NIBBLE_HD void encode_row(const float* weights, const float* importance, std::byte* blocks,
                           int64_t length, EncodeMethod method) {
   using Block = typename F::Block;
@@ -124,19 +182,20 @@ NIBBLE_HD void encode_row(const float* weights, const float* importance, std::by
   } else {
     const float sigma2 =
         importance && method != EncodeMethod::kRtn ? mean_square(weights, length) : 0.0f;
-    for (int64_t first = 0; first < length; first += F::kBlockSize) {
-      Block& block = block_at<Block>(blocks + first / F::kBlockSize * sizeof(Block));
+    const int64_t num_blocks = length / F::kBlockSize;
+    const int64_t together = method == EncodeMethod::kSearch ? kBlocks : 1;
+    for (int64_t i = 0; i < num_blocks; i += together) {
+      const float* from = weights + i * F::kBlockSize;
+      const float* weighed_by = importance ? importance + i * F::kBlockSize : nullptr;
+      std::byte* to = blocks + i * static_cast<int64_t>(sizeof(Block));
       if (method == EncodeMethod::kRtn) {
-        encode_by_range<F>(weights + first, block);
+        encode_by_range<F>(from, block_at<Block>(to));
       } else if (method == EncodeMethod::kGgml) {
-        encode_by_ggml<F>(weights + first, importance ? importance + first : nullptr, sigma2,
-                          block);
+        encode_by_ggml<F>(from, weighed_by, sigma2, block_at<Block>(to));
       } else {
-        float relative[F::kBlockSize];
-        const bool given =
-            relative_importance<F::kBlockSize>(importance ? importance + first : nullptr, relative);
-        encode_by_ggml<F>(weights + first, given ? importance + first : nullptr, sigma2, block);
-        improve_by_search<F>(weights + first, relative, block);
+        const int64_t left = num_blocks - i;
+        encode_by_search<F, kBlocks>(from, weighed_by, sigma2,
+                                     static_cast<int>(left < kBlocks ? left : kBlocks), to);
       }
     }
   }

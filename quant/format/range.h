@@ -47,8 +47,8 @@ NIBBLE_HD void range_scales(const float* weights, float* scales) {
     // 0 swaps them.
     constexpr float kLo = F::kQMin, kHi = F::kQMax;
     const float up = max > 0.0f ? max : 0.0f, down = min < 0.0f ? -min : 0.0f;
-    const float positive = std::fmax(up / kHi, down / -kLo);
-    const float negative = std::fmax(down / kHi, up / -kLo);
+    const float positive = up / kHi > down / -kLo ? up / kHi : down / -kLo;
+    const float negative = down / kHi > up / -kLo ? down / kHi : up / -kLo;
     scales[0] = positive <= negative ? positive : -negative;
   }
 }

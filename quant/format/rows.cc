@@ -89,31 +89,29 @@ std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weigh
   const int64_t blocks_per_row = row_length / format.block_size;
   const int64_t row_bytes = blocks_per_row * format.block_bytes;
   std::vector<std::byte> bytes(num_rows * row_bytes);
-  const bool on_gpu = device.cuda && importance.empty();
-  const auto for_rows = [&](const auto& body) {
-    parallel_for(num_rows, grain_of(row_length), [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch;
-      for (int64_t row = begin; row < end; ++row) {
-        body(row, weights.subspan(row * row_length, row_length), bytes.data() + row * row_bytes,
-             scratch);
-      }
-    });
+  const auto row_at = [&](int64_t row) { return weights.subspan(row * row_length, row_length); };
+  const auto check_rows = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) check_finite(row_at(row), first_row + row);
   };
+  const bool on_gpu = device.cuda && importance.empty();
   if (on_gpu) {
-    for_rows([&](int64_t row, std::span<const float> values, std::byte*, std::vector<float>&) {
-      check_finite(values, first_row + row);
-    });
+    parallel_for(num_rows, grain_of(row_length), check_rows);
     cuda_encode_rows(device.index, type, weights.data(), bytes.data(), num_rows * blocks_per_row,
                      method);
   }
-  for_rows([&](int64_t row, std::span<const float> values, std::byte* blocks,
-               std::vector<float>& scratch) {
-    if (!on_gpu) {
-      check_finite(values, first_row + row);
-      format.encode(values.data(), importance.empty() ? nullptr : importance.data(), blocks,
-                    row_length, method);
+  parallel_for(num_rows, grain_of(row_length), [&](int64_t begin, int64_t end) {
+    if (!on_gpu) check_rows(begin, end);
+    std::vector<float> scratch;
+    // Without importance a block does not depend on its row, and the search fills its lanes better
+    // from many.
+    const int64_t together = importance.empty() ? end - begin : 1;
+    for (int64_t row = begin; row < end && !on_gpu; row += together) {
+      format.encode(row_at(row).data(), importance.empty() ? nullptr : importance.data(),
+                    bytes.data() + row * row_bytes, together * row_length, method);
     }
-    check_encoded(format, blocks, blocks_per_row, first_row + row, scratch);
+    for (int64_t row = begin; row < end; ++row)
+      check_encoded(format, bytes.data() + row * row_bytes, blocks_per_row, first_row + row,
+                    scratch);
   });
   return bytes;
 }

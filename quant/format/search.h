@@ -1,119 +1,174 @@
-// EncodeMethod::kSearch for formats with one grid per block: scales of least weighted squared
-// error. First the scales of a block that lies on a grid already; else scales over a range of
-// clippings, each judged by the error after a least-squares refit; the best of them refitted and
-// rounded until it no longer improves, then its float16 neighbours. What it starts from (ggml's
-// choice) stands unless an error in double is lower.
+// EncodeMethod::kSearch for formats with one grid per block, kLanes blocks beside each other:
+// scales of least weighted squared error. First scales over a range of clippings, each judged by
+// the error that a least-squares fit for its codes would leave; the best of them rounded and
+// refitted a few times, then its float16 neighbours. Blocks that lie on a grid already get its
+// scales (exact_grid.h). The caller compares in double with ggml's choice and the range's.
 #pragma once
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
+#include "quant/format/exact_grid.h"
+#include "quant/format/lanes.h"
 #include "quant/format/uniform.h"
 
 namespace nibble {
 
-/// A block to encode. weights and importance: kBlockSize numbers, importance at most 1.
-struct SearchBlock {
-  const float* weights;
-  const float* importance;
-  float importance_sum;
-  float min, max;
+/// Weights that a lane takes in one go, in a loop before which NIBBLE_RUN stands: unrolled, so that
+/// its sums stay in registers.
+constexpr int kRun = 8;
+#if defined(__CUDACC__)
+#define NIBBLE_RUN
+#else
+#define NIBBLE_RUN _Pragma("GCC unroll 8")
+#endif
+
+/// Blocks in lanes (quant/format/lanes.h). importance: at most 1. products: importance times what
+/// the weight is above the weighted mean, with an offset, or above 0. source: each block's weights,
+/// one after the other.
+template <class F, int kLanes>
+struct SearchTile {
+  alignas(64) float weights[F::kBlockSize * kLanes];
+  alignas(64) float importance[F::kBlockSize * kLanes];
+  alignas(64) float products[F::kBlockSize * kLanes];
+  const float* source[kLanes];
+  float importance_sum[kLanes], mean[kLanes], min[kLanes], max[kLanes];
 };
 
-/// Weighted sums over the block of r = w - value, and of the q's, for one grid.
-struct ResidualSums {
-  float rr, r, rq, q, qq;
+/// offset: 0 for formats without.
+template <int kLanes>
+struct LaneScales {
+  float step[kLanes], offset[kLanes];
 };
 
-/// Snapped scales and the error that they give.
-struct SearchBest {
-  float scales[2];
-  float error = std::numeric_limits<float>::infinity();
+/// Weighted sums over each block of r = w - value, and of the q's, for one grid.
+template <int kLanes>
+struct TileSums {
+  float rr[kLanes], r[kLanes], rq[kLanes], q[kLanes], qq[kLanes];
 };
 
+template <class F, int kLanes>
+NIBBLE_HD void set_lane(const float* weights, const float* importance, int lane,
+                        SearchTile<F, kLanes>* tile) {
+  tile->source[lane] = weights;
+  for (int i = 0; i < F::kBlockSize; ++i) {
+    tile->weights[i * kLanes + lane] = weights[i];
+    tile->importance[i * kLanes + lane] = importance[i];
+  }
+}
+
+/// When all lanes are set.
+template <class F, int kLanes>
+NIBBLE_HD void sum_up_lanes(SearchTile<F, kLanes>* tile) {
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    tile->importance_sum[lane] = tile->mean[lane] = 0.0f;
+    tile->min[lane] = tile->max[lane] = tile->weights[lane];
+  }
+  for (int first = 0; first < F::kBlockSize; first += kRun) {
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      float sum = tile->importance_sum[lane], weighted_sum = tile->mean[lane];
+      float min = tile->min[lane], max = tile->max[lane];
+      NIBBLE_RUN
+      for (int k = 0; k < kRun; ++k) {
+        const float weight = tile->weights[(first + k) * kLanes + lane];
+        const float importance = tile->importance[(first + k) * kLanes + lane];
+        sum += importance;
+        weighted_sum += importance * weight;
+        min = weight < min ? weight : min;
+        max = weight > max ? weight : max;
+      }
+      tile->importance_sum[lane] = sum;
+      tile->mean[lane] = weighted_sum;
+      tile->min[lane] = min;
+      tile->max[lane] = max;
+    }
+  }
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    const float mean = tile->mean[lane] / tile->importance_sum[lane];
+    tile->mean[lane] = F::kHasOffset && tile->importance_sum[lane] > 0.0f ? mean : 0.0f;
+  }
+  for (int first = 0; first < F::kBlockSize * kLanes; first += kLanes) {
+    NIBBLE_EACH_LANE (lane, kLanes)
+      tile->products[first + lane] =
+          tile->importance[first + lane] * (tile->weights[first + lane] - tile->mean[lane]);
+  }
+}
+
+/// Whether the levels are all integers from kQMin to kQMax.
 template <class F>
-NIBBLE_HD ResidualSums residual_sums(const SearchBlock& block, const Grid& grid) {
-  float rr[kChunk] = {}, r[kChunk] = {}, rq[kChunk] = {}, q[kChunk] = {}, qq[kChunk] = {};
-  for (int first = 0; first < F::kBlockSize; first += kChunk) {
-    for (int k = 0; k < kChunk; ++k) {
-      const float weight = block.weights[first + k];
-      const float level = level_of<F>(weight, grid);
-      const float residual = weight - value_of<F>(level, grid);
-      const float weighted_residual = block.importance[first + k] * residual;
-      const float weighted_level = block.importance[first + k] * level;
-      rr[k] += weighted_residual * residual;
-      rq[k] += weighted_residual * level;
-      qq[k] += weighted_level * level;
+constexpr bool kIsEven = std::is_same_v<typename F::Levels, EvenLevels<F>>;
+
+/// The level nearest to x steps, as level_of() has it, of an x that is no NaN. Even levels are
+/// rounded first and clamped as integers: the fewest instructions.
+template <class F>
+NIBBLE_HD float nearest_level(float x) {
+  if constexpr (!kIsEven<F>) return F::Levels::nearest(x);
+  constexpr int32_t kBias = static_cast<int32_t>(kRoundingBiasBits);
+  int32_t bits = static_cast<int32_t>(bits_of(x + kRoundingBias));
+  bits = bits < kBias + F::kQMin ? kBias + F::kQMin : bits;
+  bits = bits > kBias + F::kQMax ? kBias + F::kQMax : bits;
+  return float_of(static_cast<uint32_t>(bits)) - kRoundingBias;
+}
+
+template <class F, int kLanes>
+NIBBLE_HD void residual_sums(const SearchTile<F, kLanes>& tile, const LaneScales<kLanes>& scales,
+                             TileSums<kLanes>* sums) {
+  float inverse[kLanes];
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    inverse[lane] = inverse_of(scales.step[lane]);
+    sums->rr[lane] = sums->r[lane] = sums->rq[lane] = sums->q[lane] = sums->qq[lane] = 0.0f;
+  }
+  for (int first = 0; first < F::kBlockSize; first += kRun) {
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      const Grid grid = {scales.step[lane], inverse[lane], scales.offset[lane]};
+      float rr = sums->rr[lane], r = sums->r[lane], rq = sums->rq[lane];
+      float q = sums->q[lane], qq = sums->qq[lane];
+      NIBBLE_RUN
+      for (int k = 0; k < kRun; ++k) {
+        const float weight = tile.weights[(first + k) * kLanes + lane];
+        const float importance = tile.importance[(first + k) * kLanes + lane];
+        const float level =
+            nearest_level<F>((F::kHasOffset ? weight - grid.offset : weight) * grid.inverse);
+        const float residual = weight - value_of<F>(level, grid);
+        const float weighted_residual = importance * residual;
+        const float weighted_level = importance * level;
+        rr += weighted_residual * residual;
+        rq += weighted_residual * level;
+        qq += weighted_level * level;
+        if (F::kHasOffset) {
+          r += weighted_residual;
+          q += weighted_level;
+        }
+      }
+      sums->rr[lane] = rr;
+      sums->rq[lane] = rq;
+      sums->qq[lane] = qq;
       if (F::kHasOffset) {
-        r[k] += weighted_residual;
-        q[k] += weighted_level;
+        sums->r[lane] = r;
+        sums->q[lane] = q;
       }
     }
   }
-  if (!F::kHasOffset) return {fold_sums(rr), 0.0f, fold_sums(rq), 0.0f, fold_sums(qq)};
-  return {fold_sums(rr), fold_sums(r), fold_sums(rq), fold_sums(q), fold_sums(qq)};
 }
 
-/// Moves the scales to the least-squares fit for the codes that they gave; returns the error there.
-template <class F>
-NIBBLE_HD float refit(const SearchBlock& block, const ResidualSums& sums, float* scales) {
+/// Moves a lane's scales to the least-squares fit for the codes that they gave. Both outcomes are
+/// computed and one is chosen: no branch in a loop over lanes.
+template <class F, int kLanes>
+NIBBLE_HD void refit(const SearchTile<F, kLanes>& tile, const TileSums<kLanes>& sums, int lane,
+                     LaneScales<kLanes>* scales) {
+  float divisor = sums.qq[lane], step = sums.rq[lane], offset = 0.0f;
   if constexpr (F::kHasOffset) {
-    const float determinant = block.importance_sum * sums.qq - sums.q * sums.q;
-    if (!(determinant > 0.0f)) return sums.rr;
-    const float step = (block.importance_sum * sums.rq - sums.r * sums.q) / determinant;
-    const float offset = (sums.qq * sums.r - sums.q * sums.rq) / determinant;
-    scales[0] += step;
-    scales[1] += offset;
-    return sums.rr - step * sums.rq - offset * sums.r;
-  } else {
-    if (!(sums.qq > 0.0f)) return sums.rr;
-    const float step = sums.rq / sums.qq;
-    scales[0] += step;
-    return sums.rr - step * sums.rq;
+    const float r = sums.r[lane], q = sums.q[lane], weight = tile.importance_sum[lane];
+    offset = divisor * r - q * step;
+    step = weight * step - r * q;
+    divisor = weight * divisor - q * q;
   }
-}
-
-/// Snaps the scales, keeps them if they are the best yet, and moves them on to their refit; returns
-/// its error.
-template <class F>
-NIBBLE_HD float assess(const SearchBlock& block, float* scales, SearchBest* best) {
-  float snapped[2];
-  F::snap(scales, snapped);
-  const ResidualSums sums = residual_sums<F>(block, F::grid(snapped, 0));
-  if (sums.rr < best->error) {
-    best->error = sums.rr;
-    memcpy(best->scales, snapped, sizeof snapped);
-  }
-  memcpy(scales, snapped, sizeof snapped);
-  return refit<F>(block, sums, scales);
-}
-
-/// The float16 `steps` further from 0.
-NIBBLE_HD float neighbour(float x, int steps) {
-  return float16_to_float(static_cast<uint16_t>(float_to_float16(x) + steps));
-}
-
-/// From one start: refits while they help, then the neighbours of the best.
-template <class F>
-NIBBLE_HD void refine(const SearchBlock& block, const float* start, SearchBest* best) {
-  constexpr int kMaxRefits = 6;
-  float scales[2] = {start[0], start[1]};
-  SearchBest own;
-  float error = own.error;
-  for (int i = 0; i < kMaxRefits; ++i) {
-    assess<F>(block, scales, &own);
-    if (!(own.error < error)) break;
-    error = own.error;
-  }
-  const float centre[2] = {own.scales[0], own.scales[1]};
-  for (int i = -1; i <= 1; ++i) {
-    for (int j = F::kHasOffset ? -1 : 0; j <= (F::kHasOffset ? 1 : 0); ++j) {
-      scales[0] = neighbour(centre[0], i);
-      if (F::kHasOffset) scales[1] = neighbour(centre[1], j);
-      assess<F>(block, scales, &own);
-    }
-  }
-  if (own.error < best->error) *best = own;
+  const float moved_step = scales->step[lane] + step / divisor;
+  const float moved_offset = scales->offset[lane] + offset / divisor;
+  const bool fits = divisor > 0.0f;
+  scales->step[lane] = fits ? moved_step : scales->step[lane];
+  scales->offset[lane] = fits ? moved_offset : scales->offset[lane];
 }
 
 /// How far down from the full range the clipping goes: coarse formats gain by cutting deep, fine
@@ -128,125 +183,223 @@ NIBBLE_HD float clipping(int i) {
   return 1.0f - (1.0f - kLeastRange<F>)*static_cast<float>(i) / (kClippings - 1);
 }
 
-/// One step: both signs, as the codes reach further on one side of 0.
+/// Scales that the search starts from. A step alone: both signs, as the codes reach further on one
+/// side of 0. With an offset: what is clipped is taken from the bottom, from both ends, or from the
+/// top.
 template <class F>
-NIBBLE_HD void search_step(const SearchBlock& block, SearchBest* best) {
+constexpr int kClippedStarts = F::kHasOffset ? 1 + 3 * (kClippings - 1)
+                                             : (F::kQMin == -F::kQMax ? 1 : 2) * kClippings;
+
+template <class F>
+NIBBLE_HD void clipped_scales(int start, float min, float max, float* step, float* offset) {
   constexpr float kLo = F::kQMin, kHi = F::kQMax;
-  for (int sign = 1; sign >= (kLo == -kHi ? 1 : -1); sign -= 2) {
-    const float up = std::fmax(sign > 0 ? block.max : -block.min, 0.0f);
-    const float down = std::fmax(sign > 0 ? -block.min : block.max, 0.0f);
-    const float full = std::fmax(up / kHi, down / -kLo) * static_cast<float>(sign);
-    float start[2] = {full, 0.0f};
-    float least = std::numeric_limits<float>::infinity();
-    for (int i = 0; i < kClippings; ++i) {
-      float scales[2] = {full * clipping<F>(i), 0.0f};
-      const float error = assess<F>(block, scales, best);
-      if (error < least) {
-        least = error;
-        start[0] = scales[0];
-      }
-    }
-    refine<F>(block, start, best);
-  }
-}
-
-/// A step and an offset: what is clipped is taken from the top, from both ends, or from the bottom.
-template <class F>
-NIBBLE_HD void search_step_offset(const SearchBlock& block, SearchBest* best) {
-  const float range = block.max - block.min;
-  float start[2] = {range / F::kQMax, block.min};
-  float least = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < kClippings; ++i) {
-    const float cut = range - range * clipping<F>(i);
-    for (int side = 0; side < (i == 0 ? 1 : 3); ++side) {
-      float scales[2] = {(range - cut) / F::kQMax,
-                         block.min + cut * (0.5f * static_cast<float>(side))};
-      const float error = assess<F>(block, scales, best);
-      if (error < least) {
-        least = error;
-        memcpy(start, scales, sizeof start);
-      }
-    }
-  }
-  refine<F>(block, start, best);
-}
-
-template <class F>
-NIBBLE_HD bool lies_on(const float* weights, const Grid& grid) {
-  for (int first = 0; first < F::kBlockSize; first += kChunk) {
-    int off = 0;
-    for (int k = 0; k < kChunk; ++k) {
-      const float weight = weights[first + k];
-      off |= value_of<F>(level_of<F>(weight, grid), grid) != weight;
-    }
-    if (off) return false;
-  }
-  return true;
-}
-
-/// The step of a block whose weights are multiples of one: that of the largest is one of the codes.
-template <class F>
-NIBBLE_HD bool find_exact_step(const SearchBlock& block, float* scales) {
-  // A float16 step times a code of up to 7 bits fills 18 of the 24 bits of a float.
-  uint32_t used = 0;
-  for (int i = 0; i < F::kBlockSize; ++i) used |= bits_of(block.weights[i]);
-  if ((used & 63u) != 0) return false;
-  const float extreme = block.max > -block.min ? block.max : block.min;
-  for (int i = 0; i < F::Levels::kCount; ++i) {
-    const int q = F::Levels::at(i);
-    if (q == 0) continue;
-    const float scale = extreme / static_cast<float>(q);
-    F::snap(&scale, scales);
-    if (lies_on<F>(block.weights, F::grid(scales, 0))) return true;
-  }
-  return false;
-}
-
-/// Whether the weights' distances from the smallest are multiples of a step. A sixteenth: what
-/// rounding an offset some thousand times the step leaves; lies_on() decides.
-template <class F>
-NIBBLE_HD bool looks_even(const SearchBlock& block, float inverse) {
-  for (int first = 0; first < F::kBlockSize; first += kChunk) {
-    int off = 0;
-    for (int k = 0; k < kChunk; ++k) {
-      const float x = (block.weights[first + k] - block.min) * inverse;
-      off |= std::fabs(x - round_to_even(x)) > 0.0625f;
-    }
-    if (off) return false;
-  }
-  return true;
-}
-
-/// The step and offset of a block that lies on such a grid: the range is `span` steps, the weight
-/// at the lower end has some code.
-template <class F>
-NIBBLE_HD bool find_exact_step_offset(const SearchBlock& block, float* scales) {
-  for (int span = F::kQMax; span >= 1; --span) {
-    const float step = snap_step((block.max - block.min) / static_cast<float>(span));
-    if (!looks_even<F>(block, inverse_of(step))) continue;
-    for (int sign = 1; sign >= -1; sign -= 2) {
-      const float low_end = sign > 0 ? block.min : block.max;
-      for (int code = 0; code <= F::kQMax - span; ++code) {
-        scales[0] = step * static_cast<float>(sign);
-        scales[1] = snap_offset(low_end - static_cast<float>(code) * scales[0]);
-        if (lies_on<F>(block.weights, F::grid(scales, 0))) return true;
-      }
-    }
-  }
-  return false;
-}
-
-template <class F>
-NIBBLE_HD SearchBest search_scales(const SearchBlock& block) {
-  SearchBest best;
   if constexpr (F::kHasOffset) {
-    if (find_exact_step_offset<F>(block, best.scales)) return best;
-    search_step_offset<F>(block, &best);
+    const int i = (start + 2) / 3, side = (start + 2) % 3;  // all sides are the same at i = 0
+    const float range = max - min;
+    const float cut = range - range * clipping<F>(i);
+    *step = (range - cut) / kHi;
+    *offset = min + cut * (0.5f * static_cast<float>(side));
   } else {
-    if (find_exact_step<F>(block, best.scales)) return best;
-    search_step<F>(block, &best);
+    const bool positive = start < kClippings;
+    const float top = positive ? max : -min, bottom = positive ? -min : max;
+    const float up = top / kHi, down = bottom / -kLo;
+    const float larger = up > down ? up : down;
+    const float full = larger > 0.0f ? larger : 0.0f;
+    *step = full * (positive ? clipping<F>(start) : -clipping<F>(start - kClippings));
+    *offset = 0.0f;
   }
-  return best;
+}
+
+/// Weighted sums over each block of products * q, q and q * q.
+template <int kLanes>
+struct LaneCorrelations {
+  float pq[kLanes], q[kLanes], qq[kLanes];
+};
+
+template <class F, int kLanes>
+NIBBLE_HD void correlate(const SearchTile<F, kLanes>& tile, const LaneScales<kLanes>& scales,
+                         LaneCorrelations<kLanes>* sums) {
+  float inverse[kLanes], shift[kLanes];
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    inverse[lane] = inverse_of(scales.step[lane]);
+    shift[lane] = scales.offset[lane] * inverse[lane];
+    sums->pq[lane] = sums->q[lane] = sums->qq[lane] = 0.0f;
+  }
+  for (int first = 0; first < F::kBlockSize; first += kRun) {
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      float pq = sums->pq[lane], q = sums->q[lane], qq = sums->qq[lane];
+      NIBBLE_RUN
+      for (int k = 0; k < kRun; ++k) {
+        const int i = (first + k) * kLanes + lane;
+        const float x = tile.weights[i] * inverse[lane];
+        const float level = nearest_level<F>(F::kHasOffset ? x - shift[lane] : x);
+        const float weighted_level = tile.importance[i] * level;
+        pq += tile.products[i] * level;
+        qq += weighted_level * level;
+        if (F::kHasOffset) q += weighted_level;
+      }
+      sums->pq[lane] = pq;
+      sums->q[lane] = q;
+      sums->qq[lane] = qq;
+    }
+  }
+}
+
+/// The least-squares fit for the codes of the start that leaves the least error: the sum of the
+/// squares of what products hold, less pq * pq / variance.
+template <class F, int kLanes>
+NIBBLE_HD void choose_start(const SearchTile<F, kLanes>& tile, LaneScales<kLanes>* chosen) {
+  float most[kLanes];
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    most[lane] = -1.0f;
+    chosen->step[lane] = chosen->offset[lane] = 0.0f;
+  }
+  for (int start = 0; start < kClippedStarts<F>; ++start) {
+    LaneScales<kLanes> scales;
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      clipped_scales<F>(start, tile.min[lane], tile.max[lane], &scales.step[lane],
+                        &scales.offset[lane]);
+    }
+    LaneCorrelations<kLanes> sums;
+    correlate<F>(tile, scales, &sums);
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      const float pq = sums.pq[lane], mean_level = sums.q[lane] / tile.importance_sum[lane];
+      const float variance =
+          F::kHasOffset ? sums.qq[lane] - mean_level * sums.q[lane] : sums.qq[lane];
+      const float step = pq / variance, gain = step * pq;
+      const float offset = F::kHasOffset ? tile.mean[lane] - step * mean_level : 0.0f;
+      const bool better = (variance > 0.0f) & (gain > most[lane]);
+      most[lane] = better ? gain : most[lane];
+      chosen->step[lane] = better ? step : chosen->step[lane];
+      chosen->offset[lane] = better ? offset : chosen->offset[lane];
+    }
+  }
+}
+
+/// The best storable scales yet, their error, and the weighted means of the residuals and the q's.
+template <int kLanes>
+struct LaneBest {
+  LaneScales<kLanes> scales;
+  float error[kLanes], mean_residual[kLanes], mean_level[kLanes];
+};
+
+/// Keeps a lane's scales where they err less than the best yet, and moves them on to their refit.
+template <class F, int kLanes>
+NIBBLE_HD void keep_and_refit(const SearchTile<F, kLanes>& tile, const TileSums<kLanes>& sums,
+                              int lane, LaneScales<kLanes>* scales, LaneBest<kLanes>* best) {
+  const bool better = sums.rr[lane] < best->error[lane];
+  const float mean_residual = sums.r[lane] / tile.importance_sum[lane];
+  const float mean_level = sums.q[lane] / tile.importance_sum[lane];
+  best->error[lane] = better ? sums.rr[lane] : best->error[lane];
+  best->mean_residual[lane] = better ? mean_residual : best->mean_residual[lane];
+  best->mean_level[lane] = better ? mean_level : best->mean_level[lane];
+  best->scales.step[lane] = better ? scales->step[lane] : best->scales.step[lane];
+  best->scales.offset[lane] = better ? scales->offset[lane] : best->scales.offset[lane];
+  refit<F>(tile, sums, lane, scales);
+}
+
+/// The float16 next to a step: 0.61 of the way to it from a power of 2 upwards, 1.23 of that from
+/// the number below the next power. Below the normal numbers it may be the step itself.
+constexpr float kNextStep = 0.0006f;
+
+/// The scales beside the best: the next step above or below, and the offset that suits its codes.
+template <class F, int kLanes>
+NIBBLE_HD void step_beside(const LaneBest<kLanes>& best, bool above, LaneScales<kLanes>* scales) {
+  const float factor = above ? 1.0f + kNextStep : 1.0f - kNextStep;
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    const float step = best.scales.step[lane] * factor;
+    const float move =
+        best.mean_residual[lane] - (step - best.scales.step[lane]) * best.mean_level[lane];
+    scales->step[lane] = step;
+    scales->offset[lane] = F::kHasOffset ? best.scales.offset[lane] + move : 0.0f;
+  }
+}
+
+/// Refits `scales` and rounds them to what a block stores, then tries the steps beside the best.
+template <class F, int kLanes>
+NIBBLE_HD void refine(const SearchTile<F, kLanes>& tile, LaneScales<kLanes>* scales,
+                      LaneBest<kLanes>* best) {
+  constexpr int kRefits = 3, kNeighbours = 2;
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    best->error[lane] = std::numeric_limits<float>::infinity();
+    best->mean_residual[lane] = best->mean_level[lane] = 0.0f;
+    best->scales.step[lane] = best->scales.offset[lane] = 0.0f;
+  }
+  for (int round = 0; round < kRefits + kNeighbours; ++round) {
+    if (round >= kRefits) step_beside<F>(*best, round == kRefits, scales);
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      const float at[2] = {scales->step[lane], scales->offset[lane]};
+      float snapped[2] = {0.0f, 0.0f};
+      F::snap(at, snapped);
+      scales->step[lane] = snapped[0];
+      scales->offset[lane] = snapped[1];
+    }
+    TileSums<kLanes> sums;
+    residual_sums<F>(tile, *scales, &sums);
+    NIBBLE_EACH_LANE (lane, kLanes) keep_and_refit<F>(tile, sums, lane, scales, best);
+  }
+}
+
+/// Weights of a block on which grids are tried before all of it.
+constexpr int kProbes = 4;
+
+/// The steps of grid i, from 0, of those that a block's range allows: in the range where there is
+/// an offset, else in its extreme weight.
+template <class F>
+NIBBLE_HD float steps_of_grid(int i) {
+  return static_cast<float>(kIsEven<F> ? i + 1 : F::Levels::at(i));
+}
+template <class F>
+constexpr int kGrids = !kIsEven<F>            ? F::Levels::kCount
+                       : F::kQMax > -F::kQMin ? F::kQMax
+                                              : -F::kQMin;
+
+/// How far, in steps, the probes are from levels of the best of these grids.
+template <class F, int kLanes>
+NIBBLE_HD void probe_grids(const SearchTile<F, kLanes>& tile, float* distance) {
+  float probes[kProbes][kLanes];
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    const float min = tile.min[lane], max = tile.max[lane];
+    const float extreme = max > -min ? max : min;
+    const float from = F::kHasOffset ? min : 0.0f;
+    const float unit = 1.0f / (F::kHasOffset ? max - min : extreme);
+    for (int probe = 0; probe < kProbes; ++probe) {
+      const float weight = tile.weights[probe * (F::kBlockSize / kProbes) * kLanes + lane];
+      probes[probe][lane] = (weight - from) * unit;
+    }
+    distance[lane] = 1.0f;
+  }
+  for (int i = 0; i < kGrids<F>; ++i) {
+    const float steps = steps_of_grid<F>(i);
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      float furthest = 0.0f;
+      for (int probe = 0; probe < kProbes; ++probe) {
+        const float x = probes[probe][lane] * steps;
+        const float away = std::fabs(x - (kIsEven<F> ? round_to_even(x) : F::Levels::nearest(x)));
+        furthest = away > furthest ? away : furthest;
+      }
+      distance[lane] = furthest < distance[lane] ? furthest : distance[lane];
+    }
+  }
+}
+
+/// Scales of least weighted squared error found for each lane.
+template <class F, int kLanes>
+NIBBLE_HD void search_tile(const SearchTile<F, kLanes>& tile, LaneScales<kLanes>* found) {
+  LaneScales<kLanes> scales;
+  choose_start<F>(tile, &scales);
+  LaneBest<kLanes> best;
+  refine<F>(tile, &scales, &best);
+  *found = best.scales;
+  float distance[kLanes];
+  probe_grids<F>(tile, distance);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!(distance[lane] <= kGridTolerance<F>)) continue;
+    float exact[2] = {found->step[lane], found->offset[lane]};
+    find_exact_grid<F>(tile.source[lane], tile.min[lane], tile.max[lane], exact);
+    found->step[lane] = exact[0];
+    found->offset[lane] = exact[1];
+  }
 }
 
 }  // namespace nibble

@@ -402,7 +402,10 @@ NIBBLE_HD bool search_sub_scales(const float* weights, const float* importance, 
 template <class F>
 NIBBLE_HD float range_unit(const float* values, float* integers) {
   float largest = 0.0f;
-  for (int j = 0; j < kNumGroups<F>; ++j) largest = std::fmax(largest, std::fabs(values[j]));
+  for (int j = 0; j < kNumGroups<F>; ++j) {
+    const float magnitude = std::fabs(values[j]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
   const float unit = largest / static_cast<float>(F::kTMax) * (1.0f + 0x1p-10f);
   const float inverse = inverse_of(snap_step(unit));
   for (int j = 0; j < kNumGroups<F>; ++j)
@@ -420,15 +423,17 @@ NIBBLE_HD void range_sub_scales(const float* weights, float* scales) {
       float min = 0.0f;
       maxs[j] = weights[j * F::kGroupSize];
       for (int i = j * F::kGroupSize; i < (j + 1) * F::kGroupSize; ++i) {
-        min = std::fmin(min, weights[i]);
-        maxs[j] = std::fmax(maxs[j], weights[i]);
+        min = weights[i] < min ? weights[i] : min;
+        maxs[j] = weights[i] > maxs[j] ? weights[i] : maxs[j];
       }
       mins[j] = 0.0f - min;  // never -0
     }
     float* u = scales + 2 + kNumGroups<F>;
     scales[1] = range_unit<F>(mins, u);
-    for (int j = 0; j < kNumGroups<F>; ++j)
-      steps[j] = std::fmax(0.0f, maxs[j] + snap_step(scales[1]) * u[j]) / F::kQMax;
+    for (int j = 0; j < kNumGroups<F>; ++j) {
+      const float range = maxs[j] + snap_step(scales[1]) * u[j];
+      steps[j] = (range > 0.0f ? range : 0.0f) / F::kQMax;
+    }
   } else {
     for (int j = 0; j < kNumGroups<F>; ++j)
       range_scales<GroupOf<F>>(weights + j * F::kGroupSize, &steps[j]);

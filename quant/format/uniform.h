@@ -72,7 +72,8 @@ NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid) {
 
 /// Sums over weights run in kChunk interleaved partial sums, folded here, on CPU and GPU alike: the
 /// order is part of the definition, so that every instruction set gives the same bits.
-NIBBLE_HD float fold_sums(float* sums) {
+template <class T>
+NIBBLE_HD T fold_sums(T* sums) {
   for (int width = kChunk / 2; width > 0; width /= 2) {
     for (int k = 0; k < width; ++k) sums[k] += sums[k + width];
   }

@@ -30,23 +30,34 @@ std::vector<float> rows_of_length(int64_t num_rows, int64_t length) {
   return weights;
 }
 
+std::vector<std::byte> encode_row_by_row(const Format& format, const std::vector<float>& weights,
+                                         int64_t length, const std::vector<float>& importance,
+                                         EncodeMethod method) {
+  std::vector<std::byte> bytes;
+  for (size_t first = 0; first < weights.size(); first += length) {
+    const std::vector<float> row(weights.begin() + first, weights.begin() + first + length);
+    const auto encoded = encode(format, row, importance, method);
+    bytes.insert(bytes.end(), encoded.begin(), encoded.end());
+  }
+  return bytes;
+}
+
+// 768: the search fills its lanes with blocks of two rows.
 TEST(Rows, TensorsEqualTheirRowsOnAnyNumberOfThreads) {
-  const std::vector<float> weights = rows_of_length(300, 768), importance(768, 2.0f);
+  const std::vector<float> weights = rows_of_length(300, 768);
   const int threads = num_threads();
   for (const Format& format : formats()) {
-    std::vector<std::byte> expected(weights.size() / format.block_size * format.block_bytes);
-    for (int64_t row = 0; row < 300; ++row) {
-      format.encode(weights.data() + row * 768, importance.data(),
-                    expected.data() + row * 768 / format.block_size * format.block_bytes, 768,
-                    EncodeMethod::kGgml);
-    }
-    for (const int count : {1, 3}) {
-      set_num_threads(count);
-      const auto bytes = encode_tensor(format.type, weights, 768, importance, EncodeMethod::kGgml);
-      EXPECT_EQ(bytes, expected) << format.name;
-      std::vector<float> decoded(weights.size());
-      decode_tensor(format.type, bytes, decoded);
-      EXPECT_EQ(decoded, decode(format, expected)) << format.name;
+    for (const auto& importance : {std::vector<float>(), std::vector<float>(768, 2.0f)}) {
+      const auto method = importance.empty() ? EncodeMethod::kSearch : EncodeMethod::kGgml;
+      const auto expected = encode_row_by_row(format, weights, 768, importance, method);
+      for (const int count : {1, 3}) {
+        set_num_threads(count);
+        const auto bytes = encode_tensor(format.type, weights, 768, importance, method);
+        EXPECT_EQ(bytes, expected) << format.name;
+        std::vector<float> decoded(weights.size());
+        decode_tensor(format.type, bytes, decoded);
+        EXPECT_EQ(decoded, decode(format, expected)) << format.name;
+      }
     }
   }
   set_num_threads(threads);
