@@ -95,8 +95,8 @@ def test_sums_agree_with_llama_imatrix(model, llama_imatrix, our_imatrix):
         if name.endswith(".counts"):
             assert tensor == theirs[name] and floats(tensor) == [CHUNKS * CTX]
         else:
-            # Float32 forward passes in another order, over some layers; a wrong chunk, BOS or norm gives far more.
-            np.testing.assert_allclose(floats(tensor), floats(theirs[name]), rtol=1e-2, err_msg=name)
+            # llama-imatrix adds up 768 squares in float32: 768 * 2^-24 is 5e-5. The rest is for the forward passes.
+            np.testing.assert_allclose(floats(tensor), floats(theirs[name]), rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("type_name", TYPES)
