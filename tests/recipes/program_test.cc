@@ -148,7 +148,7 @@ TEST_F(ProgramWithTorch, ErrorsAndExitStatusComeThrough) {
   const std::string model = small_model(folder), nowhere = folder / "nowhere";
   const std::vector<std::pair<std::string, int>> failing = {
       {"train " + nowhere + ".yaml", 2},
-      {"generate " + nowhere + ".gguf -p x", 1},
+      {"perplexity " + nowhere + ".gguf " + model, 1},
       {"verify " + model + " --against " + nowhere, 1},
       {"bench --training --model " + nowhere + " --steps 0", 2}};
   for (const auto& [arguments, status] : failing) {
