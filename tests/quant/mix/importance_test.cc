@@ -43,6 +43,14 @@ std::vector<std::string> names_after(const std::vector<std::string>& include,
   return names;
 }
 
+Plan plan_of(const char* type_name, int file_type, PlanEntry entry) {
+  Plan plan;
+  plan.type_name = type_name;
+  plan.file_type = file_type;
+  plan.entries.push_back(std::move(entry));
+  return plan;
+}
+
 TEST(Importance, EntriesAreSelectedByPartsOfTheirNames) {
   using Names = std::vector<std::string>;
   const Names all = {"blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight", "blk.1.attn_q.weight"};
@@ -74,7 +82,7 @@ TEST(Importance, AnEntryOfAnotherSizeIsRefused) {
               importance_of(entry_of("blk.0.attn_q.weight", {3, 9}), &imatrix);
             }),
             line);
-  Plan plan{"Q4_0", 2, {entry_of("blk.0.attn_q.weight", {3, 9})}};
+  Plan plan = plan_of("Q4_0", 2, entry_of("blk.0.attn_q.weight", {3, 9}));
   EXPECT_EQ(complaint([&] { check_importance(plan, &imatrix); }), line);
   plan.entries[0].target = plan.entries[0].source;  // copied: nothing to weigh
   EXPECT_EQ(complaint([&] { check_importance(plan, &imatrix); }), "");
@@ -101,7 +109,8 @@ TEST(Importance, SomeTypesCannotDoWithout) {
 }
 
 TEST(Importance, ATensorThatCannotDoWithoutIsRefused) {
-  const Plan plan{"Q2_K_S", kQ2_K_S, {entry_of("blk.0.attn_q.weight", {2, 9}, GgmlType::kQ2_K)}};
+  const Plan plan =
+      plan_of("Q2_K_S", kQ2_K_S, entry_of("blk.0.attn_q.weight", {2, 9}, GgmlType::kQ2_K));
   EXPECT_EQ(complaint([&] { check_importance(plan, nullptr); }),
             "tensor 'blk.0.attn_q.weight': Q2_K in Q2_K_S is garbage without an importance matrix, "
             "and none was given (nibble imatrix makes one, --imatrix takes it)");
