@@ -43,11 +43,11 @@ std::vector<std::string> names_after(const std::vector<std::string>& include,
   return names;
 }
 
-Plan plan_of(const char* type_name, int file_type, PlanEntry entry) {
+Plan plan_of(const char* type_name, int file_type, std::vector<PlanEntry> entries) {
   Plan plan;
   plan.type_name = type_name;
   plan.file_type = file_type;
-  plan.entries.push_back(std::move(entry));
+  plan.entries = std::move(entries);
   return plan;
 }
 
@@ -82,7 +82,7 @@ TEST(Importance, AnEntryOfAnotherSizeIsRefused) {
               importance_of(entry_of("blk.0.attn_q.weight", {3, 9}), &imatrix);
             }),
             line);
-  Plan plan = plan_of("Q4_0", 2, entry_of("blk.0.attn_q.weight", {3, 9}));
+  Plan plan = plan_of("Q4_0", 2, {entry_of("blk.0.attn_q.weight", {3, 9})});
   EXPECT_EQ(complaint([&] { check_importance(plan, &imatrix); }), line);
   plan.entries[0].target = plan.entries[0].source;  // copied: nothing to weigh
   EXPECT_EQ(complaint([&] { check_importance(plan, &imatrix); }), "");
@@ -110,7 +110,7 @@ TEST(Importance, SomeTypesCannotDoWithout) {
 
 TEST(Importance, ATensorThatCannotDoWithoutIsRefused) {
   const Plan plan =
-      plan_of("Q2_K_S", kQ2_K_S, entry_of("blk.0.attn_q.weight", {2, 9}, GgmlType::kQ2_K));
+      plan_of("Q2_K_S", kQ2_K_S, {entry_of("blk.0.attn_q.weight", {2, 9}, GgmlType::kQ2_K)});
   EXPECT_EQ(complaint([&] { check_importance(plan, nullptr); }),
             "tensor 'blk.0.attn_q.weight': Q2_K in Q2_K_S is garbage without an importance matrix, "
             "and none was given (nibble imatrix makes one, --imatrix takes it)");
@@ -125,20 +125,20 @@ TEST(Importance, ATensorThatCannotDoWithoutIsRefused) {
 
 TEST(Importance, AnImatrixOfAnotherModelIsRefused) {
   const Imatrix imatrix = some_imatrix();
-  const Plan plan{"Q4_0", 2, {entry_of("blk.9.attn_q.weight", {2, 9})}};
+  const Plan plan = plan_of("Q4_0", 2, {entry_of("blk.9.attn_q.weight", {2, 9})});
   EXPECT_EQ(complaint([&] { check_importance(plan, &imatrix); }),
             "im.gguf: no entry is one of this model's tensors");
   EXPECT_EQ(complaint([&] { check_importance(plan, nullptr); }), "");
 }
 
 TEST(Importance, NotesNameWhatHasNone) {
-  const Plan plan{"Q4_0",
-                  2,
-                  {entry_of("token_embd.weight", {2, 9}), entry_of("output.weight", {2, 9}),
-                   entry_of("blk.0.attn_q.weight", {2, 9}), entry_of("blk.2.attn_q.weight", {2, 9}),
-                   entry_of("blk.3.attn_q.weight", {2, 9}),
-                   entry_of("blk.4.attn_q.weight", {2, 9}, GgmlType::kF16),
-                   entry_of("blk.0.ffn_up_exps.weight", {2, 5, 3})}};
+  const Plan plan =
+      plan_of("Q4_0", 2,
+              {entry_of("token_embd.weight", {2, 9}), entry_of("output.weight", {2, 9}),
+               entry_of("blk.0.attn_q.weight", {2, 9}), entry_of("blk.2.attn_q.weight", {2, 9}),
+               entry_of("blk.3.attn_q.weight", {2, 9}),
+               entry_of("blk.4.attn_q.weight", {2, 9}, GgmlType::kF16),
+               entry_of("blk.0.ffn_up_exps.weight", {2, 5, 3})});
   EXPECT_EQ(importance_notes(plan, some_imatrix()),
             (std::vector<std::string>{
                 "im.gguf: blk.0.ffn_up_exps.weight: no activation reached expert 1; all columns "
