@@ -10,6 +10,7 @@
 #include "configs/yaml.h"
 #include "io/atomic_file.h"
 #include "quant/format/registry.h"
+#include "quant/mix/file_type.h"
 #include "training/train_tokenizer.h"
 
 namespace nibble {
@@ -21,8 +22,19 @@ namespace fs = std::filesystem;
 constexpr double kMaxTokens = 1e15;
 constexpr double kMaxMinutes = 1e6;
 
+/// Why a file type cannot be had: its tensors' type is only decoded. "" where it can, and for other
+/// texts.
+std::string type_refusal(std::string_view name) {
+  const std::string refusal = encode_refusal(name);
+  if (!refusal.empty()) return refusal;
+  const FileTypeInfo* file_type = find_file_type(name);
+  return file_type ? encode_refusal(type_name(file_type->tensor_type)) : "";
+}
+
 std::vector<std::string> type_choices(bool with_none) {
-  std::vector<std::string> names = plan_type_names();
+  std::vector<std::string> names;
+  for (const std::string& name : plan_type_names())
+    if (type_refusal(name).empty()) names.push_back(name);
   if (with_none) names.push_back("none");
   return names;
 }
@@ -52,7 +64,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"new_model.context", &c.new_model.context, 2, 1 << 24},
       {"new_model.vocab_size", &c.new_model.vocab_size, kMinVocabSize, 1 << 20},
       {"new_model.tied", &c.new_model.tied},
-      {"quant.type", &t.quant.type, 0, 0, type_choices(true), encode_refusal},
+      {"quant.type", &t.quant.type, 0, 0, type_choices(true), type_refusal},
       {"quant.pure", &c.mix.pure},
       {"quant.output_tensor_type", &c.mix.output_tensor_type, 0, 0, tensor_type_choices(),
        encode_refusal},
@@ -91,7 +103,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"compare.text", &c.compare.text},
       {"compare.ctx", &c.compare.ctx, 4, 1 << 20},
       {"compare.chunks", &c.compare.chunks, -1, kMaxTokens},
-      {"compare.types", &c.compare.types, 0, 0, type_choices(false), encode_refusal},
+      {"compare.types", &c.compare.types, 0, 0, type_choices(false), type_refusal},
       {"compare.also", &c.compare.also},
       {"prompts", &c.prompts},
       {"prompt_tokens", &c.prompt_tokens, 1, 4096},

@@ -143,6 +143,8 @@ TEST_F(ConfigTest, ATypeThatIsOnlyDecodedNamesTheNearest) {
   EXPECT_EQ(error_of(kSmall + "quant: {type: IQ2_S}\n"),
             "f.yaml:4:15: quant.type: nibble decodes IQ2_S but does not encode it; Q2_K is the "
             "nearest type that it encodes");
+  EXPECT_EQ(error_of(kSmall + "quant: {type: IQ2_M}\n"),  // a mix around IQ2_S
+            error_of(kSmall + "quant: {type: IQ2_S}\n"));
   EXPECT_EQ(error_of(kSmall + "quant: {type: Q4_0, output_tensor_type: iq3_xxs}\n"),
             "f.yaml:4:41: quant.output_tensor_type: nibble decodes IQ3_XXS but does not encode it; "
             "Q3_K is the nearest type that it encodes");
