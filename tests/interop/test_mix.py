@@ -193,6 +193,6 @@ def test_training_in_a_type_without_a_codec_is_refused_before_anything_is_writte
     config = (run / "config.yaml").read_text().replace("Q4_K_M", "IQ2_XXS")
     (tmp_path / "config.yaml").write_text(config)
     refused = run_nibble("train", tmp_path / "config.yaml", "--set", f"output={tmp_path / 'run'}")
-    assert refused.returncode == 1 and "does not encode it" in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and "does not encode it" in refused.stderr, refused.stderr
     assert "is the nearest type" in refused.stderr
     assert not (tmp_path / "run").exists()
