@@ -8,7 +8,7 @@ import gguf_table
 import numpy as np
 import pytest
 from generated_llama import write_llama
-from test_quantize import SHAPE, TYPES, assert_same_file
+from test_quantize import MIXES, SHAPE, TYPES, assert_same_file
 
 CHUNKS, CTX = 6, 128
 IMATRIX = ["-c", CTX, "--chunks", CHUNKS]
@@ -99,7 +99,8 @@ def test_sums_agree_with_llama_imatrix(model, llama_imatrix, our_imatrix):
             np.testing.assert_allclose(floats(tensor), floats(theirs[name]), rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("type_name", TYPES)
+# Q1_0 wants rows that 128 divides, which not every model here has.
+@pytest.mark.parametrize("type_name", TYPES + [mix for mix in MIXES if mix != "Q1_0"])
 def test_every_type_equals_llama_quantize(model, type_name, our_imatrix, run_nibble, llama_quantize, tmp_path):
     """Ours is taken by llama-quantize, and both make the same bytes of it."""
     imatrix = our_imatrix(model)
