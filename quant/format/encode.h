@@ -57,10 +57,11 @@ NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
   scales_of_range<F>(weights, scales);
   F::snap(scales, snapped);
   F::encode_with(weights, snapped, block);
-  if constexpr (F::kHasByteScales) return;
-  // An overflow must reach the block, where encode_tensor sees it.
-  for (float scale : scales) {
-    if (std::fabs(scale) >= kOverflow) F::set_scales(block, scales);
+  if constexpr (!F::kHasByteScales) {
+    // An overflow must reach the block, where encode_tensor sees it.
+    for (float scale : scales) {
+      if (std::fabs(scale) >= kOverflow) F::set_scales(block, scales);
+    }
   }
 }
 
