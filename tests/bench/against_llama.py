@@ -29,7 +29,7 @@ from generated_llama import write_llama  # noqa: E402
 
 SITE_PACKAGES = pathlib.Path(sysconfig.get_path("purelib"))
 TMPFS = pathlib.Path("/dev/shm")
-QUANTIZE_TYPES = ["Q8_0", "Q4_0", "Q5_0", "Q2_0"]
+QUANTIZE_TYPES = ["Q8_0", "Q4_0", "Q5_0", "Q1_0", "Q2_0", "TQ2_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 
 
 def write_model(path, options, dtype):
