@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 #include <utility>
 
 #include "base/error.h"
@@ -23,6 +22,7 @@
 #include "training/learner.h"
 #include "training/memory.h"
 #include "training/memory_estimate.h"
+#include "training/metrics.h"
 #include "training/schedule.h"
 
 namespace nibble {
@@ -39,7 +39,6 @@ constexpr const char* kStopNotice =
 std::string checkpoint_path(const std::string& run_dir, const char* name) {
   return concat(run_dir, "/checkpoints/", name, ".safetensors");
 }
-std::string metrics_path(const std::string& run_dir) { return run_dir + "/metrics.jsonl"; }
 
 void check_options(const TrainOptions& options) {
   const int64_t length = options.data.sequence_length;
@@ -90,58 +89,6 @@ Json to_json(const TrainOptions& o) {
           {"dtype", o.dtype},
           {"activation_checkpointing", o.activation_checkpointing},
           {"seed", o.seed}};
-}
-
-Json to_json(const StepMetrics& m) {
-  Json line = {{"step", m.step}, {"tokens", m.tokens}, {"seconds", m.seconds}};
-  if (m.step > 0)
-    line.update({{"loss", m.loss},
-                 {"kl", m.kl},
-                 {"ce", m.ce},
-                 {"learning_rate", m.learning_rate},
-                 {"grad_norm", m.grad_norm},
-                 {"tokens_per_second", m.tokens_per_second}});
-  if (m.held_out_loss >= 0)
-    line.update({{"held_out_loss", m.held_out_loss},
-                 {"held_out_kl", m.held_out_kl},
-                 {"held_out_ce", m.held_out_ce}});
-  return line;
-}
-
-StepMetrics from_json(const Json& line) {
-  StepMetrics m;
-  m.step = line.value("step", m.step);
-  m.tokens = line.value("tokens", m.tokens);
-  m.seconds = line.value("seconds", m.seconds);
-  m.loss = line.value("loss", m.loss);
-  m.kl = line.value("kl", m.kl);
-  m.ce = line.value("ce", m.ce);
-  m.learning_rate = line.value("learning_rate", m.learning_rate);
-  m.grad_norm = line.value("grad_norm", m.grad_norm);
-  m.tokens_per_second = line.value("tokens_per_second", m.tokens_per_second);
-  m.held_out_loss = line.value("held_out_loss", m.held_out_loss);
-  m.held_out_kl = line.value("held_out_kl", m.held_out_kl);
-  m.held_out_ce = line.value("held_out_ce", m.held_out_ce);
-  return m;
-}
-
-/// The lines that are whole; a killed run can leave half a one.
-std::vector<Json> metrics_lines(const std::string& path) {
-  std::vector<Json> whole;
-  std::istringstream lines(std::filesystem::exists(path) ? read_file(path) : "");
-  for (std::string line; std::getline(lines, line);) {
-    Json parsed = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (parsed.is_object() && parsed.contains("step")) whole.push_back(std::move(parsed));
-  }
-  return whole;
-}
-
-/// The lines of an earlier metrics.jsonl up to `step`: what a resumed run keeps.
-std::string lines_until(const std::string& path, int64_t step) {
-  std::string kept;
-  for (const Json& line : metrics_lines(path))
-    if (line.value("step", step + 1) <= step) kept += line.dump() + "\n";
-  return kept;
 }
 
 /// What a run is gone on from.
@@ -461,7 +408,7 @@ void Run::save_last() {
 }
 
 void Run::report(const StepMetrics& metrics) {
-  metrics_file_->append(to_json(metrics).dump());
+  metrics_file_->append(metrics_line(metrics));
   metrics_.push_back(metrics);
 }
 
@@ -480,7 +427,7 @@ void Run::show(Progress& bar, const StepMetrics& metrics) const {
 
 TrainResult Run::train() {
   const std::string path = metrics_path(run_dir_);
-  write_file(path, step_ > 0 ? lines_until(path, step_) : "");
+  write_file(path, step_ > 0 ? metrics_until(run_dir_, step_) : "");
   metrics_file_.emplace(path);
   start_ = std::chrono::steady_clock::now();
   if (step_ == 0) {
@@ -533,12 +480,6 @@ TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& 
   if (latest) run.go_on_from(*latest);
   latest.reset();
   return run.train();
-}
-
-std::vector<StepMetrics> read_metrics(const std::string& run_dir) {
-  std::vector<StepMetrics> metrics;
-  for (const Json& line : metrics_lines(metrics_path(run_dir))) metrics.push_back(from_json(line));
-  return metrics;
 }
 
 }  // namespace nibble
