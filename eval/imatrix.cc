@@ -13,26 +13,15 @@ namespace {
 /// Sums of squares by weight, where the model lies: [in] float64.
 using Sums = std::map<std::string, torch::Tensor>;
 
-/// Observes the model's matmuls for as long as it lives.
-class Observation {
- public:
-  Observation(Model& model, Sums& sums) : model_(model) {
-    model.set_matmul_observer(
-        [&sums](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
-          const torch::Tensor squares = x.square().sum(0, /*keepdim=*/false, torch::kFloat64);
-          for (const Weight* weight : weights) {
-            torch::Tensor& sum = sums[weight->name];
-            sum = sum.defined() ? sum + squares : squares;
-          }
-        });
-  }
-  ~Observation() { model_.set_matmul_observer({}); }
-  Observation(const Observation&) = delete;
-  Observation& operator=(const Observation&) = delete;
-
- private:
-  Model& model_;
-};
+MatmulObserver adding_to(Sums& sums) {
+  return [&sums](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
+    const torch::Tensor squares = x.square().sum(0, /*keepdim=*/false, torch::kFloat64);
+    for (const Weight* weight : weights) {
+      torch::Tensor& sum = sums[weight->name];
+      sum = sum.defined() ? sum + squares : squares;
+    }
+  };
+}
 
 std::vector<float> floats_of(const torch::Tensor& sums) {
   const torch::Tensor values = sums.to(torch::kCPU, torch::kFloat32).contiguous();
@@ -50,7 +39,7 @@ void check_finite(const Sums& sums) {
 Imatrix collect_imatrix(Model& model, const std::vector<std::vector<int32_t>>& chunks) {
   check(!chunks.empty(), "no chunks to read");
   Sums sums;
-  const Observation observation(model, sums);
+  const MatmulObservation observation(model, adding_to(sums));
   Progress progress("imatrix", std::ssize(chunks), "chunks");
   run_chunks(model, chunks, [&](int64_t first, const torch::Tensor& hidden) {
     check_finite(sums);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <span>
 
 #include "base/checksum.h"
@@ -25,35 +26,38 @@ using Chunks = std::vector<std::vector<int32_t>>;
 /// A model beside what it said before any tensor was touched.
 class Reference {
  public:
-  Reference(Model& model, const Chunks& chunks) : model_(model) {
-    for (const auto& chunk : chunks) {
-      tokens_.push_back(torch::tensor(std::vector<int64_t>(chunk.begin(), chunk.end())));
-      log_probs_.push_back(log_probs(tokens_.back()));
-    }
+  Reference(Model& model, const Chunks& chunks) : model_(model), chunks_(chunks) {
+    visit([&](const torch::Tensor& log_probs) { log_probs_.push_back(log_probs); });
   }
 
   /// Mean over all positions of KL(before || now), nats.
   double divergence() const {
     double sum = 0;
     int64_t positions = 0;
-    for (size_t i = 0; i < tokens_.size(); ++i) {
-      const torch::Tensor each = at::kl_div(log_probs(tokens_[i]), log_probs_[i],
-                                            at::Reduction::None, /*log_target=*/true);
+    size_t chunk = 0;
+    visit([&](const torch::Tensor& log_probs) {
+      const torch::Tensor each = at::kl_div(log_probs, log_probs_[chunk++], at::Reduction::None,
+                                            /*log_target=*/true);
       sum += each.sum(torch::kFloat64).item<double>();
-      positions += tokens_[i].numel();
-    }
+      positions += log_probs.size(0);
+    });
     return sum / static_cast<double>(positions);
   }
 
  private:
-  /// [T, V] float32. Not the 16-bit base form of eval/kl_base.h: one tensor's KLD can be below its
-  /// steps.
-  torch::Tensor log_probs(const torch::Tensor& tokens) const {
-    return at::log_softmax(model_.logits({tokens.unsqueeze(0), torch::Tensor()})[0], -1);
+  /// Calls see() with each chunk's log-probabilities, [T, V] float32. Not the 16-bit base form of
+  /// eval/kl_base.h: one tensor's KLD can be below its steps.
+  void visit(const std::function<void(const torch::Tensor&)>& see) const {
+    run_chunks(model_, chunks_, [&](int64_t, const torch::Tensor& hidden) {
+      for (const torch::Tensor& states : hidden.unbind())
+        see(at::log_softmax(linear(states, model_.output_weight(), {}, model_.compute_dtype()),
+                            -1));
+    });
   }
 
   Model& model_;
-  std::vector<torch::Tensor> tokens_, log_probs_;
+  const Chunks& chunks_;
+  std::vector<torch::Tensor> log_probs_;
 };
 
 /// Puts a tensor's rounded values in its place while it lives.

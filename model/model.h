@@ -100,6 +100,20 @@ class Model {
   MatmulObserver observer_;
 };
 
+/// Observes a model's matmuls for as long as it lives.
+class MatmulObservation {
+ public:
+  MatmulObservation(Model& model, MatmulObserver observer) : model_(model) {
+    model.set_matmul_observer(std::move(observer));
+  }
+  ~MatmulObservation() { model_.set_matmul_observer({}); }
+  MatmulObservation(const MatmulObservation&) = delete;
+  MatmulObservation& operator=(const MatmulObservation&) = delete;
+
+ private:
+  Model& model_;
+};
+
 /// What the forward pass keeps for the backward pass, in bytes per position.
 struct ActivationBytes {
   int64_t block = 0;        // of one block

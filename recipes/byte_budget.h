@@ -1,81 +1,17 @@
 // nibble quantize's --target-bpw and --target-size.
 #pragma once
 
-#include <cmath>
 #include <cxxopts.hpp>
-#include <optional>
-#include <string>
 
-#include "base/error.h"
-#include "base/progress.h"
-#include "io/atomic_file.h"
-#include "quant/mix/budget.h"
-#include "recipes/arguments.h"
+#include "io/gguf.h"
+#include "quant/mix/plan.h"
 
 namespace nibble {
 
-inline void add_byte_budget_options(cxxopts::Options& options) {
-  cxxopts::OptionAdder add = options.add_options();
-  add("target-bpw", "instead of TYPE: types chosen for the least KLD within so many bits a weight",
-      cxxopts::value<double>(), "B");
-  add("target-size", "the same within a size of tensor data, as 90M or 1.5G",
-      cxxopts::value<std::string>(), "S");
-  add("sensitivity", "what nibble sensitivity measured for IN", cxxopts::value<std::string>(),
-      "FILE");
-  add("write-types", "also write the choice, as --tensor-type-file reads it",
-      cxxopts::value<std::string>(), "FILE");
-}
-
-inline bool has_byte_budget(const cxxopts::ParseResult& arguments) {
-  return arguments.count("target-bpw") + arguments.count("target-size") > 0;
-}
-
-/// "90M" -> 90000000; decimal units, as sizes are printed.
-inline int64_t parse_size(const std::string& text) {
-  size_t used = 0;
-  double size = -1;
-  try {
-    size = std::stod(text, &used);
-  } catch (const std::exception&) {
-    used = 0;
-  }
-  const std::string unit = text.substr(used);
-  const double factor = unit.empty() || unit == "B"   ? 1
-                        : unit == "K" || unit == "kB" ? 1e3
-                        : unit == "M" || unit == "MB" ? 1e6
-                        : unit == "G" || unit == "GB" ? 1e9
-                                                      : 0;
-  const double bytes = size * factor;
-  if (used == 0 || !(bytes >= 1 && bytes < 1e18))
-    fail_usage("--target-size: wants a size as 90M or 1.5G, found '", text, "'");
-  return static_cast<int64_t>(bytes);
-}
-
-inline int64_t budget_bytes(const cxxopts::ParseResult& arguments, const GgufFile& source) {
-  if (arguments.count("target-size")) return parse_size(arguments["target-size"].as<std::string>());
-  const double bpw = arguments["target-bpw"].as<double>();
-  if (!(bpw > 0 && bpw <= 32))
-    fail_usage("--target-bpw: wants more than 0, at most 32, found ", bpw);
-  int64_t weights = 0;
-  for (const GgufTensor& tensor : source.tensors()) weights += tensor.num_weights();
-  return static_cast<int64_t>(std::floor(bpw * static_cast<double>(weights) / 8));
-}
-
+/// --target-bpw, --target-size, --sensitivity, --write-types.
+void add_byte_budget_options(cxxopts::Options& options);
+bool has_byte_budget(const cxxopts::ParseResult& arguments);
 /// Throws Error (usage) for options that do not go together, and what plan_within() throws.
-inline Plan byte_budget_plan(const cxxopts::ParseResult& arguments, const GgufFile& source) {
-  if (arguments.count("target-bpw") && arguments.count("target-size"))
-    fail_usage("--target-bpw and --target-size are two budgets; give one");
-  if (!arguments.count("sensitivity"))
-    fail_usage("a budget needs --sensitivity FILE; make it with: nibble sensitivity ",
-               quoted(source.path()), " TEXT -o FILE");
-  const std::string path = arguments["sensitivity"].as<std::string>();
-  const Plan plan = with_frame(path, [&] {
-    return plan_within(source, Sensitivity::from_json(read_file(path)),
-                       budget_bytes(arguments, source));
-  });
-  if (arguments.count("write-types"))
-    write_file(arguments["write-types"].as<std::string>(), tensor_type_file(plan));
-  return plan;
-}
+Plan byte_budget_plan(const cxxopts::ParseResult& arguments, const GgufFile& source);
 
 }  // namespace nibble

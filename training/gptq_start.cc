@@ -1,11 +1,9 @@
 #include "training/gptq_start.h"
 
-#include <span>
-
 #include "base/error.h"
 #include "base/progress.h"
 #include "quant/fake/gptq.h"
-#include "quant/format/rows.h"
+#include "quant/fake/quantizer.h"
 
 namespace nibble {
 namespace {
@@ -20,13 +18,10 @@ struct Matmul {
 template <class See>
 void observe(Model& model, const Batch& batch, const See& see) {
   size_t index = 0;
-  model.set_matmul_observer([&](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
-    see(index++, x, weights);
-  });
-  struct End {
-    Model& model;
-    ~End() { model.set_matmul_observer({}); }
-  } end{model};
+  const MatmulObservation observation(
+      model, [&](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
+        see(index++, x, weights);
+      });
   model.hidden(batch);
 }
 
@@ -51,34 +46,19 @@ size_t end_of_pass(const std::vector<Matmul>& matmuls, size_t begin, int64_t max
   return end;
 }
 
-std::span<const float> values_of(const torch::Tensor& tensor) {
-  return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
-}
-
-/// Scales by search, weighed with the Hessian's diagonal: [rows, blocks per row * num_scales].
-torch::Tensor searched_scales(const Format& format, const torch::Tensor& weights,
-                              const torch::Tensor& hessian) {
-  const torch::Tensor energy = hessian.diagonal().contiguous();
-  const auto blocks = encode_tensor(format.type, values_of(weights), weights.size(1),
-                                    values_of(energy), EncodeMethod::kSearch);
-  const int64_t count = weights.numel() / format.block_size;
-  torch::Tensor scales =
-      torch::empty({weights.size(0), count / weights.size(0) * format.num_scales});
-  format.scales_of(blocks.data(), scales.mutable_data_ptr<float>(), count);
-  return scales;
-}
-
 /// Rounds one matrix, in the model too.
 void start_weight(Weight& weight, GgmlType type, const torch::Tensor& hessian,
                   StartingPoints& points) {
   const Format& format = require_format(type);
   if (format.num_scales == 0) return;
+  const torch::Tensor original = weight.value.detach().contiguous();
+  // Scales by search, weighed with the Hessian's diagonal.
+  FakeQuantizer searched(weight.name, format, ScaleMode::kFrozen, original,
+                         hessian.diagonal().contiguous(), EncodeMethod::kSearch);
   with_frame(concat("tensor '", weight.name, "'"), [&] {
-    const torch::Tensor original = weight.value.detach().contiguous();
-    const torch::Tensor scales = searched_scales(format, original, hessian);
-    GptqResult found = gptq(format, original, hessian, scales);
+    GptqResult found = gptq(format, original, hessian, searched.initial_scales());
     weight.value.detach().copy_(found.rounded);
-    points[weight.name] = {std::move(found.weights), scales};
+    points[weight.name] = {std::move(found.weights), searched.initial_scales()};
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "quant/mix/quantize_file.h"
 
 namespace nibble {
 namespace {
@@ -23,21 +24,15 @@ void copy_saved(const std::string& name, const torch::Tensor& saved, torch::Tens
 
 }  // namespace
 
-EncodeMethod parse_encode_method(const std::string& name) {
-  if (name == "search" || name == "gptq") return EncodeMethod::kSearch;
-  if (name == "ggml") return EncodeMethod::kGgml;
-  if (name == "rtn") return EncodeMethod::kRtn;
-  fail_usage("no initial scales by '", name, "'; search, gptq, ggml or rtn",
-             did_you_mean(name, {"search", "gptq", "ggml", "rtn"}));
-}
-
 Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOptions& options,
                  const StartingPoints& start)
     : model_(std::move(model)) {
   const torch::NoGradGuard no_grad;
   const bool quantized = plan && options.type != "none";
   const ScaleMode mode = parse_scale_mode(options.scales);
-  const EncodeMethod initial = parse_encode_method(options.initial);
+  // GPTQ's starting points come in `start`; a search is for what has none.
+  const EncodeMethod initial =
+      options.initial == "gptq" ? EncodeMethod::kSearch : method_named(options.initial);
   const std::vector<Weight*> weights = model_->weights();
   Progress progress("initial scales", static_cast<int64_t>(weights.size()), "tensors");
   for (Weight* weight : weights) {

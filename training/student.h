@@ -62,8 +62,4 @@ class Student {
   std::vector<torch::Tensor> gradients_;
 };
 
-/// "search", "ggml", "rtn"; "gptq" is a search for what has no starting point by it. Throws Error
-/// (usage) for another name.
-EncodeMethod parse_encode_method(const std::string& name);
-
 }  // namespace nibble

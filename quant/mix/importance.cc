@@ -3,12 +3,12 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "quant/mix/file_type.h"
 #include "quant/mix/rules.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kFileTypeQ2_K_S = 21;  // LLAMA_FTYPE_MOSTLY_Q2_K_S in llama.cpp include/llama.h
 // llama-quantize hands strings over in fields of 128 bytes, the last one 0.
 constexpr size_t kLongestValue = 127;
 
@@ -63,7 +63,7 @@ bool needs_importance(const PlanEntry& entry, int file_type) {
     case GgmlType::kIQ3_XXS:
       return true;
     case GgmlType::kQ2_K:
-      return file_type == kFileTypeQ2_K_S;
+      return file_type == static_cast<int>(FileType::kQ2_K_S);
     default:
       return false;
   }

@@ -2,46 +2,13 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "quant/mix/json_fields.h"
 #include "quant/mix/plan.h"
 
 namespace nibble {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-template <class T>
-T get(const Json& object, const char* key) {
-  check(object.is_object(), "wants an object, found ", object.type_name());
-  const auto found = object.find(key);
-  check(found != object.end(), "has no '", key, "'");
-  try {
-    return found->template get<T>();
-  } catch (const nlohmann::json::exception&) {
-    fail("'", key, "' is of the wrong type, ", found->type_name());
-  }
-}
-
-GgmlType get_type(const Json& object, const char* key) {
-  const auto name = get<std::string>(object, key);
-  const GgmlTypeInfo* info = find_ggml_type(std::string_view(name));
-  check(info, "'", key, "': unknown tensor type '", name, "'");
-  return info->type;
-}
-
-std::vector<int64_t> get_shape(const Json& object) {
-  const Json sizes = get<Json>(object, "shape");
-  check(sizes.is_array() && sizes.size() <= 4, "'shape': wants an array of at most 4 dimensions");
-  std::vector<int64_t> shape;
-  // A weight takes at most 8 bytes, so that nothing computed from such a shape overflows.
-  int64_t bytes = 8;
-  for (const Json& element : sizes) {
-    const int64_t size = element.is_number_integer() ? element.get<int64_t>() : 0;
-    check(size > 0 && !__builtin_mul_overflow(bytes, size, &bytes),
-          "'shape': impossible dimension ", element.dump());
-    shape.push_back(size);
-  }
-  return shape;
-}
 
 PlanEntry read_entry(const Json& object) {
   PlanEntry entry;
@@ -57,14 +24,6 @@ PlanEntry read_entry(const Json& object) {
             type_name(type));
   });
   return entry;
-}
-
-Json parse(const std::string& text) {
-  try {
-    return Json::parse(text);
-  } catch (const nlohmann::json::parse_error& error) {
-    fail("no JSON: error at byte ", error.byte);
-  }
 }
 
 }  // namespace
@@ -84,7 +43,7 @@ std::string Plan::to_json() const {
 
 Plan Plan::from_json(const std::string& text) {
   return with_frame("plan", [&] {
-    const Json json = parse(text);
+    const Json json = parse_json(text);
     Plan plan;
     plan.type_name = get<std::string>(json, "type");
     plan.file_type = get<int>(json, "file_type");

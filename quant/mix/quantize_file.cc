@@ -204,11 +204,10 @@ void check_encodable(const Plan& plan) {
       if (find_format(entry.target)) return;
       const std::string refusal = encode_refusal(type_name(entry.target));
       fail("the plan's type for it, ", entry.reason, ": ",
-           !refusal.empty()
-               ? refusal
-               : concat("no codec for ", type_name(entry.target),
-                        "; the nearest type that can be had is ",
-                        type_name(nearest_encodable(entry.target, row_length))));
+           !refusal.empty() ? refusal
+                            : concat("no codec for ", type_name(entry.target),
+                                     "; the nearest type that can be had is ",
+                                     type_name(nearest_encodable(entry.target, row_length))));
     });
   }
 }

@@ -2,38 +2,22 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "quant/mix/json_fields.h"
 
 namespace nibble {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-const Json& field(const Json& object, const char* key) {
-  check(object.is_object(), "wants an object, found ", object.type_name());
-  const auto found = object.find(key);
-  check(found != object.end(), "has no '", key, "'");
-  return *found;
-}
-
-std::string text_field(const Json& object, const char* key) {
-  const Json& value = field(object, key);
-  check(value.is_string(), "'", key, "' wants a text, found ", value.type_name());
-  return value.get<std::string>();
-}
-
 TensorSensitivity read_tensor(const Json& object) {
   TensorSensitivity read;
-  read.tensor = text_field(object, "name");
+  read.tensor = get<std::string>(object, "name");
   with_frame("'" + read.tensor + "'", [&] {
-    for (const Json& size : field(object, "shape")) {
-      check(size.is_number_integer() && size.get<int64_t>() > 0, "'shape': impossible dimension ",
-            size.dump());
-      read.shape.push_back(size.get<int64_t>());
-    }
-    for (const auto& [name, value] : field(object, "kld").items()) {
+    read.shape = get_shape(object);
+    const auto kld = get<Json>(object, "kld");
+    for (const auto& [name, value] : kld.items()) {
       const GgmlTypeInfo* info = find_ggml_type(std::string_view(name));
       check(info, "unknown tensor type '", name, "'");
       check(value.is_number() && std::isfinite(value.get<double>()), name, ": wants a KLD, found ",
@@ -71,13 +55,12 @@ std::string Sensitivity::to_json() const {
 }
 
 Sensitivity Sensitivity::from_json(const std::string& text) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  check(!json.is_discarded(), "no JSON");
+  const Json json = parse_json(text);
   Sensitivity read;
-  read.model = text_field(json, "model");
-  read.text = text_field(json, "text");
-  read.fingerprint = text_field(json, "fingerprint");
-  const Json& list = field(json, "tensors");
+  read.model = get<std::string>(json, "model");
+  read.text = get<std::string>(json, "text");
+  read.fingerprint = get<std::string>(json, "fingerprint");
+  const auto list = get<Json>(json, "tensors");
   check(list.is_array(), "'tensors' wants an array, found ", list.type_name());
   for (size_t i = 0; i < list.size(); ++i) {
     read.tensors.push_back(with_frame(concat("tensor ", i), [&] { return read_tensor(list[i]); }));
