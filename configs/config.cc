@@ -83,6 +83,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"loss.chunk_positions", &t.loss.chunk_positions, 1, 1 << 20},
       {"optimizer.learning_rate", &t.optimizer.learning_rate, 0, 1},
       {"optimizer.scale_learning_rate", &t.optimizer.scale_learning_rate, 0, 1},
+      {"optimizer.relative", &t.optimizer.relative},
       {"optimizer.weight_decay", &t.optimizer.weight_decay, 0, 10},
       {"optimizer.beta1", &t.optimizer.beta1, 0, 0.999999},
       {"optimizer.beta2", &t.optimizer.beta2, 0, 0.999999},

@@ -16,7 +16,7 @@ constexpr const char* kLayout = "2";
 constexpr const char* kLayoutWithoutChecksum = "1";
 constexpr const char* kRatios = ":scale_ratios";
 constexpr const char* kInitial = ":initial_scales";
-constexpr const char* kMoments[] = {":moment1", ":moment2"};
+constexpr const char* kOptimizerState[] = {":moment1", ":moment2", ":unit"};
 
 /// Entries point into tensors, which `held` keeps alive until they are written.
 struct Entries {
@@ -101,7 +101,7 @@ Checkpoint read_checkpoint(const SharedFile& file) {
   for (const Json& description : Json::parse(require(metadata, "nibble.tensors")))
     checkpoint.tensors.push_back(read_tensor(file, description));
   for (const SafetensorsEntry& entry : file->entries())
-    for (const char* suffix : kMoments)
+    for (const char* suffix : kOptimizerState)
       if (entry.name.ends_with(suffix))
         checkpoint.moments[entry.name] = view_entry(file, &entry, entry.name);
   return checkpoint;

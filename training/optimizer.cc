@@ -8,13 +8,24 @@
 
 namespace nibble {
 
+namespace {
+
+/// Root mean square, [] float32 on the CPU; 1 for a tensor of zeros, which has no size of its own.
+torch::Tensor size_of(const torch::Tensor& value) {
+  const double size = std::sqrt(value.square().mean(torch::kFloat64).item<double>());
+  return torch::full({}, size > 0 ? size : 1.0, torch::kFloat32);
+}
+
+}  // namespace
+
 void AdamW::add(const std::string& name, ParameterGroup group, torch::Tensor parameter) {
   const torch::NoGradGuard no_grad;
   torch::Tensor value = parameter.detach();
   const torch::TensorOptions value_options = value.options();
   torch::Tensor moment1 = torch::zeros_like(value), moment2 = torch::zeros_like(value);
+  torch::Tensor unit = is_relative(group) ? size_of(value) : torch::Tensor();
   parameters_.push_back({name, group, std::move(value), std::move(moment1), std::move(moment2),
-                         torch::zeros({}, value_options)});
+                         torch::zeros({}, value_options), std::move(unit)});
 }
 
 void AdamW::step(const std::vector<torch::Tensor>& gradients, double rate_factor, double norm) {
@@ -30,26 +41,42 @@ void AdamW::step(const std::vector<torch::Tensor>& gradients, double rate_factor
     step_group(group, gradients, rate_factor, divisor);
 }
 
+void AdamW::Together::add(const Parameter& parameter, const torch::Tensor& gradient) {
+  values.push_back(parameter.value);
+  grads.push_back(gradient);
+  moments1.push_back(parameter.moment1);
+  moments2.push_back(parameter.moment2);
+  steps.push_back(parameter.steps);
+}
+
 void AdamW::step_group(ParameterGroup group, const std::vector<torch::Tensor>& gradients,
                        double rate_factor, const torch::Tensor& divisor) {
-  std::vector<torch::Tensor> values, grads, moments1, moments2, steps;
+  Together together;
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    Parameter& parameter = parameters_[i];
+    const Parameter& parameter = parameters_[i];
     if (parameter.group != group || !gradients[i].defined()) continue;
-    values.push_back(parameter.value);
-    grads.push_back(gradients[i]);
-    moments1.push_back(parameter.moment1);
-    moments2.push_back(parameter.moment2);
-    steps.push_back(parameter.steps);
+    if (!parameter.unit.defined()) {
+      together.add(parameter, gradients[i]);
+      continue;
+    }
+    Together alone;
+    alone.add(parameter, gradients[i]);
+    step_together(alone, group, rate_factor, parameter.unit.item<float>(), divisor);
   }
-  if (values.empty()) return;
-  at::_foreach_add_(steps, 1);
+  step_together(together, group, rate_factor, 1, divisor);
+}
+
+void AdamW::step_together(Together& together, ParameterGroup group, double rate_factor, double unit,
+                          const torch::Tensor& divisor) {
+  if (together.values.empty()) return;
+  at::_foreach_add_(together.steps, 1);
   const double rate =
       group == ParameterGroup::kScales ? options_.scale_learning_rate : options_.learning_rate;
-  const double decay = group == ParameterGroup::kMatrix ? options_.weight_decay : 0.0;
-  at::_fused_adamw_(values, grads, moments1, moments2, /*max_exp_avg_sqs=*/{}, steps,
-                    rate * rate_factor, options_.beta1, options_.beta2, decay, options_.epsilon,
-                    /*amsgrad=*/false, /*maximize=*/false,
+  const double decay = group == ParameterGroup::kMatrix ? options_.weight_decay / unit : 0.0;
+  at::_fused_adamw_(together.values, together.grads, together.moments1, together.moments2,
+                    /*max_exp_avg_sqs=*/{}, together.steps, rate * rate_factor * unit,
+                    options_.beta1, options_.beta2, decay, options_.epsilon, /*amsgrad=*/false,
+                    /*maximize=*/false,
                     divisor.defined() ? std::optional<at::Tensor>(divisor) : std::nullopt);
 }
 
@@ -58,6 +85,7 @@ std::map<std::string, torch::Tensor> AdamW::moments() const {
   for (const Parameter& parameter : parameters_) {
     all[parameter.name + ":moment1"] = parameter.moment1;
     all[parameter.name + ":moment2"] = parameter.moment2;
+    if (parameter.unit.defined()) all[parameter.name + ":unit"] = parameter.unit;
   }
   return all;
 }
@@ -74,6 +102,7 @@ void AdamW::restore(const std::map<std::string, torch::Tensor>& moments, int64_t
   for (Parameter& parameter : parameters_) {
     copy(parameter.name + ":moment1", parameter.moment1);
     copy(parameter.name + ":moment2", parameter.moment2);
+    if (parameter.unit.defined()) copy(parameter.name + ":unit", parameter.unit);
     parameter.steps.fill_(static_cast<double>(steps));
   }
 }

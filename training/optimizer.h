@@ -1,6 +1,9 @@
 // AdamW (Loshchilov and Hutter 2019) over named float32 parameters in groups, by ATen's fused
 // kernel.
 //
+// With options.relative a matrix' or vector's lr is the rate times its root mean square when it was
+// added; decay keeps being a share of the weight for each unit of the plain rate.
+//
 //   m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2
 //   w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 #pragma once
@@ -32,7 +35,8 @@ class AdamW {
   void step(const std::vector<torch::Tensor>& gradients, double rate_factor, double norm);
 
   int64_t num_parameters() const { return static_cast<int64_t>(parameters_.size()); }
-  /// Moments by "NAME:moment1" and "NAME:moment2": the state itself, not copies.
+  /// By "NAME:moment1" and "NAME:moment2", with relative rates "NAME:unit" too: the state itself,
+  /// not copies.
   std::map<std::string, torch::Tensor> moments() const;
   /// Continues from saved moments after `steps` updates. Throws where one is missing or of another
   /// shape.
@@ -44,9 +48,20 @@ class AdamW {
     ParameterGroup group;
     torch::Tensor value, moment1, moment2;
     torch::Tensor steps;  // [] float32 on the value's device, as the fused kernel wants it
+    torch::Tensor unit;   // [] float32 on the CPU, what a rate of 1 means; undefined: 1
+  };
+  bool is_relative(ParameterGroup group) const {
+    return options_.relative && group != ParameterGroup::kScales;
+  }
+  /// Parameters that one call of the fused kernel can update: of one group and unit.
+  struct Together {
+    std::vector<torch::Tensor> values, grads, moments1, moments2, steps;
+    void add(const Parameter& parameter, const torch::Tensor& gradient);
   };
   void step_group(ParameterGroup group, const std::vector<torch::Tensor>& gradients,
                   double rate_factor, const torch::Tensor& divisor);
+  void step_together(Together& together, ParameterGroup group, double rate_factor, double unit,
+                     const torch::Tensor& divisor);
 
   OptimizerOptions options_;
   std::vector<Parameter> parameters_;

@@ -68,6 +68,7 @@ Json to_json(const TrainOptions& o) {
           {"optimizer",
            {{"learning_rate", o.optimizer.learning_rate},
             {"scale_learning_rate", o.optimizer.scale_learning_rate},
+            {"relative", o.optimizer.relative},
             {"weight_decay", o.optimizer.weight_decay},
             {"beta1", o.optimizer.beta1},
             {"beta2", o.optimizer.beta2},

@@ -33,6 +33,9 @@ struct LossOptions {
 struct OptimizerOptions {
   double learning_rate = 1e-4;
   double scale_learning_rate = 3e-4;  // relative: scales train as ratios to their initial values
+  /// learning_rate is a share of each tensor's root mean square at the start (Shazeer and Stern
+  /// 2018, "Adafactor", section 8), so that one rate suits an embedding and a projection.
+  bool relative = false;
   double weight_decay = 0.0;
   double beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8;
   double clip_norm = 1.0;     // 0: none

@@ -75,6 +75,49 @@ TEST(AdamW, FollowsTheFormulaInEachGroup) {
               20 * 4 * std::numeric_limits<float>::epsilon());
 }
 
+TEST(AdamW, RelativeRatesAreSharesOfEachTensorsSize) {
+  OptimizerOptions options = options_with_decay();
+  options.relative = true;
+  torch::manual_seed(4);
+  // Twice the weights, the same gradients: with epsilon too small to matter, twice the step.
+  const torch::Tensor before = torch::randn({kCount});
+  torch::Tensor once = before.clone(), twice = 2 * before, vector = 2 * before, scales = 2 * before;
+  AdamW optimizer(options);
+  optimizer.add("once", ParameterGroup::kMatrix, once);
+  optimizer.add("twice", ParameterGroup::kMatrix, twice);
+  optimizer.add("vector", ParameterGroup::kVector, vector);
+  optimizer.add("scales", ParameterGroup::kScales, scales);
+  const double size = std::sqrt(before.square().mean().item<double>());
+  Reference matrix(before), undecayed(2 * before), own_rate(2 * before);
+  for (int step = 0; step < 5; ++step) {
+    const torch::Tensor gradient = torch::randn({kCount});
+    optimizer.step({gradient.clone(), gradient.clone(), gradient.clone(), gradient.clone()}, 1, 1);
+    matrix.step(gradient, 1e-2 * size, 0.1 / size, options);
+    undecayed.step(gradient, 2e-2 * size, 0, options);
+    own_rate.step(gradient, 5e-2, 0, options);
+  }
+  EXPECT_LT(distance(once, matrix.value), 1e-6);  // float32
+  EXPECT_LT(distance(twice, 2 * matrix.value), 2e-6);
+  EXPECT_LT(distance(vector, undecayed.value), 2e-6);
+  EXPECT_LT(distance(scales, own_rate.value), 2e-6);
+}
+
+TEST(AdamW, RelativeRatesStayThoseOfTheStart) {
+  OptimizerOptions options = options_with_decay();
+  options.relative = true;
+  const torch::Tensor gradient = torch::ones({4});
+  torch::Tensor value = torch::full({4}, 2.0f), other = torch::full({4}, 0.5f);
+  AdamW first(options), second(options);
+  first.add("w", ParameterGroup::kMatrix, value);
+  second.add("w", ParameterGroup::kMatrix, other);  // as a resumed run may start
+  other.copy_(value);
+  second.restore(first.moments(), 0);
+  first.step({gradient.clone()}, 1, 1);
+  second.step({gradient.clone()}, 1, 1);
+  EXPECT_TRUE(at::equal(value, other));
+  EXPECT_FALSE(at::equal(value, torch::full({4}, 2.0f)));
+}
+
 TEST(AdamW, ClipsToTheNorm) {
   OptimizerOptions options = options_with_decay();
   options.clip_norm = 2;
