@@ -17,18 +17,6 @@ constexpr int64_t kWeightsPerPiece = 1 << 16;
 
 int64_t grain_of(int64_t unit) { return std::max<int64_t>(1, kWeightsPerPiece / unit); }
 
-void check_finite(std::span<const float> row, int64_t index) {
-  // An exponent of ones carries into the sign bit. Integers without a branch, so that the compiler
-  // vectorizes the loop; a sum of floats would wait for itself at each weight.
-  uint32_t carries = 0;
-  for (const float x : row) carries |= (bits_of(x) & 0x7f800000u) + 0x00800000u;
-  if (carries >> 31 == 0) return;
-  for (size_t column = 0; column < row.size(); ++column) {
-    check(std::isfinite(row[column]), "row ", index, ", column ", column, " holds ",
-          std::isnan(row[column]) ? "a NaN" : "an infinity");
-  }
-}
-
 /// `scratch`: room for a row of weights.
 void check_encoded(const Format& format, const std::byte* blocks, int64_t num_blocks, int64_t row,
                    std::vector<float>& scratch) {
@@ -56,6 +44,19 @@ void check_importance(std::span<const float> importance, int64_t row_length) {
 }
 
 }  // namespace
+
+void check_finite(std::span<const float> weights, int64_t row_length, int64_t first_row) {
+  // An exponent of ones carries into the sign bit. Integers without a branch, so that the compiler
+  // vectorizes the loop; a sum of floats would wait for itself at each weight.
+  uint32_t carries = 0;
+  for (const float x : weights) carries |= (bits_of(x) & 0x7f800000u) + 0x00800000u;
+  if (carries >> 31 == 0) return;
+  const auto found =
+      std::find_if_not(weights.begin(), weights.end(), [](float x) { return std::isfinite(x); });
+  const int64_t index = found - weights.begin();
+  fail("row ", first_row + index / row_length, ", column ", index % row_length, " holds ",
+       std::isnan(*found) ? "a NaN" : "an infinity");
+}
 
 void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out,
                    const Device& device) {
@@ -91,7 +92,8 @@ std::vector<std::byte> encode_tensor(GgmlType type, std::span<const float> weigh
   std::vector<std::byte> bytes(num_rows * row_bytes);
   const auto row_at = [&](int64_t row) { return weights.subspan(row * row_length, row_length); };
   const auto check_rows = [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) check_finite(row_at(row), first_row + row);
+    check_finite(weights.subspan(begin * row_length, (end - begin) * row_length), row_length,
+                 first_row + begin);
   };
   const bool on_gpu = device.cuda && importance.empty();
   if (on_gpu) {

@@ -12,6 +12,9 @@
 
 namespace nibble {
 
+/// Throws Error naming row and column of the first NaN or infinity in whole rows of `row_length`,
+/// which count from `first_row`.
+void check_finite(std::span<const float> weights, int64_t row_length, int64_t first_row = 0);
 /// Decodes a tensor's bytes to float32. out.size() weights; bytes.size() must fit them.
 void decode_tensor(GgmlType type, std::span<const std::byte> bytes, std::span<float> out,
                    const Device& device = {});

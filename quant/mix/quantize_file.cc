@@ -70,17 +70,6 @@ std::span<const float> rows_of(const GgufTensor& tensor, int64_t first, int64_t 
   return buffer;
 }
 
-void check_finite(std::span<const float> weights, int64_t first_row, int64_t row_length) {
-  // Counting first keeps the loop free of branches, so that the compiler can vectorize it.
-  int64_t bad = 0;
-  for (const float w : weights) bad += !(std::abs(w) <= std::numeric_limits<float>::max());
-  if (bad == 0) return;
-  const auto found =
-      std::find_if_not(weights.begin(), weights.end(), [](float w) { return std::isfinite(w); });
-  const int64_t index = found - weights.begin();
-  fail("row ", first_row + index / row_length, ", column ", index % row_length, " is ", *found);
-}
-
 /// How the numbers of a tensor are encoded.
 struct Encoding {
   EncodeMethod method;
@@ -105,8 +94,8 @@ std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType targe
                                    encoding.method, piece.first, encoding.device);
   }
   if (find_decoder(target))
-    check_finite(rows_of(tensor, piece.first, piece.rows, buffer), piece.first,
-                 tensor.row_length());
+    check_finite(rows_of(tensor, piece.first, piece.rows, buffer), tensor.row_length(),
+                 piece.first);
   const int64_t stride = row_bytes(target, tensor.row_length());
   return tensor.data.subspan(static_cast<size_t>(piece.first * stride),
                              static_cast<size_t>(piece.rows * stride));
@@ -139,20 +128,6 @@ void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType tar
       }
     });
   });
-}
-
-/// The smallest of the all-purpose types that has at least the bits of `type`, else the largest.
-GgmlType nearest_encodable(GgmlType type, int64_t row_length) {
-  const auto bits = [](GgmlType t) {
-    return static_cast<double>(ggml_type_info(t).block_bytes) / ggml_type_info(t).block_size;
-  };
-  for (const GgmlType other :
-       {GgmlType::kQ2_K, GgmlType::kQ3_K, GgmlType::kQ4_K, GgmlType::kQ5_K, GgmlType::kQ6_K})
-    if (find_format(other) && row_length % ggml_type_info(other).block_size == 0 &&
-        bits(other) >= bits(type))
-      return other;
-  return row_length % ggml_type_info(GgmlType::kQ8_0).block_size == 0 ? GgmlType::kQ8_0
-                                                                      : GgmlType::kF16;
 }
 
 /// What part `part` of `count` says of itself: only the first tells of the model.
@@ -200,14 +175,8 @@ void check_encodable(const Plan& plan) {
     if (entry.target == entry.source) continue;
     with_frame(concat("tensor '", entry.tensor, "'"), [&] {
       require_decoder(entry.source);
-      const int64_t row_length = entry.shape.empty() ? 1 : entry.shape[0];
-      if (find_format(entry.target)) return;
-      const std::string refusal = encode_refusal(type_name(entry.target));
-      fail("the plan's type for it, ", entry.reason, ": ",
-           !refusal.empty() ? refusal
-                            : concat("no codec for ", type_name(entry.target),
-                                     "; the nearest type that can be had is ",
-                                     type_name(nearest_encodable(entry.target, row_length))));
+      with_frame(concat("the plan's type for it, ", entry.reason),
+                 [&] { require_format(entry.target); });
     });
   }
 }

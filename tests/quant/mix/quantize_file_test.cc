@@ -102,7 +102,7 @@ TEST_F(QuantizeFile, RefusesNumbersThatAreNone) {
             in_ + ": tensor 'blk.0.attn_q.weight': row 1, column 8 holds an infinity");
   const auto kept =
       write({{"output_norm.weight", {32}}}, [](size_t, int64_t i) { return i == 3 ? kNan : 1.0f; });
-  EXPECT_EQ(refusal(kept, "Q4_0"), in_ + ": tensor 'output_norm.weight': row 0, column 3 is nan");
+  EXPECT_EQ(refusal(kept, "Q4_0"), in_ + ": tensor 'output_norm.weight': row 0, column 3 holds a NaN");
   const auto large =
       write({{"blk.0.attn_q.weight", {32, 3}}}, [](size_t, int64_t) { return 1e30f; });
   EXPECT_NE(refusal(large, "Q4_0").find("tensor 'blk.0.attn_q.weight': row 0"), std::string::npos);
@@ -118,8 +118,8 @@ TEST_F(QuantizeFile, ATypeWithoutACodecIsNamedBeforeAnythingIsWritten) {
   } catch (const Error& error) {
     EXPECT_EQ(std::string(error.what())
                   .rfind(in_ + ": tensor 'blk.0.attn_q.weight': the plan's type for it, "
-                               "Q8_1: asked for by name: no codec for Q8_1; the nearest type that "
-                               "can be had is Q8_0",
+                               "Q8_1: asked for by name: no codec for tensor type 9 (Q8_1); "
+                               "nibble has F32, F16, ",
                          0),
               0u)
         << error.what();
@@ -262,23 +262,18 @@ TEST_F(QuantizeFile, PrunedLayersAreLeftOutAndTheRestMovesUp) {
   EXPECT_THROW(quantize_file(source, spoiled, EncodeMethod::kGgml, out_), Error);
 }
 
-TEST_F(QuantizeFile, ANearestTypeFitsTheRows) {
-  const auto nearest = [&](GgmlType type, int64_t row_length) {
-    PlanOptions options;
-    options.tensor_types = {{"attn_q", type}};
-    const GgufFile source = write({{"blk.0.attn_q.weight", {row_length, 2}}});
-    try {
-      check_encodable(make_plan(source, options));
-    } catch (const Error& error) {
-      const std::string line = error.what();
-      return line.substr(line.rfind(' ') + 1);
-    }
-    return std::string("none is needed");
-  };
-  EXPECT_EQ(nearest(GgmlType::kQ8_K, 256), "Q8_0");
-  EXPECT_EQ(nearest(GgmlType::kI8, 256), "Q8_0");
-  EXPECT_EQ(nearest(GgmlType::kI8, 33), "F16");
-  EXPECT_EQ(nearest(GgmlType::kQ4_0, 256), "none is needed");
+TEST_F(QuantizeFile, ATypeThatIsOnlyDecodedNamesTheNearest) {
+  const GgufFile source = write({{"blk.0.attn_q.weight", {256, 2}}});
+  PlanOptions options;
+  options.tensor_types = {{"attn_q", GgmlType::kIQ2_S}};
+  try {
+    check_encodable(make_plan(source, options));
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()),
+              "tensor 'blk.0.attn_q.weight': the plan's type for it, IQ2_S: asked for by name: " +
+                  encode_refusal("IQ2_S"));
+  }
 }
 
 TEST(EncodeMethodNames, GoBothWays) {
