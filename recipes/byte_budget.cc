@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "io/atomic_file.h"
 #include "quant/mix/budget.h"
+#include "quant/mix/rules.h"
 #include "recipes/arguments.h"
 
 namespace nibble {
@@ -32,13 +33,15 @@ int64_t parse_size(const std::string& text) {
   return static_cast<int64_t>(bytes);
 }
 
-int64_t budget_bytes(const cxxopts::ParseResult& arguments, const GgufFile& source) {
+int64_t budget_bytes(const cxxopts::ParseResult& arguments, const GgufFile& source,
+                     const std::vector<int64_t>& pruned_layers) {
   if (arguments.count("target-size")) return parse_size(arguments["target-size"].as<std::string>());
   const double bpw = arguments["target-bpw"].as<double>();
   if (!(bpw > 0 && bpw <= 32))
     fail_usage("--target-bpw: wants more than 0, at most 32, found ", bpw);
   int64_t weights = 0;
-  for (const GgufTensor& tensor : source.tensors()) weights += tensor.num_weights();
+  for (const GgufTensor& tensor : source.tensors())
+    if (!is_in_layers(tensor.name, pruned_layers)) weights += tensor.num_weights();
   return static_cast<int64_t>(std::floor(bpw * static_cast<double>(weights) / 8));
 }
 
@@ -57,19 +60,27 @@ void add_byte_budget_options(cxxopts::Options& options) {
 }
 
 bool has_byte_budget(const cxxopts::ParseResult& arguments) {
-  return arguments.count("target-bpw") + arguments.count("target-size") > 0;
+  const size_t budgets = arguments.count("target-bpw") + arguments.count("target-size");
+  if (budgets > 1) fail_usage("--target-bpw and --target-size are two budgets; give one");
+  for (const char* flag : {"sensitivity", "write-types"})
+    if (arguments.count(flag) && budgets == 0)
+      fail_usage("--", flag, " needs a budget: --target-bpw or --target-size");
+  for (const char* flag : {"pure", "leave-output-tensor", "output-tensor-type",
+                           "token-embedding-type", "tensor-type", "tensor-type-file"})
+    if (arguments.count(flag) && budgets == 1)
+      fail_usage("--", flag, " and a budget: the budget chooses the types of all tensors");
+  return budgets == 1;
 }
 
-Plan byte_budget_plan(const cxxopts::ParseResult& arguments, const GgufFile& source) {
-  if (arguments.count("target-bpw") && arguments.count("target-size"))
-    fail_usage("--target-bpw and --target-size are two budgets; give one");
+Plan byte_budget_plan(const cxxopts::ParseResult& arguments, const GgufFile& source,
+                      const PlanOptions& options) {
   if (!arguments.count("sensitivity"))
     fail_usage("a budget needs --sensitivity FILE; make it with: nibble sensitivity ",
                quoted(source.path()), " TEXT -o FILE");
   const std::string path = arguments["sensitivity"].as<std::string>();
   const Plan plan = with_frame(path, [&] {
     return plan_within(source, Sensitivity::from_json(read_file(path)),
-                       budget_bytes(arguments, source));
+                       budget_bytes(arguments, source, options.pruned_layers), options);
   });
   if (arguments.count("write-types"))
     write_file(arguments["write-types"].as<std::string>(), tensor_type_file(plan));

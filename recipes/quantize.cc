@@ -143,7 +143,8 @@ int run_quantize(int argc, char** argv) {
   const GgufFile source = GgufFile::open(words.in);
   const std::optional<Imatrix> imatrix = imatrix_argument(*arguments, method);
   choices.has_imatrix = imatrix.has_value();
-  const Plan plan = by_budget ? byte_budget_plan(*arguments, source) : make_plan(source, choices);
+  const Plan plan =
+      by_budget ? byte_budget_plan(*arguments, source, choices) : make_plan(source, choices);
   const bool dry_run = arguments->count("dry-run");
   if (dry_run || imatrix) print_importance_notes(plan, imatrix);
   if (dry_run) {

@@ -147,10 +147,11 @@ std::vector<size_t> choose_within(const std::vector<Ways>& tensors, int64_t byte
   return chosen;
 }
 
-Plan plan_within(const GgufFile& source, const Sensitivity& sensitivity, int64_t bytes) {
-  PlanOptions rest;
+Plan plan_within(const GgufFile& source, const Sensitivity& sensitivity, int64_t bytes,
+                 const PlanOptions& options) {
+  PlanOptions rest = options;
   rest.type_name = "Q8_0";
-  rest.allow_requantize = true;
+  rest.allow_requantize = true;  // until the measured tensors have their types
   Plan plan = make_plan(source, rest);
   std::vector<size_t> measured;
   const std::vector<Ways> tensors = ways_of(plan, sensitivity, measured);
@@ -173,6 +174,7 @@ Plan plan_within(const GgufFile& source, const Sensitivity& sensitivity, int64_t
   }
   plan.type_name = "mixed";
   plan.file_type = file_type_of(plan, measured);
+  if (!options.allow_requantize) check_requantizing(source, plan);
   return plan;
 }
 

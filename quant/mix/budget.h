@@ -29,9 +29,11 @@ struct TypeCost {
 std::vector<size_t> choose_within(const std::vector<std::vector<TypeCost>>& tensors, int64_t bytes);
 
 /// A plan of at most `bytes` of tensor data. Tensors that were not measured are kept or become
-/// Q8_0 by llama-quantize's rules. Throws Error for a sensitivity of another model (tensor names
-/// and shapes), and for too small a budget, naming the least that is possible.
-Plan plan_within(const GgufFile& source, const Sensitivity& sensitivity, int64_t bytes);
+/// Q8_0 by llama-quantize's rules. options: what is asked for besides types. Throws Error for a
+/// sensitivity of another model (tensor names and shapes), for too small a budget, naming the least
+/// that is possible, and, unless the options allow it, for a tensor that is quantized already.
+Plan plan_within(const GgufFile& source, const Sensitivity& sensitivity, int64_t bytes,
+                 const PlanOptions& options = {});
 
 /// The plan's choices as llama-quantize's --tensor-type-file takes them: NAME=TYPE, one a line,
 /// NAME a regular expression that matches one tensor. Those that keep their type are left out.

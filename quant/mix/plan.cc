@@ -172,13 +172,6 @@ void add_pruned_metadata(const GgufMetadata& metadata, const MixFacts& facts, Pl
   plan.metadata.emplace_back(prefix + "block_count", static_cast<uint32_t>(left));
 }
 
-void check_requantizing(const GgufFile& source, const GgufTensor& tensor, GgmlType target) {
-  if (is_quantized(tensor.type) && target != tensor.type)
-    fail_usage(source.path(), ": tensor '", tensor.name, "' is ", type_name(tensor.type),
-               " already; making ", type_name(target),
-               " of it loses quality twice (--allow-requantize does it all the same)");
-}
-
 /// One entry for each tensor that stays, by the rules.
 std::vector<PlanEntry> choose_all(const GgufFile& source, const PlanOptions& options,
                                   const FileTypeInfo& file_type, MixFacts facts) {
@@ -191,7 +184,6 @@ std::vector<PlanEntry> choose_all(const GgufFile& source, const PlanOptions& opt
     const std::string name = name_after_pruning(tensor.name, options.pruned_layers);
     Choice choice =
         with_frame(concat("tensor '", name, "'"), [&] { return chooser.choose_for(name, tensor); });
-    if (!options.allow_requantize) check_requantizing(source, tensor, choice.type);
     entries[index] = {tensor.name, tensor.shape, tensor.type, choice.type,
                       std::move(choice.reason)};
   }
@@ -240,7 +232,16 @@ Plan make_plan(const GgufFile& source, const PlanOptions& options) {
   if (!plan.pruned_layers.empty()) add_pruned_metadata(metadata, facts, plan);
   plan.entries = copies ? copy_all(source, options.pruned_layers)
                         : choose_all(source, options, file_type, std::move(facts));
+  if (!options.allow_requantize) check_requantizing(source, plan);
   return plan;
+}
+
+void check_requantizing(const GgufFile& source, const Plan& plan) {
+  for (const PlanEntry& entry : plan.entries)
+    if (is_quantized(entry.source) && entry.target != entry.source)
+      fail_usage(source.path(), ": tensor '", entry.tensor, "' is ", type_name(entry.source),
+                 " already; making ", type_name(entry.target),
+                 " of it loses quality twice (--allow-requantize does it all the same)");
 }
 
 const PlanEntry* Plan::find(std::string_view tensor) const {

@@ -66,6 +66,9 @@ struct PlanOptions {
 /// Throws Error (usage) for a type name that is unknown, with the nearest one, for a layer that the
 /// file lacks, and for a tensor that is quantized already.
 Plan make_plan(const GgufFile& source, const PlanOptions& options);
+/// Throws Error (usage), naming the tensor, where the plan changes the type of one that is
+/// quantized already.
+void check_requantizing(const GgufFile& source, const Plan& plan);
 /// The names of types that make_plan takes, COPY apart, for --help.
 std::vector<std::string> plan_type_names();
 

@@ -2,6 +2,8 @@
 
 import json
 
+import gguf_table
+import numpy as np
 import pytest
 
 # Measured on one text, compared on another.
@@ -51,6 +53,27 @@ def test_the_types_can_be_written_and_read_by_llama_quantize(run_nibble, stories
     assert len({t["type"] for t in ours}) > 3  # float32, float16 and a true mix
 
 
+def test_flags_that_choose_no_type_hold_for_a_budget(run_nibble, stories260k, sensitivity, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = run_nibble("quantize", stories260k, out, "--target-bpw", 6, "--sensitivity", sensitivity,
+                        "--prune-layers", "1,3", "--override-kv", "general.name=str:another")
+    assert result.returncode == 0, result.stderr
+    metadata, tensors = gguf_table.read(out)
+    assert metadata["llama.block_count"][1] == 3 and metadata["general.name"][1] == b"another"
+    weights = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+    assert sum(len(tensor.data) for tensor in tensors.values()) <= 6 * weights / 8
+
+
+def test_a_quantized_source_needs_leave(run_nibble, stories260k, sensitivity, tmp_path):
+    source, out = tmp_path / "q8_0.gguf", tmp_path / "out.gguf"
+    assert run_nibble("quantize", stories260k, source, "Q8_0").returncode == 0
+    command = ["quantize", source, out, "--target-bpw", 6, "--sensitivity", sensitivity]
+    refused = run_nibble(*command)
+    assert refused.returncode == 2 and "--allow-requantize" in refused.stderr
+    assert not out.exists()
+    assert run_nibble(*command, "--allow-requantize").returncode == 0
+
+
 def test_a_measurement_goes_on(run_nibble, stories260k, shared, sensitivity, tmp_path):
     whole = json.loads(sensitivity.read_text())
     part = dict(whole, tensors=whole["tensors"][:5])
@@ -73,6 +96,11 @@ def test_a_measurement_goes_on(run_nibble, stories260k, shared, sensitivity, tmp
     (["Q4_0", "--target-bpw", "4", "--sensitivity", "FILE"], "TYPE 'Q4_0'"),
     (["--target-bpw", "4", "--target-size", "1M", "--sensitivity", "FILE"], "two budgets"),
     (["--target-bpw", "4", "--sensitivity", "MODEL"], "no JSON"),
+    (["--target-bpw", "4", "--sensitivity", "FILE", "--pure"], "--pure and a budget"),
+    (["--target-bpw", "4", "--sensitivity", "FILE", "--tensor-type", "attn_v=q8_0"], "--tensor-type and a budget"),
+    (["Q4_0", "--sensitivity", "FILE"], "--sensitivity needs a budget"),
+    (["Q4_0", "--write-types", "types.txt"], "--write-types needs a budget"),
+    (["--target-bpw", "4", "--sensitivity", "FILE", "--prune-layers", "9"], "no layer 9"),
 ])
 def test_one_line_says_what_is_wrong(run_nibble, stories260k, sensitivity, arguments, said, tmp_path):
     out = tmp_path / "out.gguf"

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "quant/mix/quantize_file.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/quant/mix/model_file.h"
 
@@ -153,6 +154,20 @@ TEST_F(PlanWithin, RefusesWhatCannotBe) {
   EXPECT_NE(message(10000).find("another model"), std::string::npos);
   measured_.tensors.clear();
   EXPECT_NE(message(10000).find("another model"), std::string::npos);
+}
+
+TEST_F(PlanWithin, ATensorThatIsQuantizedAlreadyNeedsLeave) {
+  PlanOptions options;
+  options.type_name = "Q8_0";
+  const Plan smaller = make_plan(file(), options);
+  quantize_file(file(), smaller, EncodeMethod::kGgml, folder_.file("q8_0.gguf"));
+  const GgufFile source = GgufFile::open(folder_.file("q8_0.gguf"));
+  EXPECT_THROW(plan_within(source, measured_, kFixed + 2 * kQ4), Error);
+  options.allow_requantize = true;
+  EXPECT_EQ(plan_within(source, measured_, kFixed + 2 * kQ4, options).total_bytes(),
+            kFixed + 2 * kQ4);
+  // Where no tensor changes its type there is nothing to allow.
+  EXPECT_EQ(plan_within(source, measured_, kFixed + 2 * kQ8).total_bytes(), kFixed + 2 * kQ8);
 }
 
 TEST(SensitivityJson, IsReadAsItWasWritten) {
