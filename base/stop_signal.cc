@@ -17,8 +17,9 @@ struct Slot {
   std::atomic<int> state{kFree};
   char path[4096];  // PATH_MAX
 };
-constexpr int kNumSlots =
-    16;  // files that are written at the same time; more stay to be found later
+// Files that are written at the same time; more would stay to be found later. `quantize --types`
+// may have one for each of llama-quantize's file types.
+constexpr int kNumSlots = 40;
 Slot slots[kNumSlots];
 
 std::atomic<const char*> stop_notice{nullptr};  // set while a StopRequest is alive

@@ -140,9 +140,13 @@ void AtomicFile::flush() {
   buffer_.clear();
 }
 
-void AtomicFile::commit(const std::string& keep_old_as) {
+void AtomicFile::sync() {
   flush();
   if (::fsync(descriptor_) != 0) fail(path_, ": cannot sync: ", std::strerror(errno));
+}
+
+void AtomicFile::commit(const std::string& keep_old_as) {
+  sync();
   std::error_code ignored;
   if (!keep_old_as.empty() && std::filesystem::exists(path_, ignored))
     rename_file(path_, keep_old_as);

@@ -30,7 +30,9 @@ class AtomicFile {
   int64_t reserve(int64_t bytes);
   /// Unbuffered, inside what was reserved; from several threads if wanted.
   void write_at(int64_t offset, std::span<const std::byte> bytes) const;
-  /// Flush, fsync, rename, fsync of the folder. keep_old_as: the name that the old file gets when
+  /// Flush, fsync: only the rename is left. For files that are to appear together.
+  void sync();
+  /// sync(), rename, fsync of the folder. keep_old_as: the name that the old file gets when
   /// the new one is on disk, or "".
   void commit(const std::string& keep_old_as = "");
 

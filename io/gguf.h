@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -164,12 +163,15 @@ class GgufWriter {
   /// Appends to the data of the current tensor; tensors come in table order. Throws when more bytes
   /// come than its type and shape want, or when the disk is full.
   void write(std::span<const std::byte> bytes);
-  /// Takes bytes of the current tensor, from its byte `offset` on.
-  using Put = std::function<void(int64_t offset, std::span<const std::byte> bytes)>;
-  /// The whole current tensor in pieces: body calls put() for each, in any order and from several
-  /// threads. Throws when the pieces do not add up to the tensor.
-  void write_pieces(const std::function<void(const Put& put)>& body);
-  /// Checks that every tensor is complete, syncs, renames.
+  /// The whole current tensor in pieces instead: put() takes each, from the tensor's byte `offset`
+  /// on, in any order and from several threads. end_pieces() throws when they do not add up to it.
+  void begin_pieces();
+  void put(int64_t offset, std::span<const std::byte> bytes);
+  void end_pieces();
+  /// Checks that every tensor is complete and waits until all is on the disk: only the rename is
+  /// left.
+  void sync();
+  /// sync(), rename.
   void finish();
 
  private:

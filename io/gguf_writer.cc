@@ -80,8 +80,17 @@ struct GgufWriter::State {
   AtomicFile file;
   std::vector<Tensor> tensors;
   int64_t alignment;
-  size_t current = 0;   // the tensor that is being written
-  int64_t written = 0;  // its bytes so far
+  size_t current = 0;               // the tensor that is being written
+  int64_t begin = 0;                // of its pieces, in the file
+  std::atomic<int64_t> written{0};  // its bytes so far
+
+  [[noreturn]] void fail_incomplete() const {
+    fail("tensor '", tensors[current].name, "': wants ", bytes_of(tensors[current]),
+         " bytes, found ", written.load());
+  }
+  void check_complete() const {
+    if (current < tensors.size()) fail_incomplete();
+  }
 
   void pad() {
     file.write(
@@ -134,30 +143,36 @@ void GgufWriter::write(std::span<const std::byte> bytes) {
   ++state_->current;
 }
 
-void GgufWriter::write_pieces(const std::function<void(const Put& put)>& body) {
+void GgufWriter::begin_pieces() {
   check(state_->current < state_->tensors.size() && state_->written == 0,
         "pieces of a tensor that is not the next one");
+  state_->begin = state_->file.reserve(bytes_of(state_->tensors[state_->current]));
+}
+
+void GgufWriter::put(int64_t offset, std::span<const std::byte> bytes) {
   const Tensor& tensor = state_->tensors[state_->current];
-  const int64_t size = bytes_of(tensor), begin = state_->file.reserve(size);
-  std::atomic<int64_t> written{0};
-  body([&](int64_t offset, std::span<const std::byte> bytes) {
-    const auto more = static_cast<int64_t>(bytes.size());
-    check(offset >= 0 && more <= size - offset, "tensor '", tensor.name, "': wants ", size,
-          " bytes, found ", more, " for byte ", offset);
-    state_->file.write_at(begin + offset, bytes);
-    written += more;
-  });
-  check(written == size, "tensor '", tensor.name, "': wants ", size, " bytes, found ",
-        written.load());
+  const int64_t size = bytes_of(tensor);
+  const auto more = static_cast<int64_t>(bytes.size());
+  check(offset >= 0 && more <= size - offset, "tensor '", tensor.name, "': wants ", size,
+        " bytes, found ", more, " for byte ", offset);
+  state_->file.write_at(state_->begin + offset, bytes);
+  state_->written += more;
+}
+
+void GgufWriter::end_pieces() {
+  if (state_->written != bytes_of(state_->tensors[state_->current])) state_->fail_incomplete();
   state_->pad();
+  state_->written = 0;
   ++state_->current;
 }
 
+void GgufWriter::sync() {
+  state_->check_complete();
+  state_->file.sync();
+}
+
 void GgufWriter::finish() {
-  if (state_->current < state_->tensors.size()) {
-    const Tensor& tensor = state_->tensors[state_->current];
-    fail("tensor '", tensor.name, "': wants ", bytes_of(tensor), " bytes, found ", state_->written);
-  }
+  state_->check_complete();
   state_->file.commit();
 }
 

@@ -1,6 +1,7 @@
 #include "recipes/quantize_imatrix.h"
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,16 @@ using Names = std::vector<std::string>;
 
 Names names_or_none(const cxxopts::ParseResult& arguments, const std::string& option) {
   return arguments.count(option) ? arguments[option].as<Names>() : Names();
+}
+
+std::vector<std::string> notes_of(const Plan& plan, const std::optional<Imatrix>& imatrix) {
+  if (imatrix) return importance_notes(plan, *imatrix);
+  const auto first =
+      std::find_if(plan.entries.begin(), plan.entries.end(),
+                   [&](const PlanEntry& entry) { return needs_importance(entry, plan.file_type); });
+  if (first == plan.entries.end()) return {};
+  return {concat("this will need --imatrix FILE: ", first->tensor, " becomes ",
+                 type_name(first->target), ", which is garbage without")};
 }
 
 }  // namespace
@@ -50,17 +61,12 @@ std::optional<Imatrix> imatrix_argument(const cxxopts::ParseResult& arguments,
   return imatrix;
 }
 
-void print_importance_notes(const Plan& plan, const std::optional<Imatrix>& imatrix) {
-  if (imatrix) {
-    for (const std::string& line : importance_notes(plan, *imatrix)) note(line);
-    return;
-  }
-  const auto first =
-      std::find_if(plan.entries.begin(), plan.entries.end(),
-                   [&](const PlanEntry& entry) { return needs_importance(entry, plan.file_type); });
-  if (first != plan.entries.end())
-    note("this will need --imatrix FILE: ", first->tensor, " becomes ", type_name(first->target),
-         ", which is garbage without");
+void print_importance_notes(std::span<const QuantizeOutput> outputs,
+                            const std::optional<Imatrix>& imatrix) {
+  std::set<std::string> said;  // most notes hold for every type
+  for (const QuantizeOutput& output : outputs)
+    for (const std::string& line : notes_of(output.plan, imatrix))
+      if (said.insert(line).second) note(line);
 }
 
 }  // namespace nibble

@@ -3,10 +3,11 @@
 
 #include <cxxopts.hpp>
 #include <optional>
+#include <span>
 
 #include "quant/format/registry.h"
 #include "quant/mix/imatrix.h"
-#include "quant/mix/plan.h"
+#include "quant/mix/quantize_file.h"
 
 namespace nibble {
 
@@ -18,7 +19,8 @@ void add_imatrix_options(cxxopts::Options& options);
 /// together with it.
 std::optional<Imatrix> imatrix_argument(const cxxopts::ParseResult& arguments, EncodeMethod method);
 
-/// Says what of the plan goes without importance, or could not be quantized without.
-void print_importance_notes(const Plan& plan, const std::optional<Imatrix>& imatrix);
+/// Says what of the plans goes without importance, or could not be quantized without.
+void print_importance_notes(std::span<const QuantizeOutput> outputs,
+                            const std::optional<Imatrix>& imatrix);
 
 }  // namespace nibble

@@ -119,6 +119,34 @@ int parse_threads(const std::string& text) {
   return *threads;
 }
 
+/// Aliases are: Q4_K and Q4_K_M.
+bool are_one_type(const std::string& a, const std::string& b) {
+  const FileTypeInfo *first = find_file_type(a), *second = find_file_type(b);
+  return first && second ? first->type == second->type : a == b;
+}
+
+/// The names in --types, as files are named after them; nothing where it is not given.
+std::vector<std::string> types_of_list(const cxxopts::ParseResult& arguments, bool by_budget) {
+  if (!arguments.count("types")) return {};
+  if (by_budget) fail_usage("--types and a budget: give one of them");
+  if (arguments.count("keep-split"))
+    fail_usage(
+        "--keep-split and --types: each type becomes one file; quantize to one TYPE to keep "
+        "the parts");
+  std::vector<std::string> types;
+  std::istringstream list(arguments["types"].as<std::string>() + ',');
+  for (std::string word; std::getline(list, word, ',');) {
+    const std::string type = canonical_type(word);
+    if (type.empty())
+      fail_usage("--types: unknown type '", word, "'", did_you_mean(word, plan_type_names()));
+    for (const std::string& other : types)
+      if (are_one_type(other, type))
+        fail_usage("--types: '", word, "' is in the list already, as '", other, "'");
+    types.push_back(type);
+  }
+  return types;
+}
+
 }  // namespace
 
 void add_plan_options(cxxopts::Options& options) {
@@ -143,6 +171,10 @@ void add_plan_options(cxxopts::Options& options) {
 }
 
 void add_quantize_words(cxxopts::Options& options) {
+  options.add_options()("types",
+                        "several TYPEs, in one pass over IN.gguf, each to OUT_DIR/NAME-TYPE.gguf; "
+                        "NAME is IN's, without its own type",
+                        cxxopts::value<std::string>(), "T,T,...");
   cxxopts::OptionAdder add = options.add_options("Words");
   for (const char* name : {"first", "second", "third", "fourth"})
     add(name, "", cxxopts::value<std::string>());
@@ -150,37 +182,49 @@ void add_quantize_words(cxxopts::Options& options) {
 }
 
 QuantizeWords quantize_words(const cxxopts::ParseResult& arguments, bool by_budget) {
+  const std::vector<std::string> types = types_of_list(arguments, by_budget);
+  const std::string instead = by_budget ? "a budget" : types.empty() ? "" : "--types";
   std::vector<std::string> words;
   for (const char* name : {"first", "second", "third", "fourth"})
     if (arguments.count(name)) words.push_back(arguments[name].as<std::string>());
   if (words.empty()) fail_usage("no IN.gguf given; see --help");
   const bool has_out = words.size() > 1 && canonical_type(words[1]).empty();
   const size_t type_at = has_out ? 2 : 1;
-  if (by_budget && !has_out) fail_usage("no OUT.gguf given; see --help");
+  if (!instead.empty() && !has_out)
+    fail_usage("no ", by_budget ? "OUT.gguf" : "OUT_DIR", " given; see --help");
+  // Where no TYPE can stand, a number is THREADS.
   const bool has_type =
-      words.size() > type_at && !(by_budget && canonical_type(words[type_at]).empty());
-  if (by_budget && has_type)
-    fail_usage("TYPE '", words[type_at], "' and a budget: give one of them");
-  if (!by_budget && !has_type)
+      words.size() > type_at && (instead.empty() || (!canonical_type(words[type_at]).empty() &&
+                                                     !parse_number<int>(words[type_at])));
+  if (!instead.empty() && has_type)
+    fail_usage("TYPE '", words[type_at], "' and ", instead, ": give one of them");
+  if (instead.empty() && !has_type)
     fail_usage("no TYPE given", has_out ? did_you_mean(words[1], plan_type_names()) : "",
                "; see --help");
   QuantizeWords result;
   result.in = words[0];
-  if (has_type) result.type = words[type_at];
   const size_t threads_at = type_at + has_type;
   if (words.size() > threads_at + 1) fail_usage("argument '", words.back(), "' is one too many");
   if (words.size() > threads_at) result.threads = parse_threads(words[threads_at]);
-  const std::string beside = "ggml-model-" + canonical_type(result.type) + ".gguf";
-  result.out =
-      has_out ? words[1] : std::filesystem::path(result.in).replace_filename(beside).string();
+  if (!types.empty()) {
+    result.folder = words[1];
+    const auto start = std::filesystem::path(result.folder) / (model_name(result.in) + '-');
+    for (const std::string& type : types)
+      result.files.push_back({type, start.string() + type + ".gguf"});
+    return result;
+  }
+  const std::string type = has_type ? words[type_at] : "";
+  const std::string beside = "ggml-model-" + canonical_type(type) + ".gguf";
+  result.files.push_back(
+      {type,
+       has_out ? words[1] : std::filesystem::path(result.in).replace_filename(beside).string()});
   return result;
 }
 
-PlanOptions plan_options(const cxxopts::ParseResult& arguments, const std::string& type) {
+PlanOptions plan_options(const cxxopts::ParseResult& arguments) {
   for (const RefusedFlag& flag : kRefusedFlags)
     if (arguments.count(flag.name)) fail_usage("--", flag.name, " is refused: ", flag.reason);
   PlanOptions options;
-  options.type_name = type;
   options.pure = arguments.count("pure");
   options.allow_requantize = arguments.count("allow-requantize");
   options.leave_output_tensor = arguments.count("leave-output-tensor");

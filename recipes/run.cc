@@ -27,6 +27,7 @@
 #include "model/generate.h"
 #include "model/tokenizer.h"
 #include "quant/fake/torch_device.h"
+#include "quant/mix/file_type.h"
 #include "quant/mix/importance.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
@@ -39,17 +40,6 @@ namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// "models/SmolLM2-135M.Q4_1.gguf" -> "SmolLM2-135M": the file's name without its ending and type.
-std::string model_name(const std::string& path) {
-  const std::string stem = fs::path(path).stem().string();
-  const size_t cut = stem.find_last_of(".-");
-  const std::string ending = cut == std::string::npos ? "" : stem.substr(cut + 1);
-  const auto types = plan_type_names();
-  const bool is_type =
-      find_ggml_type(ending) || std::find(types.begin(), types.end(), ending) != types.end();
-  return is_type ? stem.substr(0, cut) : stem;
-}
 
 /// The type of most of a file's weights.
 GgmlType main_type(const GgufFile& file) {

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cctype>
-#include <string>
+#include <filesystem>
+#include <regex>
 
 namespace nibble {
 namespace {
@@ -61,6 +62,19 @@ const FileTypeInfo* find_file_type(std::string_view name_or_number) {
   for (const FileTypeInfo& info : kFileTypes)
     if (std::to_string(static_cast<int>(info.type)) == wanted) return &info;
   return nullptr;
+}
+
+std::string model_name(const std::string& path) {
+  static const std::regex kPart("-\\d{5}-of-\\d{5}$");
+  const std::string stem =
+      std::regex_replace(std::filesystem::path(path).stem().string(), kPart, "");
+  const size_t cut = stem.find_last_of(".-");
+  const std::string ending = cut == std::string::npos ? "" : stem.substr(cut + 1);
+  // By name only: "phi-2" is no model of the file type with number 2.
+  const bool is_number =
+      std::all_of(ending.begin(), ending.end(), [](unsigned char c) { return std::isdigit(c); });
+  const bool is_type = !is_number && (find_ggml_type(ending) || find_file_type(ending));
+  return is_type ? stem.substr(0, cut) : stem;
 }
 
 }  // namespace nibble

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "io/ggml_type.h"
@@ -58,5 +59,9 @@ std::span<const FileTypeInfo> file_types();
 /// By name, case-insensitive, or by number in decimal digits; nullptr when there is none. A number
 /// that an alias shares gives the alias, as llama-quantize does.
 const FileTypeInfo* find_file_type(std::string_view name_or_number);
+
+/// "models/SmolLM2-135M.Q4_1.gguf" -> "SmolLM2-135M", "big-F16-00001-of-00003.gguf" -> "big": the
+/// file's name without its ending, part and type.
+std::string model_name(const std::string& path);
 
 }  // namespace nibble

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
-#include <cstring>
+#include <functional>
+#include <iterator>
 #include <memory>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -22,8 +23,8 @@ constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/includ
 // Rows are handled in pieces of about this many weights: 256 kB as float32, which stay in a core's
 // second-level cache.
 constexpr int64_t kPieceWeights = int64_t{1} << 16;
-// A GPU's are larger: each is a copy there and back.
-constexpr int64_t kGpuPieceWeights = int64_t{1} << 24;
+// A GPU's are larger, each being a copy there and back: so many for all threads together.
+constexpr int64_t kGpuWeights = int64_t{1} << 24;
 
 struct MethodName {
   EncodeMethod method;
@@ -33,24 +34,32 @@ struct MethodName {
 constexpr MethodName kMethodNames[] = {
     {EncodeMethod::kGgml, "ggml"}, {EncodeMethod::kRtn, "rtn"}, {EncodeMethod::kSearch, "search"}};
 
-/// The source's tensor of each entry. Throws unless the plan is one for this file.
-std::vector<const GgufTensor*> planned_tensors(const GgufFile& source, const Plan& plan) {
-  std::vector<const GgufTensor*> tensors;
-  for (const GgufTensor& tensor : source.tensors())
-    if (!is_in_layers(tensor.name, plan.pruned_layers)) tensors.push_back(&tensor);
-  check(plan.entries.size() == tensors.size(), "the plan has ", plan.entries.size(),
-        " tensors, the file ", tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const PlanEntry& entry = plan.entries[i];
-    const GgufTensor& tensor = *tensors[i];
-    with_frame(concat("tensor '", tensor.name, "'"), [&] {
-      check(entry.tensor == tensor.name, "the plan has '", entry.tensor, "' in its place");
-      check(entry.shape == tensor.shape && entry.source == tensor.type,
-            "the plan wants another shape or type (", type_name(entry.source),
-            ") than the file has (", type_name(tensor.type), ")");
-    });
+void check_agrees(const PlanEntry& entry, const GgufTensor& tensor) {
+  with_frame(concat("tensor '", tensor.name, "'"), [&] {
+    check(entry.tensor == tensor.name, "the plan has '", entry.tensor, "' in its place");
+    check(entry.shape == tensor.shape && entry.source == tensor.type,
+          "the plan wants another shape or type (", type_name(entry.source),
+          ") than the file has (", type_name(tensor.type), ")");
+  });
+}
+
+/// The plan's entry for each of the source's tensors, nullptr for those of pruned layers. Throws
+/// unless the plan is one for this file.
+std::vector<const PlanEntry*> planned_entries(const GgufFile& source, const Plan& plan) {
+  std::vector<const PlanEntry*> entries;
+  size_t used = 0;
+  for (const GgufTensor& tensor : source.tensors()) {
+    if (is_in_layers(tensor.name, plan.pruned_layers)) {
+      entries.push_back(nullptr);
+      continue;
+    }
+    check(used < plan.entries.size(), "tensor '", tensor.name, "': the plan has nothing for it");
+    entries.push_back(&plan.entries[used++]);
+    check_agrees(*entries.back(), tensor);
   }
-  return tensors;
+  check(used == plan.entries.size(), "the plan has ", plan.entries.size(), " tensors, the file ",
+        used);
+  return entries;
 }
 
 /// The weights of rows [first, first + rows): straight from the map where they are float32, else
@@ -70,11 +79,29 @@ std::span<const float> rows_of(const GgufTensor& tensor, int64_t first, int64_t 
   return buffer;
 }
 
-/// How the numbers of a tensor are encoded.
+/// A file on its way.
+struct Output {
+  const Plan& plan;
+  std::vector<const PlanEntry*> entries;             // of the source's tensors
+  std::vector<std::unique_ptr<GgufWriter>> writers;  // of its parts
+
+  GgufWriter* writer_of(const GgufTensor& tensor) const {
+    return writers[plan.keep_split ? static_cast<size_t>(tensor.part) : 0].get();
+  }
+};
+
+/// The files that take a tensor in one type.
+struct Takers {
+  GgmlType type;
+  std::vector<GgufWriter*> writers;
+};
+
+/// How the numbers of a tensor are encoded, and for whom.
 struct Encoding {
   EncodeMethod method;
   Device device;
   std::vector<float> importance;  // of its columns, a row for each matrix; or nothing
+  std::vector<Takers> takers;
 };
 
 /// Neighbouring rows of a tensor, from one matrix, and the importance of its columns or nothing.
@@ -83,32 +110,41 @@ struct Piece {
   std::span<const float> importance;
 };
 
-/// A piece's bytes in the target type, in `encoded` or in the map.
-std::span<const std::byte> convert_rows(const GgufTensor& tensor, GgmlType target,
-                                        const Encoding& encoding, const Piece& piece,
-                                        std::vector<std::byte>& encoded) {
-  thread_local std::vector<float> buffer;
-  if (target != tensor.type) {
-    const auto weights = rows_of(tensor, piece.first, piece.rows, buffer);
-    return encoded = encode_tensor(target, weights, tensor.row_length(), piece.importance,
-                                   encoding.method, piece.first, encoding.device);
-  }
-  if (find_decoder(target))
-    check_finite(rows_of(tensor, piece.first, piece.rows, buffer), tensor.row_length(),
-                 piece.first);
-  const int64_t stride = row_bytes(target, tensor.row_length());
+/// A piece's bytes in one type, in `encoded` or in the map.
+std::span<const std::byte> bytes_as(GgmlType type, const GgufTensor& tensor,
+                                    std::span<const float> weights, const Encoding& encoding,
+                                    const Piece& piece, std::vector<std::byte>& encoded) {
+  const int64_t columns = tensor.row_length();
+  if (type != tensor.type)
+    return encoded = encode_tensor(type, weights, columns, piece.importance, encoding.method,
+                                   piece.first, encoding.device);
+  check_finite(weights, columns, piece.first);
+  const int64_t stride = row_bytes(type, columns);
   return tensor.data.subspan(static_cast<size_t>(piece.first * stride),
                              static_cast<size_t>(piece.rows * stride));
 }
 
-/// Each thread takes a piece of rows through decoding, encoding and writing while it is in its
-/// cache.
-void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType target,
-                  const Encoding& encoding, GgufWriter& writer) {
+/// Takes a piece through decoding, encoding and writing while it is in the core's cache.
+void write_piece(const std::string& frame, const GgufTensor& tensor, const Encoding& encoding,
+                 const Piece& piece) {
+  thread_local std::vector<float> buffer;
+  std::vector<std::byte> encoded;
+  std::span<const float> weights;  // none of types that are only copied, as integers
+  if (find_decoder(tensor.type)) weights = rows_of(tensor, piece.first, piece.rows, buffer);
+  for (const auto& [type, writers] : encoding.takers) {
+    const auto bytes = with_frame(
+        frame, [&] { return bytes_as(type, tensor, weights, encoding, piece, encoded); });
+    for (GgufWriter* writer : writers)
+      writer->put(piece.first * row_bytes(type, tensor.row_length()), bytes);
+  }
+}
+
+/// The pieces of a tensor, shared out among the threads.
+void write_tensor(const GgufFile& source, const GgufTensor& tensor, const Encoding& encoding) {
   const std::string frame = concat(source.path(), ": tensor '", tensor.name, "'");
-  const int64_t columns = tensor.row_length(), stride = row_bytes(target, columns);
-  const int64_t most =
-      std::max<int64_t>(1, (encoding.device.cuda ? kGpuPieceWeights : kPieceWeights) / columns);
+  const int64_t columns = tensor.row_length();
+  const int64_t weights = encoding.device.cuda ? kGpuWeights / num_threads() : kPieceWeights;
+  const int64_t most = std::max<int64_t>(1, weights / columns);
   const std::span<const float> importance = encoding.importance;
   const int64_t matrices = std::max<int64_t>(1, std::ssize(importance) / columns);
   const int64_t rows = tensor.num_rows() / matrices, pieces = (rows + most - 1) / most;
@@ -117,17 +153,32 @@ void write_tensor(const GgufFile& source, const GgufTensor& tensor, GgmlType tar
     return {matrix * rows + first, std::min(most, rows - first),
             importance.empty() ? importance : importance.subspan(matrix * columns, columns)};
   };
-  writer.write_pieces([&](const GgufWriter::Put& put) {
-    parallel_for(matrices * pieces, 1, [&](int64_t begin, int64_t end) {
-      std::vector<std::byte> encoded;
-      for (int64_t i = begin; i < end; ++i) {
-        const Piece piece = piece_of(i);
-        put(piece.first * stride, with_frame(frame, [&] {
-              return convert_rows(tensor, target, encoding, piece, encoded);
-            }));
-      }
-    });
+  for (const Takers& takers : encoding.takers)
+    for (GgufWriter* writer : takers.writers) writer->begin_pieces();
+  parallel_for(matrices * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) write_piece(frame, tensor, encoding, piece_of(i));
   });
+  for (const Takers& takers : encoding.takers)
+    for (GgufWriter* writer : takers.writers) writer->end_pieces();
+}
+
+/// How the source's tensor `index` is encoded; without takers where all outputs prune it.
+Encoding encoding_of(const GgufFile& source, size_t index, const std::vector<Output>& outputs,
+                     EncodeMethod method, const Device& device, const Imatrix* imatrix) {
+  Encoding encoding{method, device, {}, {}};
+  for (const Output& output : outputs) {
+    const PlanEntry* entry = output.entries[index];
+    if (!entry) continue;
+    if (encoding.takers.empty()) encoding.importance = importance_of(*entry, imatrix);
+    auto same = std::find_if(encoding.takers.begin(), encoding.takers.end(),
+                             [&](const Takers& takers) { return takers.type == entry->target; });
+    if (same == encoding.takers.end()) {
+      encoding.takers.push_back({entry->target, {}});
+      same = std::prev(encoding.takers.end());
+    }
+    same->writers.push_back(output.writer_of(source.tensors()[index]));
+  }
+  return encoding;
 }
 
 /// What part `part` of `count` says of itself: only the first tells of the model.
@@ -141,15 +192,58 @@ GgufMetadata part_metadata(const GgufMetadata& whole, const Plan& plan, size_t p
 }
 
 /// The tensors of a part, or all of them where the parts become one.
-std::vector<GgufWriter::Tensor> part_table(const std::vector<const GgufTensor*>& tensors,
-                                           const Plan& plan, size_t part) {
+std::vector<GgufWriter::Tensor> part_table(const GgufFile& source, const Output& output,
+                                           size_t part) {
   std::vector<GgufWriter::Tensor> table;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (plan.keep_split && static_cast<size_t>(tensors[i]->part) != part) continue;
-    table.push_back({name_after_pruning(tensors[i]->name, plan.pruned_layers), tensors[i]->shape,
-                     plan.entries[i].target});
+  for (size_t i = 0; i < output.entries.size(); ++i) {
+    const GgufTensor& tensor = source.tensors()[i];
+    const bool elsewhere = output.plan.keep_split && static_cast<size_t>(tensor.part) != part;
+    if (!output.entries[i] || elsewhere) continue;
+    table.push_back({name_after_pruning(tensor.name, output.plan.pruned_layers), tensor.shape,
+                     output.entries[i]->target});
   }
   return table;
+}
+
+void open_writers(const GgufFile& source, const std::string& path, EncodeMethod method,
+                  const Imatrix* imatrix, Output& output) {
+  const GgufMetadata metadata = quantized_metadata(source.metadata(), output.plan, method, imatrix);
+  const std::vector<std::string> paths = quantized_paths(source, output.plan, path);
+  for (size_t part = 0; part < paths.size(); ++part)
+    output.writers.push_back(std::make_unique<GgufWriter>(
+        paths[part], part_metadata(metadata, output.plan, part, paths.size()),
+        part_table(source, output, part)));
+}
+
+/// What is to be written, checked before anything is.
+std::vector<Output> checked_outputs(const GgufFile& source, std::span<const QuantizeOutput> outputs,
+                                    const Imatrix* imatrix) {
+  std::vector<Output> checked;
+  for (const auto& [plan, path] : outputs) {
+    const std::string which = outputs.size() > 1 ? plan.type_name : "";
+    with_frame(source.path(), [&] {
+      with_frame(which, [&] {
+        check_encodable(plan);
+        check_importance(plan, imatrix);
+        checked.push_back({plan, planned_entries(source, plan), {}});
+      });
+    });
+  }
+  return checked;
+}
+
+QuantizeStats stats_of(const Plan& plan, double seconds) {
+  QuantizeStats stats;
+  for (const PlanEntry& entry : plan.entries) {
+    stats.num_converted += entry.target != entry.source;
+    stats.num_weights +=
+        std::accumulate(entry.shape.begin(), entry.shape.end(), int64_t{1}, std::multiplies<>());
+    stats.source_bytes += entry.bytes_as(entry.source);
+  }
+  stats.num_tensors = std::ssize(plan.entries);
+  stats.bytes = plan.total_bytes();
+  stats.seconds = seconds;
+  return stats;
 }
 
 }  // namespace
@@ -218,40 +312,42 @@ std::vector<std::string> quantized_paths(const GgufFile& source, const Plan& pla
   return paths;
 }
 
+void check_quantizable(const GgufFile& source, std::span<const QuantizeOutput> outputs,
+                       const Imatrix* imatrix) {
+  checked_outputs(source, outputs, imatrix);
+}
+
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
                             const std::string& out_path, const Device& device,
                             const Imatrix* imatrix) {
+  const QuantizeOutput output{plan, out_path};
+  return quantize_files(source, {&output, 1}, method, device, imatrix).front();
+}
+
+std::vector<QuantizeStats> quantize_files(const GgufFile& source,
+                                          std::span<const QuantizeOutput> outputs,
+                                          EncodeMethod method, const Device& device,
+                                          const Imatrix* imatrix) {
   const auto start = std::chrono::steady_clock::now();
-  const auto tensors = with_frame(source.path(), [&] {
-    check_encodable(plan);
-    check_importance(plan, imatrix);
-    return planned_tensors(source, plan);
-  });
-  const std::vector<std::string> paths = quantized_paths(source, plan, out_path);
-  const GgufMetadata metadata = quantized_metadata(source.metadata(), plan, method, imatrix);
-  QuantizeStats stats;
-  stats.bytes = plan.total_bytes();
-  std::vector<std::unique_ptr<GgufWriter>> writers;
-  for (size_t part = 0; part < paths.size(); ++part) {
-    writers.push_back(
-        std::make_unique<GgufWriter>(paths[part], part_metadata(metadata, plan, part, paths.size()),
-                                     part_table(tensors, plan, part)));
-  }
-  Progress progress("quantize", std::ssize(tensors), "tensors");
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const GgufTensor& tensor = *tensors[i];
-    const PlanEntry& entry = plan.entries[i];
-    GgufWriter& writer = *writers[plan.keep_split ? static_cast<size_t>(tensor.part) : 0];
-    write_tensor(source, tensor, entry.target, {method, device, importance_of(entry, imatrix)},
-                 writer);
+  std::vector<Output> writing = checked_outputs(source, outputs, imatrix);
+  for (size_t i = 0; i < outputs.size(); ++i)
+    open_writers(source, outputs[i].path, method, imatrix, writing[i]);
+  Progress progress("quantize", std::ssize(source.tensors()), "tensors");
+  for (size_t i = 0; i < source.tensors().size(); ++i) {
+    const GgufTensor& tensor = source.tensors()[i];
+    const Encoding encoding = encoding_of(source, i, writing, method, device, imatrix);
+    if (!encoding.takers.empty()) write_tensor(source, tensor, encoding);
     source.release(tensor);
-    stats.num_converted += entry.target != entry.source;
-    stats.num_weights += tensor.num_weights();
-    stats.source_bytes += static_cast<int64_t>(tensor.data.size());
-    progress.update(++stats.num_tensors, tensor.name);
+    progress.update(static_cast<int64_t>(i) + 1, tensor.name);
   }
-  for (const auto& writer : writers) writer->finish();
-  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (const Output& output : writing)
+    for (const auto& writer : output.writers) writer->sync();
+  for (const Output& output : writing)
+    for (const auto& writer : output.writers) writer->finish();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::vector<QuantizeStats> stats;
+  for (const QuantizeOutput& output : outputs) stats.push_back(stats_of(output.plan, seconds));
   return stats;
 }
 

@@ -1,8 +1,9 @@
-// Post-training quantization of a whole file: source, plan and method in, GGUF file out, tensor by
-// tensor.
+// Post-training quantization of a whole file: source, plans and method in, a GGUF file for each
+// plan out, tensor by tensor.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,7 +22,7 @@ struct QuantizeStats {
   int64_t num_weights = 0;
   int64_t source_bytes = 0;  // of tensor data
   int64_t bytes = 0;         // of tensor data written
-  double seconds = 0;
+  double seconds = 0;        // of the pass, whatever other files it made
   double bits_per_weight() const { return num_weights ? 8.0 * bytes / num_weights : 0.0; }
 };
 
@@ -46,14 +47,31 @@ GgufMetadata quantized_metadata(const GgufMetadata& source, const Plan& plan, En
 std::vector<std::string> quantized_paths(const GgufFile& source, const Plan& plan,
                                          const std::string& out_path);
 
+/// What to write, and where.
+struct QuantizeOutput {
+  Plan plan;
+  std::string path;
+};
+
+/// Throws Error, before anything is written: a tensor that a plan and the source do not agree on, a
+/// type without a codec, an imatrix that does not fit.
+void check_quantizable(const GgufFile& source, std::span<const QuantizeOutput> outputs,
+                       const Imatrix* imatrix = nullptr);
+
 /// Writes each of quantized_paths() whole or not at all, tensors in the source's order, a bounded
-/// number of rows in memory. Shows a progress bar. Throws Error: a tensor that the plan and the
-/// source do not agree on, a type without a codec, an imatrix that does not fit (all before
-/// anything is written), a NaN or infinity (tensor, row, column), a full disk. device: what
-/// encodes; the bytes are the same. imatrix: what weighs the errors of the tensors that it has; the
-/// plan must know of it.
+/// number of rows in memory. Shows a progress bar. Throws Error: what check_quantizable() throws, a
+/// NaN or infinity (tensor, row, column), a full disk. device: what encodes; the bytes are the
+/// same. imatrix: what weighs the errors of the tensors that it has; the plan must know of it.
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
                             const std::string& out_path, const Device& device = {},
                             const Imatrix* imatrix = nullptr);
+
+/// All outputs in one pass, each to the bytes that it alone would have: rows are read and decoded
+/// once, and encoded once for all outputs that give them one type. The files get their names when
+/// all are whole and on the disk. Stats in the order of the outputs.
+std::vector<QuantizeStats> quantize_files(const GgufFile& source,
+                                          std::span<const QuantizeOutput> outputs,
+                                          EncodeMethod method, const Device& device = {},
+                                          const Imatrix* imatrix = nullptr);
 
 }  // namespace nibble

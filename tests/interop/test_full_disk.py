@@ -65,6 +65,18 @@ def test_quantize(disk, run_nibble, stories260k):
     assert disk.files() == {out: b"old"}
 
 
+def test_quantize_to_several_types(disk, run_nibble, stories260k):
+    """All fit but the last: none appears."""
+    old = disk.folder / "stories260K-f32.v3-Q4_0.gguf"
+    old.write_bytes(b"old")
+    disk.fill(left=150 * PAGE)
+    result = run_nibble("quantize", "-q", stories260k, disk.folder, "--types", "Q4_0,Q2_0,F16")
+    written = [path for path in disk.folder.iterdir() if path.name != "filler"]
+    assert written == [old] and old.read_bytes() == b"old"
+    (name,) = {name for name in ("Q4_0", "Q2_0", "F16") if f"-{name}.gguf: cannot " in result.stderr}
+    check_refused(result, disk.folder / f"stories260K-f32.v3-{name}.gguf")
+
+
 def test_export(disk, run_nibble, report_run):
     out = disk.folder / "out.gguf"
     out.write_bytes(b"old")

@@ -285,18 +285,19 @@ TEST(GgufWriter, PiecesInAnyOrderAndFromSeveralThreadsGiveTheSameFile) {
     writer.finish();
   }
   GgufWriter writer(folder.file("pieces"), every_type(), table);
-  writer.write_pieces([&](const GgufWriter::Put& put) {
-    put(34, std::span(a).subspan(34));
-    put(0, std::span(a).first(34));
-  });
+  writer.begin_pieces();
+  writer.put(34, std::span(a).subspan(34));
+  writer.put(0, std::span(a).first(34));
+  writer.end_pieces();
   writer.write(b);
-  writer.write_pieces([&](const GgufWriter::Put& put) {
-    std::vector<std::thread> threads;
-    for (size_t row = 0; row < 100; ++row)
-      threads.emplace_back(
-          [&, row] { put(static_cast<int64_t>(row * 256), std::span(c).subspan(row * 256, 256)); });
-    for (std::thread& thread : threads) thread.join();
-  });
+  writer.begin_pieces();
+  std::vector<std::thread> threads;
+  for (size_t row = 0; row < 100; ++row)
+    threads.emplace_back([&, row] {
+      writer.put(static_cast<int64_t>(row * 256), std::span(c).subspan(row * 256, 256));
+    });
+  for (std::thread& thread : threads) thread.join();
+  writer.end_pieces();
   writer.finish();
   EXPECT_EQ(read_file(folder.file("pieces")), read_file(folder.file("row")));
 }
@@ -305,11 +306,24 @@ TEST(GgufWriter, PiecesMustAddUpToTheTensor) {
   TemporaryFolder folder;
   GgufWriter writer(folder.file("out"), {}, {{"a", {8}, GgmlType::kF32}});
   const auto bytes = numbered(32);
-  EXPECT_THROW(writer.write_pieces([&](const GgufWriter::Put& put) { put(4, bytes); }), Error);
-  EXPECT_THROW(writer.write_pieces([&](const GgufWriter::Put& put) { put(-1, bytes); }), Error);
-  EXPECT_THROW(
-      writer.write_pieces([&](const GgufWriter::Put& put) { put(0, std::span(bytes).first(31)); }),
-      Error);
+  writer.begin_pieces();
+  EXPECT_THROW(writer.put(4, bytes), Error);
+  EXPECT_THROW(writer.put(-1, bytes), Error);
+  writer.put(0, std::span(bytes).first(31));
+  EXPECT_THROW(writer.end_pieces(), Error);
+  EXPECT_THROW(writer.finish(), Error);
+}
+
+TEST(GgufWriter, SyncLeavesOnlyTheRename) {
+  TemporaryFolder folder;
+  write_file(folder.file("m.gguf"), "old");
+  GgufWriter writer(folder.file("m.gguf"), {}, {{"a", {2}, GgmlType::kF32}});
+  EXPECT_THROW(writer.sync(), Error);
+  writer.write(numbered(8));
+  writer.sync();
+  EXPECT_EQ(read_file(folder.file("m.gguf")), "old");
+  writer.finish();
+  EXPECT_EQ(GgufFile::open(folder.file("m.gguf")).tensors().size(), 1u);
 }
 
 TEST(GgufWriter, WantsEveryByteAndNoMore) {

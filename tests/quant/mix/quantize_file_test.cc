@@ -102,7 +102,8 @@ TEST_F(QuantizeFile, RefusesNumbersThatAreNone) {
             in_ + ": tensor 'blk.0.attn_q.weight': row 1, column 8 holds an infinity");
   const auto kept =
       write({{"output_norm.weight", {32}}}, [](size_t, int64_t i) { return i == 3 ? kNan : 1.0f; });
-  EXPECT_EQ(refusal(kept, "Q4_0"), in_ + ": tensor 'output_norm.weight': row 0, column 3 holds a NaN");
+  EXPECT_EQ(refusal(kept, "Q4_0"),
+            in_ + ": tensor 'output_norm.weight': row 0, column 3 holds a NaN");
   const auto large =
       write({{"blk.0.attn_q.weight", {32, 3}}}, [](size_t, int64_t) { return 1e30f; });
   EXPECT_NE(refusal(large, "Q4_0").find("tensor 'blk.0.attn_q.weight': row 0"), std::string::npos);
@@ -273,6 +274,57 @@ TEST_F(QuantizeFile, ATypeThatIsOnlyDecodedNamesTheNearest) {
     EXPECT_EQ(std::string(error.what()),
               "tensor 'blk.0.attn_q.weight': the plan's type for it, IQ2_S: asked for by name: " +
                   encode_refusal("IQ2_S"));
+  }
+}
+
+/// The outputs of two types, and of one of them without a layer.
+std::vector<QuantizeOutput> three_outputs(const GgufFile& source, const TemporaryFolder& folder) {
+  std::vector<QuantizeOutput> outputs;
+  for (const char* type : {"Q4_0", "Q8_0", "Q4_0"}) {
+    PlanOptions options;
+    options.type_name = type;
+    if (outputs.size() == 2) options.pruned_layers = {0};
+    outputs.push_back({make_plan(source, options), folder.file(concat(outputs.size(), ".gguf"))});
+  }
+  return outputs;
+}
+
+TEST_F(QuantizeFile, SeveralOutputsAreEachWhatTheyAreAlone) {
+  const GgufFile source = write({{"token_embd.weight", {64, 5}},
+                                 {"blk.0.attn_q.weight", {64, 7000}},
+                                 {"blk.1.attn_q.weight", {64, 3}},
+                                 {"output_norm.weight", {64}}},
+                                some_weight, metadata_of("llama", 2));
+  const auto outputs = three_outputs(source, folder_);
+  const auto stats = quantize_files(source, outputs, EncodeMethod::kGgml);
+  ASSERT_EQ(stats.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    const auto alone = quantize_file(source, outputs[i].plan, EncodeMethod::kGgml, out_);
+    EXPECT_EQ(read_file(outputs[i].path), read_file(out_)) << i;
+    EXPECT_EQ(stats[i].bytes, alone.bytes);
+    EXPECT_EQ(stats[i].num_converted, alone.num_converted);
+    EXPECT_EQ(stats[i].source_bytes, alone.source_bytes);
+  }
+  EXPECT_EQ(stats[2].num_tensors, 3);
+  EXPECT_EQ(stats[2].num_weights, 64 * (5 + 3 + 1));
+}
+
+TEST_F(QuantizeFile, AnErrorLeavesTheOldFilesOfAllOutputs) {
+  const GgufFile source = write(
+      {{"blk.0.attn_q.weight", {64, 3}}, {"blk.1.attn_q.weight", {64, 3}}},
+      [](size_t tensor, int64_t i) { return tensor == 1 && i == 70 ? kNan : 1.0f; },
+      metadata_of("llama", 2));
+  auto outputs = three_outputs(source, folder_);
+  write_file(outputs[1].path, "old");
+  EXPECT_THROW(quantize_files(source, outputs, EncodeMethod::kGgml), Error);
+  EXPECT_EQ(read_file(outputs[1].path), "old");
+  EXPECT_EQ(folder_.num_files(), 2u);
+  outputs[2].plan.entries[0].target = GgmlType::kQ8_1;
+  try {
+    quantize_files(source, outputs, EncodeMethod::kGgml);
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {  // names the output
+    EXPECT_EQ(std::string(error.what()).find(in_ + ": Q4_0: tensor 'blk.1.attn_q.weight': "), 0u);
   }
 }
 
