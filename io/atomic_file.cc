@@ -119,6 +119,7 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 
 int64_t AtomicFile::reserve(int64_t bytes) {
   flush();
+  buffer_.shrink_to_fit();  // the header filled it; between reserved bytes little is written
   const int64_t begin = size_;
   size_ += bytes;
   return begin;
