@@ -1,5 +1,5 @@
 """nibble and llama.cpp's tools on the same file with the same threads, timed in turns; what they write or print is
-compared before it is timed. Prints a table, or with --json one object, of medians and their ratio.
+compared before it is timed. Prints a table, or with --json one object, of medians, their ratio and its goal.
 
     python tests/bench/against_llama.py [--json] [--threads N] [--repeats N] [quantize | perplexity]...
 
@@ -29,6 +29,14 @@ from generated_llama import write_llama  # noqa: E402
 
 SITE_PACKAGES = pathlib.Path(sysconfig.get_path("purelib"))
 TMPFS = pathlib.Path("/dev/shm")
+# Times llama-quantize's that are to be reached: by method and type, and of the ten in one pass.
+GOALS = {
+    "ggml": {**dict.fromkeys(["Q8_0", "Q4_0", "Q5_0", "Q1_0", "Q2_0", "TQ2_0"], 0.7),
+             **dict.fromkeys(["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"], 0.35), "IQ4_NL": 0.25, "IQ4_XS": 0.25},
+    "search": dict.fromkeys(["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"], 1.0),
+}
+TEN_TYPES = ["Q2_K", "Q3_K_M", "Q4_0", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"]
+TEN_GOAL = 0.35
 QUANTIZE_TYPES = ["Q8_0", "Q4_0", "Q5_0", "Q1_0", "Q2_0", "TQ2_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 
 
@@ -50,21 +58,30 @@ def run(command, threads):
 
 
 def in_turns(commands, options):
-    """Median seconds of each command; one turn of each before counts for nothing."""
+    """{name: a program's commands} -> {name: median seconds of them all}; one turn before counts for nothing."""
     times = {name: [] for name in commands}
     for turn in range(options.repeats + 1):
-        for name, command in commands.items():
-            seconds, _ = run(command, options.threads)
+        for name, steps in commands.items():
+            seconds = sum(run(command, options.threads)[0] for command in steps)
             if turn > 0:
                 times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def row_of(what, seconds):
+def row_of(what, seconds, goal=None):
     return {
         "what": what, "nibble_seconds": seconds["nibble"], "llama_seconds": seconds["llama.cpp"],
-        "ratio": seconds["nibble"] / seconds["llama.cpp"],
+        "ratio": seconds["nibble"] / seconds["llama.cpp"], "goal": goal,
     }
+
+
+def check_same(what, ours, theirs, bytes_too):
+    """Stops where the files' tensors differ in type or, if wanted, in bytes."""
+    mine, their = gguf_table.read(ours)[1], gguf_table.read(theirs)[1]
+    if {name: tensor.type for name, tensor in mine.items()} != {name: tensor.type for name, tensor in their.items()}:
+        sys.exit(f"{what}: the files' tensor types differ")
+    if bytes_too and any(mine[name] != tensor for name, tensor in their.items()):
+        sys.exit(f"{what}: the files' bytes differ")
 
 
 def bench_quantize(options, folder, llama):
@@ -74,22 +91,34 @@ def bench_quantize(options, folder, llama):
         ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
         for method in ("ggml", "search"):
             commands = {
-                "nibble": [options.nibble, "quantize", "-q", "--pure", "--method", method, model, ours, type_name,
-                           options.threads],
-                "llama.cpp": [llama("llama-quantize"), "--pure", model, theirs, type_name, options.threads],
+                "nibble": [[options.nibble, "quantize", "-q", "--pure", "--method", method, model, ours, type_name,
+                            options.threads]],
+                "llama.cpp": [[llama("llama-quantize"), "--pure", model, theirs, type_name, options.threads]],
             }
-            for command in commands.values():
+            for (command,) in commands.values():
                 run(command, options.threads)
-            mine, their = gguf_table.read(ours)[1], gguf_table.read(theirs)[1]
-            same = [name for name in their if mine[name].type == their[name].type and mine[name] == their[name]]
-            if [mine[name].type for name in their] != [tensor.type for tensor in their.values()]:
-                sys.exit(f"{type_name}: the files' tensor types differ")
-            if method == "ggml" and len(same) != len(their):
-                sys.exit(f"{type_name}: the files' bytes differ")
-            yield row_of(f"quantize {type_name}, {method}", in_turns(commands, options))
+            check_same(type_name, ours, theirs, bytes_too=method == "ggml")
+            yield row_of(f"quantize {type_name}, {method}", in_turns(commands, options), GOALS[method].get(type_name))
         ours.unlink()
         theirs.unlink()
+    yield ten_types_row(options, folder, llama, model)
     model.unlink()
+
+
+def ten_types_row(options, folder, llama, model):
+    """Ten file types in one pass over the model against llama-quantize ten times."""
+    many, theirs = folder / "many", folder / "theirs.gguf"
+    ours = [options.nibble, "quantize", "-q", "--method", "ggml", model, many, "--types", ",".join(TEN_TYPES),
+            options.threads]
+    alone = {name: [llama("llama-quantize"), model, theirs, name, options.threads] for name in TEN_TYPES}
+    run(ours, options.threads)
+    for name, command in alone.items():
+        run(command, options.threads)
+        check_same(name, many / f"{model.stem}-{name}.gguf", theirs, bytes_too=True)
+    seconds = in_turns({"nibble": [ours], "llama.cpp": list(alone.values())}, options)
+    shutil.rmtree(many)
+    theirs.unlink()
+    return row_of("quantize to ten types, ggml", seconds, TEN_GOAL)
 
 
 def perplexity_in(text):
@@ -104,14 +133,14 @@ def bench_perplexity(options, folder, llama):
         write_model(model, options, dtype)
         sizes = ["--ctx", "512", "--chunks", "4"]
         commands = {
-            "nibble": [options.nibble, "perplexity", model, text, *sizes],
-            "llama.cpp": [llama("llama-perplexity"), "-m", model, "-f", text, "-c", "512", "--chunks", "4", "-t",
-                          options.threads, "-ub", "512", "-b", "2048"],
+            "nibble": [[options.nibble, "perplexity", model, text, *sizes]],
+            "llama.cpp": [[llama("llama-perplexity"), "-m", model, "-f", text, "-c", "512", "--chunks", "4", "-t",
+                           options.threads, "-ub", "512", "-b", "2048"]],
         }
         values = {}
         while len(values) < 2:  # llama.cpp's log can lose its last lines when the program ends
             values = {}
-            for program, command in commands.items():
+            for program, (command,) in commands.items():
                 printed = run(command, options.threads)[1]
                 if "PPL" in printed and "+/-" in printed:
                     values[program] = perplexity_in(printed)
@@ -152,8 +181,9 @@ def main():
             for row in BENCHES[name](options, folder, llama):
                 rows.append(row)
                 if not options.json:
+                    goal = f"   goal {row['goal']:.2f}" if row["goal"] else ""
                     print(f"{row['what']:32} nibble {row['nibble_seconds']:7.2f} s   llama.cpp "
-                          f"{row['llama_seconds']:7.2f} s   ratio {row['ratio']:.2f}", flush=True)
+                          f"{row['llama_seconds']:7.2f} s   ratio {row['ratio']:.2f}{goal}", flush=True)
     finally:
         shutil.rmtree(folder)
     if options.json:
