@@ -60,6 +60,22 @@ TEST_P(ControlTest, CodesThatAreTruncated) {
   EXPECT_NE(check_parity(broken, weights, scales), "");
 }
 
+TEST_P(ControlTest, ReadingThatIsNotTheOthers) {
+  const std::vector<std::byte> blocks = encode(*sound, weights, {}, EncodeMethod::kRtn);
+  ASSERT_EQ(check_same_reading(broken, *sound, blocks), "");
+  broken.codes_of = [](const std::byte* from, int8_t* codes, int64_t num_blocks) {
+    sound->codes_of(from, codes, num_blocks);
+    codes[1] = static_cast<int8_t>(codes[1] ^ 1);
+  };
+  EXPECT_NE(check_same_reading(broken, *sound, blocks), "");
+  broken.codes_of = sound->codes_of;
+  broken.steps_of = [](const std::byte* from, float* steps, int64_t num_blocks) {
+    sound->steps_of(from, steps, num_blocks);
+    steps[0] *= 1.0f + 0x1p-23f;
+  };
+  EXPECT_NE(check_same_reading(broken, *sound, blocks), "");
+}
+
 TEST_P(OffsetControlTest, DecodeThatDropsMins) {
   broken.decode = [](const std::byte* blocks, float* out, int64_t num_blocks) {
     std::vector<float> scales(num_blocks * sound->num_scales);

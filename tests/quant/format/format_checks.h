@@ -184,6 +184,14 @@ inline std::vector<float> scales_of(const Format& format, const std::vector<std:
   return scales;
 }
 
+/// Blocks of any bytes, the same ones each time.
+inline std::vector<std::byte> random_blocks(const Format& format, int64_t num_blocks) {
+  std::mt19937 generator(static_cast<uint32_t>(format.type));
+  std::vector<std::byte> blocks(num_blocks * format.block_bytes);
+  for (std::byte& byte : blocks) byte = static_cast<std::byte>(generator());
+  return blocks;
+}
+
 inline std::vector<float> snap(const Format& format, const std::vector<float>& scales) {
   std::vector<float> snapped(scales.size());
   const int64_t num_blocks = format.num_scales ? scales.size() / format.num_scales : 0;
@@ -235,6 +243,23 @@ inline Verdict check_survival(const Format& format, const std::vector<std::byte>
     if (decoded[i] != again[i]) return concat("weight ", i, ": ", decoded[i], " became ", again[i]);
   }
   return "";
+}
+
+/// What is read from blocks by one implementation of a format is, bit for bit, what another reads.
+inline Verdict check_same_reading(const Format& format, const Format& other,
+                                  const std::vector<std::byte>& blocks) {
+  const int64_t num_blocks = static_cast<int64_t>(blocks.size()) / format.block_bytes;
+  Verdict verdict = compare_bits(decode(format, blocks), decode(other, blocks), "decode");
+  if (verdict.empty() && format.scales_of)
+    verdict = compare_bits(scales_of(format, blocks), scales_of(other, blocks), "scales_of");
+  if (!verdict.empty() || !format.codes_of) return verdict;
+  std::vector<int8_t> codes(num_blocks * format.block_size), other_codes(codes.size());
+  std::vector<float> steps(codes.size() / format.group_size), other_steps(steps.size());
+  format.codes_of(blocks.data(), codes.data(), num_blocks);
+  other.codes_of(blocks.data(), other_codes.data(), num_blocks);
+  format.steps_of(blocks.data(), steps.data(), num_blocks);
+  other.steps_of(blocks.data(), other_steps.data(), num_blocks);
+  return codes != other_codes ? "codes_of differs" : compare_bits(steps, other_steps, "steps_of");
 }
 
 /// encode_with takes the nearest level: no level that weights nearby get is nearer.

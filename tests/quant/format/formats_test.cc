@@ -259,7 +259,34 @@ TEST_P(FormatTest, InstructionSetsAndDevicesAgreeBitForBit) {
   for (const Target& target : targets()) {
     if (!target.supported) continue;
     SCOPED_TRACE(target.name);
-    expect_agreement(target.formats[GetParam().index], generic, /*same_nans=*/true);
+    const Format& own = target.formats[GetParam().index];
+    expect_agreement(own, generic, /*same_nans=*/true);
+    EXPECT_EQ(check_same_reading(own, generic, random_blocks(own, 200)), "");
+  }
+}
+
+// The search goes over 16 blocks at a time: the last ones of a row need not be as many.
+TEST_P(FormatTest, InstructionSetsAndDevicesAgreeOnAnyNumberOfBlocks) {
+  const Format& generic = targets()[0].formats[GetParam().index];
+  std::vector<const Format*> all;
+  for (const Target& target : targets()) {
+    if (target.supported && !GetParam().cuda) all.push_back(&target.formats[GetParam().index]);
+  }
+  if (GetParam().cuda) all.push_back(&format());
+  std::mt19937 generator(11);
+  std::student_t_distribution<float> heavy(3.0f);
+  for (const int64_t num_blocks : {1, 3, 19}) {
+    std::vector<float> weights(num_blocks * generic.block_size), importance(weights.size());
+    for (float& x : weights) x = 0.02f * heavy(generator);
+    for (float& x : importance) x = std::fabs(heavy(generator));
+    for (const EncodeMethod method :
+         {EncodeMethod::kGgml, EncodeMethod::kRtn, EncodeMethod::kSearch}) {
+      for (const auto& weighted_by : {std::vector<float>(), importance}) {
+        const auto blocks = encode(generic, weights, weighted_by, method);
+        for (const Format* each : all)
+          EXPECT_EQ(encode(*each, weights, weighted_by, method), blocks) << num_blocks << " blocks";
+      }
+    }
   }
 }
 

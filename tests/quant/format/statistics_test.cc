@@ -32,13 +32,6 @@ Owned float_tensor(int64_t row_length, const std::vector<float>& weights) {
   return {GgmlType::kF32, row_length, {bytes.begin(), bytes.end()}};
 }
 
-std::vector<std::byte> random_blocks(const Format& format, int64_t num_blocks) {
-  std::mt19937 generator(static_cast<uint32_t>(format.type));
-  std::vector<std::byte> blocks(num_blocks * format.block_bytes);
-  for (std::byte& byte : blocks) byte = static_cast<std::byte>(generator());
-  return blocks;
-}
-
 TEST(Statistics, MomentsAreThoseOfTheFiniteWeights) {
   const Owned owned = float_tensor(4, {1, -2, 0, 5, NAN, -0.0f, INFINITY, 2});
   const TensorStatistics found = statistics_of(owned.tensor);
