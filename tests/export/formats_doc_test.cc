@@ -160,6 +160,57 @@ TEST_F(FormatsDoc, NumbersAreTheCodes) {
   }
 }
 
+TEST_F(FormatsDoc, ScalesTakeTheBitsThatItSays) {
+  for (const Row& row : rows) {
+    int64_t bytes = 0;
+    for (const Field& field : fields_of(row)) {
+      const bool holds_codes =
+          field.name.starts_with('q') || field.name == "hmask" || field.name == "w";
+      if (!holds_codes) bytes += field.bytes;
+    }
+    const double weights = std::stod(row.at("weights"));
+    EXPECT_EQ(row.at("of these scales"), concat(8.0 * static_cast<double>(bytes) / weights))
+        << row.at("format");
+  }
+}
+
+TEST_F(FormatsDoc, AnImatrixCountsForTheMethodsThatItSays) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  std::vector<float> weights(1024), importance(weights.size());
+  for (float& x : weights) x = normal(random);
+  for (float& x : importance) x = std::exp(2.0f * normal(random));
+  for (const Row& row : rows) {
+    const Format* format = find_format(row.at("format"));
+    ASSERT_NE(format, nullptr);
+    const auto encoded = [&](EncodeMethod method, const float* weighted_by) {
+      const auto length = static_cast<int64_t>(weights.size());
+      std::vector<std::byte> blocks(length / format->block_size * format->block_bytes);
+      format->encode(weights.data(), weighted_by, blocks.data(), length, method);
+      return blocks;
+    };
+    std::string methods;
+    for (const auto& [name, method] : {std::pair{"ggml", EncodeMethod::kGgml},
+                                       {"rtn", EncodeMethod::kRtn},
+                                       {"search", EncodeMethod::kSearch}}) {
+      if (encoded(method, nullptr) != encoded(method, importance.data()))
+        methods += (methods.empty() ? "" : ", ") + std::string(name);
+    }
+    EXPECT_EQ(row.at("imatrix"), methods) << row.at("format");
+  }
+}
+
+TEST_F(FormatsDoc, EveryFormatWasMeasured) {
+  std::vector<std::string> measured, built;
+  for (const Row& row : read_table("## Measured")) {
+    measured.push_back(row.at("format"));
+    for (const char* method : {"ggml", "rtn"})
+      EXPECT_LE(std::stod(row.at("search")), std::stod(row.at(method))) << row.at("format");
+  }
+  for (const Format& format : formats()) built.emplace_back(format.name);
+  EXPECT_EQ(measured, built);
+}
+
 TEST_F(FormatsDoc, ScalesLieWhereItSays) {
   for (const Row& row : rows) {
     SCOPED_TRACE(row.at("format"));
