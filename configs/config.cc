@@ -11,6 +11,7 @@
 #include "io/atomic_file.h"
 #include "quant/format/registry.h"
 #include "quant/mix/file_type.h"
+#include "training/calibrate.h"
 #include "training/train_tokenizer.h"
 
 namespace nibble {
@@ -71,7 +72,11 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"quant.token_embedding_type", &c.mix.token_embedding_type, 0, 0, tensor_type_choices(),
        encode_refusal},
       {"quant.scales", &t.quant.scales, 0, 0, {"learned", "dynamic", "frozen"}},
-      {"quant.initial", &t.quant.initial, 0, 0, {"search", "gptq", "ggml", "rtn"}},
+      {"quant.initial",
+       &t.quant.initial,
+       0,
+       0,
+       {"search", "imatrix", "gptq", "awq", "ggml", "rtn"}},
       {"quant.calibration_tokens", &t.quant.calibration_tokens, 1, kMaxTokens},
       {"data.files", &t.data.files},
       {"data.text_field", &t.data.text_field},
@@ -100,7 +105,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"dtype", &t.dtype, 0, 0, {"auto", "float32", "bfloat16"}},
       {"activation_checkpointing", &t.activation_checkpointing},
       {"seed", &t.seed},
-      {"baselines", &c.baselines, 0, 0, {"ggml", "search", "rtn"}},
+      {"baselines", &c.baselines, 0, 0, {"ggml", "search", "imatrix", "gptq", "awq", "rtn"}},
       {"compare.text", &c.compare.text},
       {"compare.ctx", &c.compare.ctx, 4, 1 << 20},
       {"compare.chunks", &c.compare.chunks, -1, kMaxTokens},
@@ -132,7 +137,9 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   ignore(!none && t.quant.scales == "dynamic",
          "quant.scales is dynamic: scales follow from the weights at every step",
          {"quant.initial"});
-  ignore(!none && t.quant.initial != "gptq", "quant.initial is not gptq",
+  const bool calibrates = is_calibrated(t.quant.initial) ||
+                          std::any_of(c.baselines.begin(), c.baselines.end(), is_calibrated);
+  ignore(!none && !calibrates, "neither quant.initial nor a baseline is gptq, awq or imatrix",
          {"quant.calibration_tokens"});
   ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
   ignore(std::none_of(t.data.files.begin(), t.data.files.end(),

@@ -275,6 +275,29 @@ torch::Tensor Llama::hidden(const Batch& batch) {
       .view({batch.tokens.size(0), batch.tokens.size(1), options_.shape.width});
 }
 
+std::vector<ChannelLink> Llama::channel_links() {
+  const int64_t shared = options_.num_heads / options_.num_kv_heads;
+  // Of each channel that attention gives: the value's, from the head that its query heads share.
+  const torch::Tensor value_rows = at::arange(options_.num_kv_heads * options_.head_size)
+                                       .view({options_.num_kv_heads, options_.head_size})
+                                       .repeat_interleave(shared, 0)
+                                       .flatten();
+  const auto with_bias = [](Weight* weight, Weight* bias) {
+    return bias ? std::vector<Weight*>{weight, bias} : std::vector<Weight*>{weight};
+  };
+  std::vector<ChannelLink> links;
+  for (const LlamaLayer& layer : layers_) {
+    const torch::Tensor width = at::arange(options_.shape.width);
+    links.push_back({{layer.attention_norm}, {layer.query, layer.key, layer.value}, width});
+    links.push_back(
+        {with_bias(layer.value, layer.value_bias), {layer.attention_output}, value_rows});
+    links.push_back({{layer.feed_forward_norm}, {layer.gate, layer.up}, width});
+    links.push_back(
+        {with_bias(layer.up, layer.up_bias), {layer.down}, at::arange(options_.feed_forward)});
+  }
+  return links;
+}
+
 std::unique_ptr<KvCache> Llama::new_cache() {
   return std::make_unique<LlamaCache>(options_.shape.num_layers);
 }

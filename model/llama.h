@@ -50,6 +50,7 @@ class Llama : public Model {
   std::vector<Weight*> weights() override;
   torch::Tensor hidden(const Batch& batch) override;
   const torch::Tensor& output_weight() const override;
+  std::vector<ChannelLink> channel_links() override;
   std::unique_ptr<KvCache> new_cache() override;
   torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) override;
   void set_compute_dtype(torch::Dtype dtype) override { dtype_ = dtype; }

@@ -45,6 +45,14 @@ struct ModelShape {
   int64_t num_layers = 0, width = 0, vocab_size = 0, context_length = 0;
 };
 
+/// Tensors of which one makes, channel by channel, what the others are multiplied with: a factor
+/// per channel can move from the first to the others, and the model computes the same.
+struct ChannelLink {
+  std::vector<Weight*> makers;  // a norm's weight, or a matrix and its bias: [rows] or [rows, ...]
+  std::vector<Weight*> takers;  // matrices, [out, channels]
+  torch::Tensor maker_row;      // [channels] int64: where heads share a value, a row makes several
+};
+
 /// Sees what enters the matmuls of a model's blocks: x [N, in] float32, all positions of a batch,
 /// and the weights that it is multiplied by.
 using MatmulObserver =
@@ -68,6 +76,9 @@ class Model {
   torch::Device device() const { return output_weight().device(); }
   /// [B, T, V] float32.
   torch::Tensor logits(const Batch& batch);
+
+  /// In the order of the forward pass; none for an architecture that does not tell.
+  virtual std::vector<ChannelLink> channel_links() { return {}; }
 
   virtual std::unique_ptr<KvCache> new_cache() = 0;
   /// [T, D] for tokens [T] int64, on any device, that follow what the cache holds.

@@ -1,5 +1,7 @@
 // nibble quantize: post-training quantization of a GGUF file, with llama-quantize's rules and
 // flags.
+#include "recipes/quantize.h"
+
 #include <cxxopts.hpp>
 #include <filesystem>
 
@@ -25,7 +27,10 @@ constexpr const char* kIntroduction =
     "numbers are chosen is the method:\n"
     "  search  the scales with the lowest squared error that it finds, at most ggml's (default)\n"
     "  ggml    llama-quantize's own choice, byte for byte\n"
-    "  rtn     scales from each block's range, codes by rounding to nearest\n";
+    "  rtn     scales from each block's range, codes by rounding to nearest\n"
+    "and, looking at a text's activations (--calibration):\n"
+    "  gptq    codes that make good for each other's errors, then scales fitted to them\n"
+    "  awq     channels scaled so that those with large activations lose least, then search\n";
 
 constexpr const char* kExamples =
     "\nExamples:\n"
@@ -35,20 +40,20 @@ constexpr const char* kExamples =
     "  nibble quantize f32.gguf Q4_K_M                                   to "
     "ggml-model-Q4_K_M.gguf\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --imatrix imatrix.gguf    important columns first\n"
+    "  nibble quantize f32.gguf q4_0.gguf Q4_0 --method gptq --calibration text.txt\n"
     "  nibble quantize f32.gguf q4_0.gguf Q4_0 --dry-run                 the plan only\n"
     "  nibble quantize tiny-f32.gguf out --types Q2_K,Q4_0               reads once, writes\n"
     "                                                 out/tiny-Q2_K.gguf and out/tiny-Q4_0.gguf\n"
     "  nibble quantize f32.gguf small.gguf --target-bpw 3.5 --sensitivity f32.sensitivity.json\n";
 
 cxxopts::Options make_options() {
-  const auto text = [] { return cxxopts::value<std::string>(); };
   cxxopts::Options options("nibble quantize", kIntroduction);
   options.custom_help("[OPTIONS]")
       .positional_help(
           "IN.gguf [OUT.gguf] TYPE [THREADS]\n"
           "  nibble quantize [OPTIONS] IN.gguf OUT_DIR --types TYPE,TYPE,... [THREADS]");
   cxxopts::OptionAdder add = options.add_options();
-  add("method", "ggml, rtn or search", text()->default_value("search"), "M");
+  add_method_options(options);
   add_plan_options(options);
   add_byte_budget_options(options);
   add_imatrix_options(options);
@@ -76,28 +81,29 @@ std::vector<QuantizeOutput> planned_outputs(const cxxopts::ParseResult& argument
     options.type_name = type;
     outputs.push_back(
         {type.empty() ? byte_budget_plan(arguments, source, options) : make_plan(source, options),
-         path});
+         path, nullptr});
   }
   return outputs;
 }
 
 void check_writes_elsewhere(const GgufFile& source, std::span<const QuantizeOutput> outputs) {
   std::error_code missing;
-  for (const auto& [plan, out] : outputs)
-    for (const std::string& path : quantized_paths(source, plan, out))
+  for (const QuantizeOutput& output : outputs)
+    for (const std::string& path : quantized_paths(source, output.plan, output.path))
       if (std::filesystem::equivalent(source.path(), path, missing))
         fail_usage(source.path(), ": IN and OUT are the same file");
 }
 
 }  // namespace
 
-int run_quantize(int argc, char** argv) {
+std::optional<QuantizeJob> quantize_job(int argc, char** argv) {
   cxxopts::Options options = make_options();
   const auto arguments = parse_arguments(options, argc, argv, examples());
-  if (!arguments) return 0;
+  if (!arguments) return std::nullopt;
   const QuantizeWords words = quantize_words(*arguments, has_byte_budget(*arguments));
   PlanOptions choices = plan_options(*arguments);
-  const EncodeMethod method = method_named((*arguments)["method"].as<std::string>());
+  auto calibration = calibration_arguments(*arguments);
+  const std::string method = (*arguments)["method"].as<std::string>();
   const Device device = device_argument(*arguments);
   const QuantizeReport report{arguments->count("json") > 0, !words.folder.empty()};
   const bool quiet = arguments->count("quiet"), dry_run = arguments->count("dry-run");
@@ -105,24 +111,35 @@ int run_quantize(int argc, char** argv) {
   Progress::set_quiet(quiet);
   if (words.threads.value_or(0) > 0) set_num_threads(*words.threads);
 
-  const GgufFile source = GgufFile::open(words.in);
-  const std::optional<Imatrix> imatrix = imatrix_argument(*arguments, method);
+  GgufFile source = GgufFile::open(words.in);
+  std::optional<Imatrix> imatrix;
+  if (!calibration) imatrix = imatrix_argument(*arguments, method_named(method));
   choices.has_imatrix = imatrix.has_value();
-  const std::vector<QuantizeOutput> outputs = planned_outputs(*arguments, words, source, choices);
+  std::vector<QuantizeOutput> outputs = planned_outputs(*arguments, words, source, choices);
   if (dry_run || imatrix) print_importance_notes(outputs, imatrix);
   if (dry_run) {
     print_plans(outputs, report);
-    return 0;
+    return std::nullopt;
   }
   check_writes_elsewhere(source, outputs);
-  const Imatrix* importance = imatrix ? &*imatrix : nullptr;
-  check_quantizable(source, outputs, importance);
+  check_quantizable(source, outputs, imatrix ? &*imatrix : nullptr);
   if (!words.folder.empty()) create_folders(words.folder);
+  return QuantizeJob{std::move(source),  std::move(outputs),     method, device,
+                     std::move(imatrix), std::move(calibration), report};
+}
+
+int run_quantize(int argc, char** argv) {
+  const std::optional<QuantizeJob> job = quantize_job(argc, argv);
+  if (!job) return 0;
+  if (job->calibration) return run_quantize_calibrated(argc, argv);
+  const EncodeMethod method = method_named(job->method);
   if (method == EncodeMethod::kSearch)
     note(
         "method search: at most llama-quantize's error, so not its bytes; --method ggml writes "
         "those");
-  print_stats(outputs, quantize_files(source, outputs, method, device, importance), method, report);
+  const auto stats = quantize_files(job->source, job->outputs, method, job->device,
+                                    job->imatrix ? &*job->imatrix : nullptr);
+  print_stats(job->outputs, stats, job->method, job->report);
   return 0;
 }
 

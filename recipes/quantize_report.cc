@@ -45,10 +45,11 @@ std::string stats_line(const QuantizeOutput& output, const QuantizeStats& stats)
                 " of tensor data, ", numbers, " (", count_types(output.plan), ")\n");
 }
 
-Json stats_json(const QuantizeOutput& output, const QuantizeStats& stats, EncodeMethod method) {
+Json stats_json(const QuantizeOutput& output, const QuantizeStats& stats,
+                const std::string& method) {
   return {{"name", output.path},
           {"type", output.plan.type_name},
-          {"method", method_name(method)},
+          {"method", method},
           {"bytes", stats.bytes},
           {"source_bytes", stats.source_bytes},
           {"bpw", stats.bits_per_weight()},
@@ -67,14 +68,15 @@ void print_json(const std::vector<Json>& objects, bool many) {
 
 void print_plans(std::span<const QuantizeOutput> outputs, const QuantizeReport& report) {
   std::vector<Json> objects;
-  for (const auto& [plan, path] : outputs) {
+  for (const QuantizeOutput& output : outputs) {
     if (report.json)
-      objects.push_back(Json::parse(plan.to_json()));
+      objects.push_back(Json::parse(output.plan.to_json()));
     else
-      std::cout << (report.many ? path + ":\n" : "") << plan_lines(plan);
+      std::cout << (report.many ? output.path + ":\n" : "") << plan_lines(output.plan);
   }
   if (report.json) print_json(objects, report.many);
-  for (const auto& [plan, path] : outputs) {
+  for (const QuantizeOutput& output : outputs) {
+    const Plan& plan = output.plan;
     try {
       with_frame(report.many ? plan.type_name : "", [&] { check_encodable(plan); });
     } catch (const Error& error) {
@@ -84,7 +86,7 @@ void print_plans(std::span<const QuantizeOutput> outputs, const QuantizeReport& 
 }
 
 void print_stats(std::span<const QuantizeOutput> outputs, std::span<const QuantizeStats> stats,
-                 EncodeMethod method, const QuantizeReport& report) {
+                 const std::string& method, const QuantizeReport& report) {
   std::vector<Json> objects;
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (report.json)

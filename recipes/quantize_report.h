@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "quant/mix/quantize_file.h"
 
@@ -16,6 +17,6 @@ struct QuantizeReport {
 void print_plans(std::span<const QuantizeOutput> outputs, const QuantizeReport& report);
 /// Types, bytes and time of the files that were written, which stats tell of in their order.
 void print_stats(std::span<const QuantizeOutput> outputs, std::span<const QuantizeStats> stats,
-                 EncodeMethod method, const QuantizeReport& report);
+                 const std::string& method, const QuantizeReport& report);
 
 }  // namespace nibble

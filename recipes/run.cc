@@ -33,6 +33,7 @@
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
+#include "training/calibrate.h"
 #include "training/data.h"
 #include "training/trainer.h"
 
@@ -93,17 +94,40 @@ void make_original(Run& run) {
                                   " file; what it decodes to is the original here.");
 }
 
+/// What a baseline's row says of it.
+const char* baseline_note(const std::string& method) {
+  static const std::map<std::string, const char*> kNotes = {
+      {"ggml", "rounded: the bytes that llama-quantize writes"},
+      {"search", "rounded, with scales found by search"},
+      {"imatrix",
+       "rounded, with scales found by search that minds the training text's activations"},
+      {"gptq", "rounded column by column, each making good for those before (GPTQ)"},
+      {"awq", "rounded after its channels were scaled by their activations (AWQ)"},
+      {"rtn", "rounded to nearest, scales from the range"}};
+  return kNotes.at(method);
+}
+
+/// What calibrated baselines see: the text that training sees.
+std::vector<Batch> baseline_text(const Run& run, const GgufFile& original) {
+  const RunConfig& config = run.config;
+  if (std::none_of(config.baselines.begin(), config.baselines.end(), is_calibrated)) return {};
+  const auto tokenizer = Tokenizer::from_metadata(original.metadata());
+  return calibration_batches(TextData::load(config.train.data, *tokenizer, config.train.seed).train,
+                             config.train.quant.calibration_tokens, config.train.seed);
+}
+
 void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
   const std::string type = run.config.train.quant.type;
+  const std::vector<Batch> text = baseline_text(run, original);
   for (const std::string& method : run.config.baselines) {
     const std::string file = run.path(concat(run.name, '-', type, '-', method, ".gguf"));
-    quantize_file(original, plan, method_named(method), file, run.device());
+    if (is_calibrated(method))
+      quantize_calibrated(original, plan, method, text, file);
+    else
+      quantize_file(original, plan, method_named(method), file, run.device());
     const bool first = run.report.baseline.empty();
     const std::string row = concat(type, ' ', method == "ggml" ? "llama-quantize" : method);
-    const char* note = method == "ggml"     ? "rounded: the bytes that llama-quantize writes"
-                       : method == "search" ? "rounded, with scales found by search"
-                                            : "rounded to nearest, scales from the range";
-    run.add(row, file, first ? Role::kBaseline : Role::kOther, note);
+    run.add(row, file, first ? Role::kBaseline : Role::kOther, baseline_note(method));
     if (first) run.report.baseline = row;
   }
 }

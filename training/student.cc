@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "quant/mix/quantize_file.h"
+#include "training/calibrate.h"
 
 namespace nibble {
 namespace {
@@ -30,9 +31,9 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
   const torch::NoGradGuard no_grad;
   const bool quantized = plan && options.type != "none";
   const ScaleMode mode = parse_scale_mode(options.scales);
-  // GPTQ's starting points come in `start`; a search is for what has none.
+  // A calibration's starting points come in `start`; a search is for what has none.
   const EncodeMethod initial =
-      options.initial == "gptq" ? EncodeMethod::kSearch : method_named(options.initial);
+      is_calibrated(options.initial) ? EncodeMethod::kSearch : method_named(options.initial);
   const std::vector<Weight*> weights = model_->weights();
   Progress progress("initial scales", static_cast<int64_t>(weights.size()), "tensors");
   for (Weight* weight : weights) {

@@ -15,8 +15,8 @@
 #include "quant/fake/quantizer.h"
 #include "quant/mix/plan.h"
 #include "training/checkpoint.h"
-#include "training/gptq_start.h"
 #include "training/optimizer.h"
+#include "training/starting_point.h"
 #include "training/trainer.h"
 
 namespace nibble {

@@ -17,6 +17,7 @@
 #include "io/line_file.h"
 #include "io/mapped_file.h"
 #include "quant/fake/torch_device.h"
+#include "training/calibrate.h"
 #include "training/checkpoint.h"
 #include "training/data.h"
 #include "training/learner.h"
@@ -188,7 +189,6 @@ class Run {
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
   int64_t teacher_bytes(const GgufFile& source) const;
   std::vector<Batch> micro_batches(const std::vector<int64_t>& rows) const;
-  std::vector<Batch> calibration_batches() const;
   StepResult learn_from(const std::vector<int64_t>& rows, double rate_factor);
   StepMetrics take_step();
   void evaluate(StepMetrics& metrics);
@@ -249,8 +249,10 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   StartingPoints start;
   if (!fresh)
     quant.initial = "rtn";  // the checkpoint's takes its place: the quickest will do
-  else if (quant.type != "none" && quant.initial == "gptq" && quant.scales != "dynamic")
-    start = gptq_start(*model, plan, calibration_batches());
+  else if (quant.type != "none" && is_calibrated(quant.initial) && quant.scales != "dynamic")
+    start =
+        starting_points(quant.initial, *model, plan,
+                        calibration_batches(data_.train, quant.calibration_tokens, options.seed));
   student_ = std::make_unique<Student>(std::move(model), &plan, quant, start);
   learner_ = std::make_unique<Learner>(*student_, teacher_.get(), options);
 
@@ -321,14 +323,6 @@ StepResult Run::learn_from(const std::vector<int64_t>& rows, double rate_factor)
   const StepResult result = learner_->step(micro_batches(rows), rate_factor, &hidden);
   for (size_t i = 0; i < rows.size(); ++i) teacher_hidden_[rows[i]] = hidden[i];
   return result;
-}
-
-/// What the first steps will train on, and what follows, up to the wanted number of tokens.
-std::vector<Batch> Run::calibration_batches() const {
-  const int64_t sequences =
-      std::clamp<int64_t>(options_.quant.calibration_tokens / options_.data.sequence_length, 1,
-                          data_.train.num_sequences());
-  return micro_batches(step_sequences(options_.seed, 0, sequences, data_.train.num_sequences()));
 }
 
 StepMetrics Run::take_step() {

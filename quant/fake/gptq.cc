@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "quant/fake/scale_refit.h"
 
 namespace nibble {
 namespace {
@@ -64,28 +65,31 @@ class Column {
   int64_t rows_;
 };
 
-torch::Tensor visiting_order(const torch::Tensor& hessian, bool by_energy) {
-  return by_energy ? at::argsort(hessian.diagonal(), /*stable=*/true, /*dim=*/0,
-                                 /*descending=*/true)
-                   : at::arange(hessian.size(0));
+/// The order in which columns are rounded, and what each asks of those after it.
+struct Visits {
+  torch::Tensor order;   // [in] int64: columns
+  torch::Tensor factor;  // inverse_factor() of the Hessian in that order
+};
+
+Visits plan_visits(const torch::Tensor& hessian, const GptqOptions& options) {
+  const torch::Tensor order = options.by_energy
+                                  ? at::argsort(hessian.diagonal(), /*stable=*/true, /*dim=*/0,
+                                                /*descending=*/true)
+                                  : at::arange(hessian.size(0));
+  return {order, inverse_factor(hessian.index({order}).index({torch::indexing::Slice(), order}),
+                                options.damping)};
 }
 
-}  // namespace
-
-GptqResult gptq(const Format& format, const torch::Tensor& weights, const torch::Tensor& hessian,
-                const torch::Tensor& scales, const GptqOptions& options) {
-  const torch::NoGradGuard no_grad;
+/// Codes for fixed scales, column by column.
+GptqResult choose_codes(const Format& format, const torch::Tensor& weights, const Visits& visits,
+                        const torch::Tensor& scales) {
   const int64_t rows = weights.size(0), width = weights.size(1);
-  check(hessian.dim() == 2 && hessian.size(0) == width && hessian.size(1) == width, "a Hessian of ",
-        hessian.size(0), " inputs for rows of ", width, " weights");
-  const torch::Tensor order = visiting_order(hessian, options.by_energy);
-  const torch::Tensor factor = inverse_factor(
-      hessian.index({order}).index({torch::indexing::Slice(), order}), options.damping);
+  const torch::Tensor& factor = visits.factor;
   // Column by column in the order of visits: [width, rows].
-  torch::Tensor left = weights.t().index_select(0, order).contiguous();
+  torch::Tensor left = weights.t().index_select(0, visits.order).contiguous();
   torch::Tensor rounded = torch::empty_like(left);
   const Column column(format, scales, rows);
-  const int64_t* index = order.const_data_ptr<int64_t>();
+  const int64_t* index = visits.order.const_data_ptr<int64_t>();
   for (int64_t begin = 0; begin < width; begin += kBatch) {
     const int64_t end = std::min(begin + kBatch, width);
     torch::Tensor errors = torch::empty({end - begin, rows});
@@ -99,17 +103,47 @@ GptqResult gptq(const Format& format, const torch::Tensor& weights, const torch:
     if (end < width)
       left.slice(0, end).addmm_(factor.slice(0, begin, end).slice(1, end).t(), errors, 1, -1);
   }
-  const torch::Tensor back = at::argsort(order);
+  const torch::Tensor back = at::argsort(visits.order);
   const auto by_rows = [&](const torch::Tensor& columns) {
     return columns.index_select(0, back).t().contiguous();
   };
-  return {by_rows(left), by_rows(rounded)};
+  return {by_rows(left), scales, by_rows(rounded)};
 }
 
-double output_error(const torch::Tensor& weights, const torch::Tensor& rounded,
-                    const torch::Tensor& hessian) {
-  const torch::Tensor difference = weights - rounded;
-  return (at::mm(difference, hessian) * difference).sum(torch::kFloat64).item<double>();
+/// Of each row, whichever loses less of the output.
+GptqResult better_rows(const torch::Tensor& weights, const torch::Tensor& hessian,
+                       const GptqResult& a, const GptqResult& b) {
+  const torch::Tensor a_wins =
+      (row_errors(weights, a.rounded, hessian) <= row_errors(weights, b.rounded, hessian))
+          .unsqueeze(1);
+  return {at::where(a_wins, a.weights, b.weights), at::where(a_wins, a.scales, b.scales),
+          at::where(a_wins, a.rounded, b.rounded)};
+}
+
+void refit(const Format& format, const torch::Tensor& weights, const torch::Tensor& hessian,
+           GptqResult& found) {
+  const OnGrid fitted = refit_scales(format, weights, hessian, {found.scales, found.rounded});
+  const torch::Tensor same_code =
+      fake_quantized(format, found.weights, fitted.scales).eq(fitted.rounded);
+  found = {at::where(same_code, found.weights, fitted.rounded), fitted.scales, fitted.rounded};
+}
+
+}  // namespace
+
+GptqResult gptq(const Format& format, const torch::Tensor& weights, const torch::Tensor& hessian,
+                const torch::Tensor& scales, const GptqOptions& options) {
+  const torch::NoGradGuard no_grad;
+  const int64_t width = weights.size(1);
+  check(hessian.dim() == 2 && hessian.size(0) == width && hessian.size(1) == width, "a Hessian of ",
+        hessian.size(0), " inputs for rows of ", width, " weights");
+  const Visits visits = plan_visits(hessian, options);
+  // Where passing errors on does no good, rows are rounded as they are.
+  GptqResult best = {weights, scales, fake_quantized(format, weights, scales)};
+  for (int round = 0; round < (options.refit ? options.rounds : 1); ++round) {
+    best = better_rows(weights, hessian, choose_codes(format, weights, visits, best.scales), best);
+    if (options.refit) refit(format, weights, hessian, best);
+  }
+  return best;
 }
 
 }  // namespace nibble

@@ -2,12 +2,13 @@
 // for Generative Pre-trained Transformers"): columns are rounded one after the other, and what the
 // rounding does to the layer's output is made good for in the columns that are still to come.
 // Scales are fixed beforehand ("static groups"), so columns can come in any order and the codes are
-// those of the format's own encode_with().
+// those of the format's own encode_with(); afterwards they are refitted to these codes.
 #pragma once
 
 #include <cstddef>
 #include <vector>
 
+#include "quant/fake/on_grid.h"
 #include "quant/fake/torch.h"
 #include "quant/format/registry.h"
 
@@ -16,13 +17,17 @@ namespace nibble {
 struct GptqOptions {
   double damping = 0.01;  // of the Hessian's mean diagonal, added to its diagonal
   bool by_energy =
-      true;  // columns of the largest inputs first ("act order"), else from left to right
+      true;           // columns of the largest inputs first ("act order"), else from left to right
+  bool refit = true;  // the scales, when all codes are chosen (quant/fake/scale_refit.h)
+  int rounds = 2;     // of codes, then scales
 };
 
 struct GptqResult {
-  /// [rows, in] float32: each weight as it was when its turn to be rounded came. Where training
-  /// starts from: encode_with() of it gives the codes.
+  /// [rows, in] float32: each weight as it was when its turn to be rounded came; where refitted
+  /// scales would give that another code, what its code decodes to. Where training starts from:
+  /// encoded() of it with `scales` gives the codes.
   torch::Tensor weights;
+  torch::Tensor scales;   // [rows, blocks per row * num_scales] float32
   torch::Tensor rounded;  // [rows, in] float32: what the codes decode to
 };
 
@@ -39,15 +44,12 @@ class Hessian {
   torch::Tensor sum_;
 };
 
-/// weights [rows, in] and hessian [in, in], float32 on the CPU; scales [rows, blocks per row *
-/// num_scales]: as Format::scales_of() gives them. An input that is always 0 has weights that do
-/// not matter: they are rounded as they are. Throws Error for a Hessian that is not finite, or not
-/// positive definite however it is damped.
+/// weights [rows, in] and hessian [in, in], float32, contiguous, on the CPU; scales [rows, blocks
+/// per row * num_scales]: as Format::scales_of() gives them. An input that is always 0 has weights
+/// that do not matter: they are rounded as they are. No row's row_errors() is above that of the
+/// nearest codes with the same scales: a row that would be is rounded so. Throws Error for a
+/// Hessian that is not finite, or not positive definite however it is damped.
 GptqResult gptq(const Format& format, const torch::Tensor& weights, const torch::Tensor& hessian,
                 const torch::Tensor& scales, const GptqOptions& options = {});
-
-/// tr((W - W^) H (W - W^)^T): the squared error of the layer's output, summed over positions.
-double output_error(const torch::Tensor& weights, const torch::Tensor& rounded,
-                    const torch::Tensor& hessian);
 
 }  // namespace nibble

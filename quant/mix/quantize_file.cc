@@ -82,6 +82,7 @@ std::span<const float> rows_of(const GgufTensor& tensor, int64_t first, int64_t 
 /// A file on its way.
 struct Output {
   const Plan& plan;
+  const Prepared* prepared;                          // or nullptr
   std::vector<const PlanEntry*> entries;             // of the source's tensors
   std::vector<std::unique_ptr<GgufWriter>> writers;  // of its parts
 
@@ -162,13 +163,24 @@ void write_tensor(const GgufFile& source, const GgufTensor& tensor, const Encodi
     for (GgufWriter* writer : takers.writers) writer->end_pieces();
 }
 
-/// How the source's tensor `index` is encoded; without takers where all outputs prune it.
-Encoding encoding_of(const GgufFile& source, size_t index, const std::vector<Output>& outputs,
-                     EncodeMethod method, const Device& device, const Imatrix* imatrix) {
+/// Whether an output has the tensor prepared, and so it is written.
+bool write_prepared(const Output& output, const GgufTensor& tensor, const PlanEntry& entry) {
+  if (!output.prepared) return false;
+  const auto bytes = output.prepared->bytes_of(entry);
+  if (bytes) output.writer_of(tensor)->write(*bytes);
+  return bytes.has_value();
+}
+
+/// Writes the source's tensor `index` to the outputs that have it prepared. How it is encoded for
+/// the others; without takers where none is left.
+Encoding remaining_encoding(const GgufFile& source, size_t index,
+                            const std::vector<Output>& outputs, EncodeMethod method,
+                            const Device& device, const Imatrix* imatrix) {
   Encoding encoding{method, device, {}, {}};
   for (const Output& output : outputs) {
     const PlanEntry* entry = output.entries[index];
-    if (!entry) continue;
+    const GgufTensor& tensor = source.tensors()[index];
+    if (!entry || write_prepared(output, tensor, *entry)) continue;
     if (encoding.takers.empty()) encoding.importance = importance_of(*entry, imatrix);
     auto same = std::find_if(encoding.takers.begin(), encoding.takers.end(),
                              [&](const Takers& takers) { return takers.type == entry->target; });
@@ -176,7 +188,7 @@ Encoding encoding_of(const GgufFile& source, size_t index, const std::vector<Out
       encoding.takers.push_back({entry->target, {}});
       same = std::prev(encoding.takers.end());
     }
-    same->writers.push_back(output.writer_of(source.tensors()[index]));
+    same->writers.push_back(output.writer_of(tensor));
   }
   return encoding;
 }
@@ -207,7 +219,8 @@ std::vector<GgufWriter::Tensor> part_table(const GgufFile& source, const Output&
 
 void open_writers(const GgufFile& source, const std::string& path, EncodeMethod method,
                   const Imatrix* imatrix, Output& output) {
-  const GgufMetadata metadata = quantized_metadata(source.metadata(), output.plan, method, imatrix);
+  GgufMetadata metadata = quantized_metadata(source.metadata(), output.plan, method, imatrix);
+  if (output.prepared) metadata.set("nibble.method", output.prepared->method);
   const std::vector<std::string> paths = quantized_paths(source, output.plan, path);
   for (size_t part = 0; part < paths.size(); ++part)
     output.writers.push_back(std::make_unique<GgufWriter>(
@@ -219,13 +232,13 @@ void open_writers(const GgufFile& source, const std::string& path, EncodeMethod 
 std::vector<Output> checked_outputs(const GgufFile& source, std::span<const QuantizeOutput> outputs,
                                     const Imatrix* imatrix) {
   std::vector<Output> checked;
-  for (const auto& [plan, path] : outputs) {
+  for (const auto& [plan, path, prepared] : outputs) {
     const std::string which = outputs.size() > 1 ? plan.type_name : "";
     with_frame(source.path(), [&] {
       with_frame(which, [&] {
         check_encodable(plan);
         check_importance(plan, imatrix);
-        checked.push_back({plan, planned_entries(source, plan), {}});
+        checked.push_back({plan, prepared, planned_entries(source, plan), {}});
       });
     });
   }
@@ -319,8 +332,8 @@ void check_quantizable(const GgufFile& source, std::span<const QuantizeOutput> o
 
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
                             const std::string& out_path, const Device& device,
-                            const Imatrix* imatrix) {
-  const QuantizeOutput output{plan, out_path};
+                            const Imatrix* imatrix, const Prepared* prepared) {
+  const QuantizeOutput output{plan, out_path, prepared};
   return quantize_files(source, {&output, 1}, method, device, imatrix).front();
 }
 
@@ -335,7 +348,7 @@ std::vector<QuantizeStats> quantize_files(const GgufFile& source,
   Progress progress("quantize", std::ssize(source.tensors()), "tensors");
   for (size_t i = 0; i < source.tensors().size(); ++i) {
     const GgufTensor& tensor = source.tensors()[i];
-    const Encoding encoding = encoding_of(source, i, writing, method, device, imatrix);
+    const Encoding encoding = remaining_encoding(source, i, writing, method, device, imatrix);
     if (!encoding.takers.empty()) write_tensor(source, tensor, encoding);
     source.release(tensor);
     progress.update(static_cast<int64_t>(i) + 1, tensor.name);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -47,10 +49,18 @@ GgufMetadata quantized_metadata(const GgufMetadata& source, const Plan& plan, En
 std::vector<std::string> quantized_paths(const GgufFile& source, const Plan& plan,
                                          const std::string& out_path);
 
+/// Tensors whose numbers were chosen elsewhere, by what an encoder does not see.
+struct Prepared {
+  std::string method;  // nibble.method
+  /// A tensor's bytes in the plan's type; nothing for one that is to be encoded from the source.
+  std::function<std::optional<std::vector<std::byte>>(const PlanEntry& entry)> bytes_of;
+};
+
 /// What to write, and where.
 struct QuantizeOutput {
   Plan plan;
   std::string path;
+  const Prepared* prepared = nullptr;  // or tensors that need no encoding
 };
 
 /// Throws Error, before anything is written: a tensor that a plan and the source do not agree on, a
@@ -64,7 +74,7 @@ void check_quantizable(const GgufFile& source, std::span<const QuantizeOutput> o
 /// same. imatrix: what weighs the errors of the tensors that it has; the plan must know of it.
 QuantizeStats quantize_file(const GgufFile& source, const Plan& plan, EncodeMethod method,
                             const std::string& out_path, const Device& device = {},
-                            const Imatrix* imatrix = nullptr);
+                            const Imatrix* imatrix = nullptr, const Prepared* prepared = nullptr);
 
 /// All outputs in one pass, each to the bytes that it alone would have: rows are read and decoded
 /// once, and encoded once for all outputs that give them one type. The files get their names when

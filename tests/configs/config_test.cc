@@ -181,6 +181,15 @@ TEST_F(ConfigTest, SettingsWithoutEffectAreErrors) {
             "f.yaml:4:19: loss.ce_weight: has no effect, since loss.kind is not mix");
   EXPECT_EQ(error_of(kSmall + "compare: {ctx: 128}\n"),
             "f.yaml:4:16: compare.ctx: has no effect, since compare.text is not given");
+  EXPECT_EQ(error_of(kSmall + "quant: {calibration_tokens: 100}\n"),
+            "f.yaml:4:29: quant.calibration_tokens: has no effect, since neither quant.initial nor "
+            "a baseline is gptq, awq or imatrix");
+  for (const char* method : {"gptq", "awq", "imatrix"})
+    for (const char* key : {"quant.initial=", "baselines="}) {
+      const std::string value = key[0] == 'b' ? std::string("[") + method + "]" : method;
+      EXPECT_NO_THROW(
+          parse_config(kSmall, "f.yaml", {"quant.calibration_tokens=100", key + value}));
+    }
   EXPECT_EQ(error_of(kSmall, {"quant.type=none", "baselines=[ggml]"}),
             "--set: baselines: has no effect, since quant.type is none");
 }

@@ -106,8 +106,10 @@ TEST(Program, AloneItHasTheToolbox) {
 
 TEST(Program, AloneItSaysWhatItLacks) {
   const fs::path folder = empty_folder(), program = program_alone(folder);
-  std::vector<std::string> commands = {"verify small.gguf --against run",
-                                       "bench --training --model small.gguf"};
+  const std::string model = small_model(folder), out = folder / "out.gguf";
+  std::vector<std::string> commands = {
+      "verify small.gguf --against run", "bench --training --model small.gguf",
+      "quantize " + model + ' ' + out + " Q4_0 --method gptq --calibration " + model};
   for (const Command& command : kCommands)
     if (command.needs_torch) commands.push_back(command.name + " --help");
   for (const std::string& command : commands) {
@@ -150,7 +152,8 @@ TEST_F(ProgramWithTorch, ErrorsAndExitStatusComeThrough) {
       {"train " + nowhere + ".yaml", 2},
       {"perplexity " + nowhere + ".gguf " + model, 1},
       {"verify " + model + " --against " + nowhere, 1},
-      {"bench --training --model " + nowhere + " --steps 0", 2}};
+      {"bench --training --model " + nowhere + " --steps 0", 2},
+      {"quantize " + model + ' ' + nowhere + " Q4_0 --method awq --calibration " + model, 1}};
   for (const auto& [arguments, status] : failing) {
     const Finished finished = run(kProgram, arguments);
     EXPECT_EQ(finished.status, status) << arguments << ": " << finished.text;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 
 #include "base/error.h"
@@ -74,6 +75,36 @@ TEST_F(QuantizeFile, EveryTensorIsTheEncodingOfItsSource) {
   EXPECT_EQ(stats.num_converted, 2);
   EXPECT_EQ(stats.num_weights, 64 * 5 + 96 * 7 + 64);
   EXPECT_EQ(stats.bytes, 5 * 2 * 34 + 7 * 3 * 18 + 64 * 4);
+}
+
+TEST_F(QuantizeFile, PreparedTensorsAreWrittenAsTheyAre) {
+  const GgufFile source =
+      write({{"blk.0.attn_q.weight", {32, 2}}, {"blk.0.attn_k.weight", {32, 2}}});
+  PlanOptions options;
+  options.type_name = "Q4_0";
+  const Plan plan = make_plan(source, options);
+  std::vector<std::byte> bytes(static_cast<size_t>(2 * row_bytes(GgmlType::kQ4_0, 32)),
+                               std::byte{17});
+  const Prepared prepared = {"elsewhere", [&](const PlanEntry& entry) {
+                               return entry.tensor == "blk.0.attn_q.weight" ? std::optional(bytes)
+                                                                            : std::nullopt;
+                             }};
+  quantize_file(source, plan, EncodeMethod::kGgml, out_, {}, nullptr, &prepared);
+  const GgufFile out = GgufFile::open(out_);
+  EXPECT_EQ(out.metadata().get_string("nibble.method"), "elsewhere");
+  const auto found = out.tensor("blk.0.attn_q.weight").data;
+  EXPECT_TRUE(std::equal(found.begin(), found.end(), bytes.begin(), bytes.end()));
+  quantize_file(source, plan, EncodeMethod::kGgml, folder_.file("plain.gguf"));
+  const GgufFile plain = GgufFile::open(folder_.file("plain.gguf"));
+  const auto other = out.tensor("blk.0.attn_k.weight").data;
+  const auto wanted = plain.tensor("blk.0.attn_k.weight").data;
+  EXPECT_TRUE(std::equal(other.begin(), other.end(), wanted.begin(), wanted.end()));
+  // Bytes that do not make up the tensor leave no file behind.
+  bytes.pop_back();
+  std::filesystem::remove(out_);
+  EXPECT_THROW(quantize_file(source, plan, EncodeMethod::kGgml, out_, {}, nullptr, &prepared),
+               Error);
+  EXPECT_FALSE(std::filesystem::exists(out_));
 }
 
 TEST_F(QuantizeFile, PiecesOfALargeTensorJoinSeamlesslyAndErrorsNameTheTrueRow) {

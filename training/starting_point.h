@@ -1,0 +1,21 @@
+// What a quantized tensor begins with, where not an encoder alone chose it: for training, and as
+// PTQ of its own.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "quant/fake/torch.h"
+
+namespace nibble {
+
+/// The state that a FakeQuantizer starts from.
+struct StartingPoint {
+  torch::Tensor weights;  // masters, [rows, in] float32
+  torch::Tensor scales;   // initial scales, [rows, blocks per row * num_scales] float32
+};
+
+/// By tensor name.
+using StartingPoints = std::map<std::string, StartingPoint>;
+
+}  // namespace nibble
