@@ -101,6 +101,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"max_tokens", &t.max_tokens, 1, kMaxTokens},
       {"max_minutes", &t.max_minutes, 0, kMaxMinutes},
       {"evaluate_every", &t.evaluate_every, 0, kMaxTokens},
+      {"early_stop", &t.early_stop, 0, kMaxTokens},
       {"checkpoint_every", &t.checkpoint_every, 0, kMaxTokens},
       {"dtype", &t.dtype, 0, 0, {"auto", "float32", "bfloat16"}},
       {"activation_checkpointing", &t.activation_checkpointing},
@@ -145,6 +146,8 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   ignore(std::none_of(t.data.files.begin(), t.data.files.end(),
                       [](const std::string& file) { return file.ends_with(".jsonl"); }),
          "data.files names no .jsonl file", {"data.text_field"});
+  ignore(t.evaluate_every == 0, "evaluate_every is 0", {"early_stop"});
+  ignore(t.data.held_out == 0, "data.held_out is 0", {"early_stop"});
   ignore(c.compare.text.empty(), "compare.text is not given",
          {"compare.ctx", "compare.chunks", "compare.types", "compare.also"});
   ignore(c.prompts.empty(), "there are no prompts", {"prompt_tokens"});

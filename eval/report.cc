@@ -7,8 +7,10 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "eval/report_charts.h"
+#include "eval/report_diagnosis.h"
 #include "eval/report_style.h"
 #include "eval/report_svg.h"
+#include "eval/report_table.h"
 #include "io/atomic_file.h"
 
 namespace nibble {
@@ -43,13 +45,6 @@ std::pair<double, double> kld_change(const ReportData& data, const ModelFigures&
 
 /// Share of `before` that is gone in `after`; 0 where there was nothing to recover.
 double recovered(double before, double after) { return before > 0 ? 1 - after / before : 0; }
-
-std::string percent(double share, int digits = 0) { return fixed(share * 100, digits) + " %"; }
-
-/// A number with all its digits for programs and rounded for people.
-std::string number(double value, const std::string& text) {
-  return concat("<data value=\"", fixed(value, 6), "\">", text, "</data>");
-}
 
 std::string section(const std::string& title, const std::string& lede, const std::string& body) {
   if (body.empty()) return "";
@@ -130,12 +125,7 @@ std::string page_header(const ReportData& data) {
 
 // Table ------------------------------------------------------------------------------------------
 
-struct Column {
-  const char* name;
-  const char* meaning;
-};
-
-constexpr Column kColumns[] = {
+constexpr TableColumn kColumns[] = {
     {"Size", "of the file, and bits per weight"},
     {"Perplexity", "how surprised the model is by the text; lower is better"},
     {"Mean KLD", "distance from the original’s predictions, nats per token; 0 is identical"},
@@ -145,19 +135,11 @@ constexpr Column kColumns[] = {
 };
 
 std::string cell(int column, const std::string& value, const std::string& error = "") {
-  return concat("<td role=\"cell\" data-column=\"", kColumns[column].name, "\">", value,
-                error.empty() ? "" : "<span class=\"err\">", error, error.empty() ? "" : "</span>",
-                "</td>");
+  return figure_cell(kColumns[column], value, error);
 }
 
 std::string table_row(const ReportData& data, const ModelFigures& m) {
-  const char* role = role_class(role_of(data, m.name));
-  const std::string note = note_of(data, m.name);
-  std::string out =
-      concat("<tr role=\"row\" class=\"", role, "\"><th role=\"rowheader\" scope=\"row\">",
-             "<span class=\"name ", role, "\">", escape_html(m.name), "</span>");
-  if (!note.empty()) out += "<span class=\"note\">" + escape_html(note) + "</span>";
-  out += "</th>";
+  std::string out = open_row(m.name, role_class(role_of(data, m.name)), note_of(data, m.name));
   const auto plus_minus = [](const std::string& error) { return "± " + error; };
   out += cell(0, concat("<data value=\"", m.bytes, "\">", format_bytes(m.bytes), "</data>"),
               fixed(m.bpw, 2) + " bpw");
@@ -167,31 +149,23 @@ std::string table_row(const ReportData& data, const ModelFigures& m) {
   out += cell(4, number(m.rms_dp, percent(m.rms_dp, 1)), plus_minus(percent(m.rms_dp_err, 1)));
   out +=
       cell(5, number(m.same_top, percent(m.same_top, 1)), plus_minus(percent(m.same_top_err, 1)));
-  return out + "</tr>\n";
+  return out + close_row();
 }
 
 std::string base_row(const Comparison& c) {
-  std::string out =
-      concat("<tr role=\"row\"><th role=\"rowheader\" scope=\"row\"><span class=\"name\">",
-             escape_html(c.base), "</span><span class=\"note\">the original</span></th>");
+  std::string out = open_row(c.base, "", "the original");
   out += cell(0, "–");
   out += cell(1, number(c.base_ppl, fixed(c.base_ppl, 2)), "± " + fixed(c.base_ppl_err, 2));
   for (const int column : {2, 3, 4, 5}) out += cell(column, "–");
-  return out + "</tr>\n";
+  return out + close_row();
 }
 
 std::string table(const ReportData& data) {
   const Comparison& c = data.comparison;
   if (c.models.empty()) return "";
-  std::string out =
-      "<table class=\"figures\" role=\"table\"><thead role=\"rowgroup\"><tr role=\"row\">"
-      "<th role=\"columnheader\" scope=\"col\">Model</th>";
-  for (const Column& column : kColumns)
-    out += concat("<th role=\"columnheader\" scope=\"col\">", column.name, "<small>",
-                  column.meaning, "</small></th>");
-  out += "</tr></thead>\n<tbody role=\"rowgroup\">\n" + base_row(c);
+  std::string out = open_figures("Model", kColumns) + base_row(c);
   for (const ModelFigures& model : c.models) out += table_row(data, model);
-  out += "</tbody></table>\n";
+  out += close_figures();
   out += concat("<p class=\"caption\">", c.chunks, " chunks of ", c.ctx,
                 " tokens, the second half of each scored, as llama-perplexity does it. ± is one "
                 "standard error. KL divergence is taken through llama.cpp’s 16-bit form of the "
@@ -373,6 +347,9 @@ std::string report_html(const ReportData& data) {
     out += section("Training",
                    concat(escape_html(data.loss_name), ". The held-out text is never trained on."),
                    loss_chart(data));
+  if (data.diagnosis)
+    out += section("What training did to the codes", diagnosis_lede(*data.diagnosis),
+                   diagnosis_table(*data.diagnosis));
   out += prompt_section(data) + tensor_section(data) + block_sections(data);
   if (!data.run_command.empty())
     out += section("Run it", "llama.cpp loads the file as it is.",

@@ -8,12 +8,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "eval/compare.h"
+#include "eval/diagnosis.h"
 
 namespace nibble {
 
@@ -73,6 +75,7 @@ struct ReportData {
   std::vector<ReportModel> models;
   std::string loss_name = "training loss";  // "KL divergence from the original, nats per token"
   std::vector<LossPoint> losses;
+  std::optional<Diagnosis> diagnosis;
   std::vector<TensorError> tensor_errors;
   std::vector<BlockSample> blocks;
   std::vector<PromptAnswers> prompts;

@@ -234,19 +234,6 @@ struct LayerError {
   double baseline, trained;
 };
 
-/// "blk.12.ffn_up.weight" -> ("ffn_up", 12); false for a tensor outside the layers.
-bool split_tensor_name(const std::string& name, std::string* kind, int* layer) {
-  if (!name.starts_with("blk.")) return false;
-  const size_t dot = name.find('.', 4);
-  if (dot == std::string::npos || dot == 4 || dot > 9) return false;
-  for (size_t i = 4; i < dot; ++i)
-    if (!std::isdigit(static_cast<unsigned char>(name[i]))) return false;
-  *layer = std::stoi(name.substr(4, dot - 4));
-  *kind = name.substr(dot + 1);
-  if (kind->ends_with(".weight")) kind->resize(kind->size() - 7);
-  return true;
-}
-
 std::string draw_tensor_panel(const std::string& kind, const std::vector<LayerError>& errors,
                               double most, bool with_labels) {
   const Layout layout{220, 132, 34, 8, 12, 22, "panel"};
@@ -323,6 +310,18 @@ std::string draw_block(const BlockSample& block, const BlockSide& side, const st
 }
 
 }  // namespace
+
+bool split_tensor_name(const std::string& name, std::string* kind, int* layer) {
+  if (!name.starts_with("blk.")) return false;
+  const size_t dot = name.find('.', 4);
+  if (dot == std::string::npos || dot == 4 || dot > 9) return false;
+  for (size_t i = 4; i < dot; ++i)
+    if (!std::isdigit(static_cast<unsigned char>(name[i]))) return false;
+  *layer = std::stoi(name.substr(4, dot - 4));
+  *kind = name.substr(dot + 1);
+  if (kind->ends_with(".weight")) kind->resize(kind->size() - 7);
+  return true;
+}
 
 Role role_of(const ReportData& data, const std::string& name) {
   for (const ReportModel& model : data.models)

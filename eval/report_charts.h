@@ -17,6 +17,9 @@ std::string tensor_error_charts(const ReportData& data);
 /// Weights of one block on the grid of its scale: the baseline's above, the trained below.
 std::string block_chart(const BlockSample& block, const std::string& baseline_name);
 
+/// "blk.12.ffn_up.weight" -> ("ffn_up", 12); false for a tensor outside the layers.
+bool split_tensor_name(const std::string& name, std::string* kind, int* layer);
+
 /// The role of a row, by name.
 Role role_of(const ReportData& data, const std::string& name);
 /// "trained", "baseline", "source" or "other": the class that gives a mark its colour.

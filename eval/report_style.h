@@ -44,6 +44,10 @@ font-variant-numeric:tabular-nums}
 .tile .before{display:block;font-size:13px;color:var(--muted)}
 .bar{display:block;height:5px;margin:10px 0 5px;background:var(--rule);border-radius:3px;overflow:hidden}
 .bar span{display:block;height:100%;background:var(--trained)}
+.bar.thin{height:4px;margin:3px 0 0}.bar.baseline span{background:var(--baseline)}
+svg.layers{max-width:130px;margin:6px 0 0 auto}svg.layers rect{fill:var(--trained)}
+.scroll{overflow-x:auto}.scroll .numbers{max-width:none;white-space:nowrap}
+.heat td{padding-right:10px}
 table{border-collapse:collapse;width:100%;font-size:15px;font-variant-numeric:tabular-nums}
 .figures th,.figures td{text-align:right;padding:11px 0 11px 14px;vertical-align:top;
 border-bottom:1px solid var(--rule)}

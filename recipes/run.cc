@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,7 @@
 #include "recipes/run_folder.h"
 #include "training/calibrate.h"
 #include "training/data.h"
+#include "training/diagnosis.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -146,6 +148,7 @@ std::string train_and_export(Run& run, const GgufFile& original, const Plan& pla
   const TrainResult result = train_model(run, original, plan);
   for (const StepMetrics& m : read_metrics(run.config.output))
     run.report.losses.push_back({m.step, m.tokens, m.step > 0 ? m.loss : -1.0, m.held_out_loss});
+  run.report.diagnosis = diagnose_run(original, run.config.train, run.config.output, result);
   const std::string kind = run.config.train.loss.kind;
   run.report.loss_name =
       kind == "kl"   ? "KL divergence from the original’s predictions, nats per token"
@@ -181,11 +184,20 @@ void add_other_rows(Run& run, const GgufFile& original) {
     run.add(fs::path(path).stem().string(), path, Role::kOther, "");
 }
 
+/// The comparison and what else the run found, one JSON object.
+std::string run_json(const Run& run) {
+  using Json = nlohmann::ordered_json;
+  Json json = Json::parse(comparison_json(run.report.comparison));
+  if (run.report.diagnosis)
+    json["diagnosis"] = Json::parse(diagnosis_json(*run.report.diagnosis));
+  return json.dump(2);
+}
+
 void compare_all(Run& run) {
   const CompareOptions& options = run.config.compare;
   run.report.comparison = compare({run.original_name(), run.original_path}, run.entries,
                                   options.text, {options.ctx, options.chunks, run.device()});
-  write_file(run.path("comparison.json"), comparison_json(run.report.comparison));
+  write_file(run.path("comparison.json"), run_json(run));
 }
 
 /// Answers of the original, the baselines and the trained model.
@@ -330,7 +342,7 @@ int run_run(int argc, char** argv) {
                         cxxopts::value<std::string>(), "KEY=VALUE");
   options.add_options()("resume", "go on with a stopped run's training, then do the rest");
   add_device_option(options, "quantizes, trains and compares");
-  options.add_options()("json", "the comparison as one JSON object on stdout");
+  options.add_options()("json", "comparison and diagnosis as one JSON object on stdout");
   options.parse_positional({"config"});
   const auto arguments = parse_arguments(options, argc, argv);
   if (!arguments) return 0;
@@ -345,12 +357,13 @@ int run_run(int argc, char** argv) {
   run.config.train.device = device_argument(*arguments);
   const std::string page = run_all(run);
   if (arguments->count("json") > 0) {
-    std::printf("%s\n", comparison_json(run.report.comparison).c_str());
+    std::printf("%s\n", run_json(run).c_str());
     return 0;
   }
-  std::printf("%s\n%s\n\nlook at   %s\nrun it    %s\n",
-              comparison_table(run.report.comparison, run.report.trained).c_str(),
-              report_verdict(run.report).c_str(), page.c_str(), run.report.run_command.c_str());
+  std::printf("%s\n%s\n", comparison_table(run.report.comparison, run.report.trained).c_str(),
+              report_verdict(run.report).c_str());
+  if (run.report.diagnosis) std::printf("%s\n", diagnosis_line(*run.report.diagnosis).c_str());
+  std::printf("\nlook at   %s\nrun it    %s\n", page.c_str(), run.report.run_command.c_str());
   return 0;
 }
 

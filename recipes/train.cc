@@ -5,6 +5,7 @@
 #include <cxxopts.hpp>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
+#include "training/diagnosis.h"
 #include "training/train_tokenizer.h"
 #include "training/trainer.h"
 
@@ -30,8 +32,9 @@ namespace {
 constexpr const char* kIntroduction =
     "Trains the model of a configuration for its quantized type; with quant.type none, as it is. "
     "The\n"
-    "run folder (output, by default runs/NAME) gets config.yaml, plan.json, metrics.jsonl and\n"
-    "checkpoints/{last,best}.safetensors. Ctrl-C (and SIGTERM) finishes the step, writes a "
+    "run folder (output, by default runs/NAME) gets config.yaml, plan.json, metrics.jsonl,\n"
+    "diagnosis.json, start.gguf (the model at step 0) and checkpoints/{last,best}.safetensors. "
+    "Ctrl-C (and SIGTERM) finishes the step, writes a "
     "checkpoint\n"
     "and says how to go on; a second one ends at once.\n"
     "With new_model instead of model it trains from scratch: a tokenizer is trained on data.files\n"
@@ -82,17 +85,20 @@ std::string make_new_model(const RunConfig& config, bool resume) {
   return path;
 }
 
-void print_result(const TrainResult& result, const std::string& run_dir, bool json) {
+void print_result(const TrainResult& result, const std::optional<Diagnosis>& diagnosis,
+                  const std::string& run_dir, bool json) {
+  using Json = nlohmann::ordered_json;
   if (json) {
-    const nlohmann::ordered_json report = {{"run", run_dir},
-                                           {"steps", result.steps},
-                                           {"tokens", result.tokens},
-                                           {"seconds", result.seconds},
-                                           {"predicted_bytes", result.predicted_bytes},
-                                           {"peak_bytes", peak_memory_bytes()},
-                                           {"best_step", result.best_step},
-                                           {"checkpoint", result.checkpoint},
-                                           {"best_checkpoint", result.best_checkpoint}};
+    Json report = {{"run", run_dir},
+                   {"steps", result.steps},
+                   {"tokens", result.tokens},
+                   {"seconds", result.seconds},
+                   {"predicted_bytes", result.predicted_bytes},
+                   {"peak_bytes", peak_memory_bytes()},
+                   {"best_step", result.best_step},
+                   {"checkpoint", result.checkpoint},
+                   {"best_checkpoint", result.best_checkpoint}};
+    if (diagnosis) report["diagnosis"] = Json::parse(diagnosis_json(*diagnosis));
     std::printf("%s\n", report.dump(2).c_str());
     return;
   }
@@ -100,6 +106,7 @@ void print_result(const TrainResult& result, const std::string& run_dir, bool js
               static_cast<long long>(result.steps), static_cast<long long>(result.tokens),
               format_duration(result.seconds).c_str(), static_cast<long long>(result.best_step),
               result.best_checkpoint.c_str());
+  if (diagnosis) std::printf("%s\n", diagnosis_line(*diagnosis).c_str());
 }
 
 }  // namespace
@@ -126,7 +133,8 @@ int run_train(int argc, char** argv) {
     fail("stopped after step ", result.steps, "; go on with: ", resume_command(argc, argv));
   if (resume && result.metrics.empty())
     note(config.output, " holds the finished run: there was nothing left to do");
-  print_result(result, config.output, arguments->count("json") > 0);
+  const auto diagnosis = diagnose_run(source, config.train, config.output, result);
+  print_result(result, diagnosis, config.output, arguments->count("json") > 0);
   return 0;
 }
 

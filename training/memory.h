@@ -9,4 +9,7 @@ namespace nibble {
 /// nothing without glibc.
 void keep_freed_memory();
 
+/// Gives it back once, when the training is over: what follows maps files, and needs less.
+void give_back_freed_memory();
+
 }  // namespace nibble

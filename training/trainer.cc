@@ -24,6 +24,7 @@
 #include "training/memory.h"
 #include "training/memory_estimate.h"
 #include "training/metrics.h"
+#include "training/model_file.h"
 #include "training/schedule.h"
 
 namespace nibble {
@@ -87,6 +88,7 @@ Json to_json(const TrainOptions& o) {
           {"max_tokens", o.max_tokens},
           {"max_minutes", o.max_minutes},
           {"evaluate_every", o.evaluate_every},
+          {"early_stop", o.early_stop},
           {"checkpoint_every", o.checkpoint_every},
           {"dtype", o.dtype},
           {"activation_checkpointing", o.activation_checkpointing},
@@ -187,6 +189,9 @@ class Run {
                         options_.max_minutes);
   }
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
+  bool stops_early() const {
+    return options_.early_stop > 0 && evaluations_since_best_ >= options_.early_stop;
+  }
   int64_t teacher_bytes(const GgufFile& source) const;
   std::vector<Batch> micro_batches(const std::vector<int64_t>& rows) const;
   StepResult learn_from(const std::vector<int64_t>& rows, double rate_factor);
@@ -214,7 +219,7 @@ class Run {
   bool continued_ = false;     // what is in checkpoints/ is of this run
   bool last_is_whole_ = true;  // false: `last` is damaged and must not become `previous`
   int64_t predicted_bytes_ = 0;
-  int64_t num_steps_, step_ = 0, tokens_ = 0, best_step_ = -1;
+  int64_t num_steps_, step_ = 0, tokens_ = 0, best_step_ = -1, evaluations_since_best_ = 0;
   double held_out_loss_ = -1, best_loss_ = -1, earlier_seconds_ = 0, step_seconds_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
@@ -269,6 +274,8 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   }
   held_out_teacher_.resize(held_out_.size());
   create_folders(run_dir_ + "/checkpoints");
+  if (fresh && quant.type != "none")
+    write_model_file(run_start_path(run_dir_), source, plan, student_->tensors());
 }
 
 /// What the teacher's states of all training sequences take, or 0 where they are not to be kept:
@@ -299,6 +306,8 @@ void Run::go_on_from(const Latest& latest) {
   if (saved.best_step >= 0 && is_whole(checkpoint_path(run_dir_, "best"))) {
     best_loss_ = saved.best_held_out_loss;
     best_step_ = saved.best_step;
+    for (const StepMetrics& m : read_metrics(run_dir_))
+      evaluations_since_best_ += m.step > best_step_ && m.step <= step_ && m.held_out_loss >= 0;
   }
   continued_ = true;
   last_is_whole_ = latest.last_is_whole;
@@ -363,7 +372,10 @@ void Run::evaluate(StepMetrics& metrics) {
   metrics.held_out_kl = sums.mean_kl();
   metrics.held_out_ce = sums.mean_ce();
   metrics.held_out_loss = held_out_loss_ = learner_->mean_loss(sums);
-  if (step_ > 0 && (best_step_ < 0 || held_out_loss_ < best_loss_)) {
+  if (step_ == 0) return;
+  ++evaluations_since_best_;
+  if (best_step_ < 0 || held_out_loss_ < best_loss_) {
+    evaluations_since_best_ = 0;
     best_loss_ = held_out_loss_;
     best_step_ = step_;
     save_best();
@@ -439,12 +451,16 @@ TrainResult Run::train() {
     StepMetrics metrics = take_step();
     over = step_ == num_steps_ || progress() >= 1;
     if (over || due(options_.evaluate_every)) evaluate(metrics);
+    over |= stops_early();
     report(metrics);
     show(bar, metrics);
     stopping = stop.requested();
     if (!over && (stopping || due(options_.checkpoint_every))) save_last();
   }
   bar.finish();
+  if (stops_early() && step_ < num_steps_)
+    note("stopped early, at step ", step_, ": no lower held-out loss in ", evaluations_since_best_,
+         " evaluations");
   const Checkpoint end = state();
   if (over) save_checkpoint(checkpoint_path(run_dir_, "last"), end);
   TrainResult result = over ? finish(end, run_dir_) : result_of(end, run_dir_);

@@ -57,9 +57,11 @@ struct TrainOptions {
   QuantOptions quant;
   int64_t batch_tokens = 1024;  // per step
   int64_t micro_batch_tokens = 1024;
-  int64_t max_tokens = 100'000;    // the budget; steps = max_tokens / batch_tokens
-  double max_minutes = 0;          // 0: no limit on time; the schedule follows whichever ends first
-  int64_t evaluate_every = 50;     // steps, held-out loss; 0: only at the end
+  int64_t max_tokens = 100'000;  // the budget; steps = max_tokens / batch_tokens
+  double max_minutes = 0;        // 0: no limit on time; the schedule follows whichever ends first
+  int64_t evaluate_every = 50;   // steps, held-out loss; 0: only at the end
+  int64_t early_stop = 0;        // evaluations in a row without a lower held-out loss that end the
+                                 // training; 0: none do
   int64_t checkpoint_every = 100;  // steps; 0: only at the end
   std::string dtype = "float32";   // of the matmuls, or "bfloat16", or "auto"
   bool activation_checkpointing =
@@ -98,7 +100,8 @@ constexpr int64_t kMaxHeldOutTokens = 8192;
 
 /// Trains the model loaded from `source` under `plan` and leaves
 /// `run_dir`/checkpoints/{last,best}.safetensors and `run_dir`/metrics.jsonl (one JSON object a
-/// line: the fields of StepMetrics; step 0 is the start, which has a held-out loss only).
+/// line: the fields of StepMetrics; step 0 is the start, which has a held-out loss only). What is
+/// quantized leaves `run_dir`/start.gguf too: the model at step 0.
 ///
 /// `last` can be gone on from while the run is not over; at its end it ships, without optimizer
 /// state. While the run is not over, `previous` is the `last` before: no checkpoint goes before a

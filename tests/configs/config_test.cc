@@ -192,6 +192,10 @@ TEST_F(ConfigTest, SettingsWithoutEffectAreErrors) {
     }
   EXPECT_EQ(error_of(kSmall, {"quant.type=none", "baselines=[ggml]"}),
             "--set: baselines: has no effect, since quant.type is none");
+  EXPECT_EQ(error_of(kSmall, {"evaluate_every=0", "early_stop=3"}),
+            "--set: early_stop: has no effect, since evaluate_every is 0");
+  EXPECT_EQ(error_of(kSmall, {"data.held_out=0", "early_stop=3"}),
+            "--set: early_stop: has no effect, since data.held_out is 0");
 }
 
 TEST_F(ConfigTest, ImpossibleSizes) {

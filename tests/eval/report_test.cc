@@ -51,6 +51,16 @@ ReportData sample() {
     data.tensor_errors.push_back(
         {"blk." + std::to_string(layer) + ".ffn_up.weight", "Q4_0", 0.08, 0.09});
   data.tensor_errors.push_back({"token_embd.weight", "Q8_0", 0.004, 0.004});
+  data.diagnosis.emplace();
+  data.diagnosis->step = 40;
+  data.diagnosis->tokens = 2048;
+  for (int layer = 0; layer < 3; ++layer)
+    data.diagnosis->tensors.push_back({"blk." + std::to_string(layer) + ".ffn_up.weight", "Q4_0",
+                                       64'000, 6400 * (layer + 1), 0, 640, 2000, 0, 20, 0.01, 0.006,
+                                       0.008, 0.004, 0.003});
+  data.diagnosis->tensors.push_back(
+      {"token_embd.weight", "Q8_0", 32'000, 320, 0, 0, 1000, 0, 0, 0.001, 1e-6, 2e-6, -1, -1});
+  data.diagnosis->warnings = {"lower something"};
   BlockSample block;
   block.tensor = "blk.1.ffn_down.weight";
   block.type = "Q4_0";
@@ -120,7 +130,8 @@ TEST(Report, HoldsEverySection) {
   const std::string html = report_html(sample());
   for (const char* part :
        {"All figures", "Quality against size", "Training</h2>", "The same prompt, each model",
-        "Error of the weights", "One block, before and after", "Run it", "Settings and files",
+        "What training did to the codes", "lower something",
+        "Q4_0 · 3 tensors · 192000 weights", "was 0.00400", "Error of the weights", "One block, before and after", "Run it", "Settings and files",
         "<data value=\"0.085200\">0.0852</data>", "<data value=\"91000000\">91.0 MB</data>",
         "as rounded", "llama-cli -m out.gguf", "one <", "73&nbsp;%"})
     EXPECT_NE(html.find(part), std::string::npos) << part;
@@ -132,7 +143,7 @@ TEST(Report, LeavesOutSectionsWithoutData) {
   ReportData data;
   data.comparison = sample().comparison;
   const std::string html = report_html(data);
-  for (const char* part : {"Training</h2>", "The same prompt", "Error of the weights", "One block",
+  for (const char* part : {"Training</h2>", "The same prompt", "What training did", "Error of the weights", "One block",
                            "Run it", "Settings and files", "class=\"tile\""})
     EXPECT_EQ(html.find(part), std::string::npos) << part;
   EXPECT_NE(html.find("All figures"), std::string::npos);
@@ -168,6 +179,9 @@ TEST(Report, TextFromOutsideIsEscapedEverywhere) {
   data.models[0].note = attack;
   data.comparison.warnings = {attack};
   data.tensor_errors[0].tensor = "blk.0." + attack;
+  data.diagnosis->tensors[0].tensor = data.diagnosis->tensors[0].type = attack;
+  data.diagnosis->tensors[1].tensor = "blk.0." + attack;
+  data.diagnosis->warnings = {attack};
   data.blocks[0].tensor = data.blocks[0].type = attack;
   data.prompts = {{attack, {{attack, attack}, {attack, "x" + attack}}}};
   data.facts = {{attack, attack}};
@@ -187,6 +201,9 @@ TEST(Report, OddNumbersLeaveNoBrokenDrawing) {
   data.comparison.models[1].bytes = data.comparison.models[2].bytes = 91'000'000;
   data.losses = {{0, 0, -1, 0.3}};
   data.tensor_errors = {{"blk.0.ffn_up.weight", "Q4_0", 0, 0}};
+  data.diagnosis->tensors[0].weight_error = std::numeric_limits<double>::infinity();
+  data.diagnosis->tensors[1].output_error = data.diagnosis->tensors[1].output_error_start = kNan;
+  data.diagnosis->tensors.push_back({});
   data.blocks[0].original.assign(32, 0.0f);
   data.blocks[0].baseline.assign(32, 0.0f);
   data.blocks[0].trained.assign(32, 0.0f);
@@ -194,6 +211,20 @@ TEST(Report, OddNumbersLeaveNoBrokenDrawing) {
   const std::string html = report_html(data);
   for (const char* bad : {"=\"nan", "=\"inf", "=\"-nan", "=\"-inf", " nan", "-nan"})
     EXPECT_EQ(html.find(bad), std::string::npos) << bad;
+}
+
+TEST(Diagnosis, TotalsAndLine) {
+  const Diagnosis diagnosis = *sample().diagnosis;
+  const TensorDiagnosis all = diagnosis.total();
+  EXPECT_EQ(all.weights, 3 * 64'000 + 32'000);
+  EXPECT_EQ(all.moved, 6400 * 6 + 320);
+  EXPECT_EQ(all.floored, 60);
+  EXPECT_NEAR(all.weight_error, (3 * 0.008 + 2e-6) / 4, 1e-15);
+  EXPECT_NEAR(all.output_error_start, 0.004, 1e-15) << "of the three that have one";
+  EXPECT_EQ(diagnosis_line(diagnosis),
+            "since step 0: 17.3 % of the codes moved; clamped weights 0 % -> 0.857 %; groups at "
+            "their scale's floor 0 % -> 0.857 %; relative squared error of the weights 0.0045 -> "
+            "0.006, of the matmuls' outputs 0.004 -> 0.003");
 }
 
 TEST(ReportSvg, Escapes) {

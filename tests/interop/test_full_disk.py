@@ -110,8 +110,11 @@ def test_checkpoints(disk, run_nibble, stories260k):
     assert result.returncode == 0, result.stderr
     old = {path: data for path, data in disk.files().items() if path.suffix == ".safetensors"}
     assert {path.stem for path in old} == {"last", "best"}
-    disk.fill(left=40 * PAGE)
     settings = [f"output={run}", "max_tokens=1280", "seed=2"]
+    disk.fill(left=8 * PAGE)
+    check_refused(run_nibble(*train(*settings)), run / "start.gguf")
+    (disk.folder / "filler").unlink()
+    disk.fill(left=128 * PAGE)  # enough for the model at step 0, not for a checkpoint
     check_refused(run_nibble(*train(*settings, "evaluate_every=2")), run / "checkpoints" / "best.safetensors")
     check_refused(run_nibble(*train(*settings, "evaluate_every=0", "checkpoint_every=2")),
                   run / "checkpoints" / "last.safetensors")

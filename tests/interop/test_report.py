@@ -84,8 +84,8 @@ def test_opens_cleanly_and_fits(report_run, measure, width):
 
 def test_every_kind_of_picture_is_there(report_run):
     page = (report_run / "report" / "index.html").read_text()
-    for title in ("All figures", "Quality against size", "Training", "The same prompt, each model",
-                  "Error of the weights", "One block, before and after", "Run it", "Settings and files"):
+    for title in ("All figures", "Quality against size", "Training", "What training did to the codes",
+                  "The same prompt, each model", "Error of the weights", "One block, before and after", "Run it", "Settings and files"):
         assert f"<h2>{title}</h2>" in page, title
 
 

@@ -12,7 +12,8 @@ CONFIG = ROOT / "configs" / "stories260k_q4_0.yaml"
 
 
 def test_the_run_folder_is_complete(report_run):
-    for name in ("config.yaml", "plan.json", "metrics.jsonl", "comparison.json", "report/index.html"):
+    names = ("config.yaml", "plan.json", "metrics.jsonl", "start.gguf", "diagnosis.json", "comparison.json")
+    for name in (*names, "report/index.html"):
         assert (report_run / name).stat().st_size > 0, name
     assert list((report_run / "checkpoints").glob("*.safetensors"))
     assert not list(report_run.rglob("*.tmp*")), "half-written files are left"
@@ -26,6 +27,24 @@ def test_training_beats_rounding(report_run):
     assert kld["Q4_0 trained"] < 0.5 * kld["Q4_0 llama-quantize"], kld
     # 2 %: search lowers the weights' error, which KLD follows only on average.
     assert kld["Q4_0 search"] < 1.02 * kld["Q4_0 llama-quantize"], kld
+
+
+def test_the_diagnosis_is_of_every_quantized_tensor(report_run):
+    diagnosis = json.loads((report_run / "diagnosis.json").read_text())
+    plan = json.loads((report_run / "plan.json").read_text())
+    types = {entry["name"]: entry["target"] for entry in plan["tensors"] if entry["target"] not in ("F32", "F16")}
+    assert {tensor["tensor"]: tensor["type"] for tensor in diagnosis["tensors"]} == types
+    assert json.loads((report_run / "comparison.json").read_text())["diagnosis"] == diagnosis
+    assert diagnosis["warnings"] == []
+    assert 0 < diagnosis["total"]["codes_moved"] < 0.5, diagnosis["total"]
+
+
+def test_training_begins_where_the_search_ends(report_run):
+    import gguf
+
+    start = gguf.GGUFReader(report_run / "start.gguf").tensors
+    searched = gguf.GGUFReader(next(report_run.glob("*-Q4_0-search.gguf"))).tensors
+    assert {t.name: bytes(t.data) for t in start} == {t.name: bytes(t.data) for t in searched}
 
 
 def test_all_files_of_one_plan_have_equal_size(report_run):

@@ -4,8 +4,6 @@
 #include "training/trainer.h"
 
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -21,6 +19,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "tests/training/stopper.h"
 #include "training/checkpoint.h"
 
 namespace nibble {
@@ -168,13 +167,6 @@ class CheckpointKeeper {
   std::thread thread_;
 };
 
-std::vector<std::string> lines_of(const fs::path& path) {
-  std::ifstream in(path);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
-}
-
 class ResumedRunTest : public TrainerTest {
  protected:
   void expect_the_run_that_never_stopped();
@@ -229,25 +221,6 @@ TEST_F(ResumedRunTest, HasTheSameBitsWhereTheTeachersStatesAreKept) {
     fs::remove_all(folder_ / "stopped");
   }
 }
-
-/// Sends this process a signal, as Ctrl-C does, when metrics.jsonl has so many lines.
-class Stopper {
- public:
-  Stopper(fs::path metrics, size_t num_lines)
-      : thread_([this, metrics = std::move(metrics), num_lines] {
-          while (!done_ && lines_of(metrics).size() < num_lines)
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));
-          if (!done_) ::kill(::getpid(), SIGINT);
-        }) {}
-  ~Stopper() {
-    done_ = true;
-    thread_.join();
-  }
-
- private:
-  std::atomic<bool> done_ = false;
-  std::thread thread_;
-};
 
 class StoppedRunTest : public TrainerTest {
  protected:
