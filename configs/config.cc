@@ -107,11 +107,13 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"activation_checkpointing", &t.activation_checkpointing},
       {"seed", &t.seed},
       {"baselines", &c.baselines, 0, 0, {"ggml", "search", "imatrix", "gptq", "awq", "rtn"}},
+      {"control", &c.control},
       {"compare.text", &c.compare.text},
       {"compare.ctx", &c.compare.ctx, 4, 1 << 20},
       {"compare.chunks", &c.compare.chunks, -1, kMaxTokens},
       {"compare.types", &c.compare.types, 0, 0, type_choices(false), type_refusal},
       {"compare.also", &c.compare.also},
+      {"compare.matrix", &c.compare.matrix, 0, 0, type_choices(false), type_refusal},
       {"prompts", &c.prompts},
       {"prompt_tokens", &c.prompt_tokens, 1, 4096},
   };
@@ -132,7 +134,8 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   const bool none = t.quant.type == "none";
   ignore(none, "quant.type is none",
          {"quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
-          "quant.output_tensor_type", "quant.token_embedding_type", "baselines"});
+          "quant.output_tensor_type", "quant.token_embedding_type", "baselines", "control",
+          "compare.matrix"});
   ignore(none || t.quant.scales != "learned",
          "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
   ignore(!none && t.quant.scales == "dynamic",
@@ -149,7 +152,8 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   ignore(t.evaluate_every == 0, "evaluate_every is 0", {"early_stop"});
   ignore(t.data.held_out == 0, "data.held_out is 0", {"early_stop"});
   ignore(c.compare.text.empty(), "compare.text is not given",
-         {"compare.ctx", "compare.chunks", "compare.types", "compare.also"});
+         {"control", "compare.ctx", "compare.chunks", "compare.types", "compare.also",
+          "compare.matrix"});
   ignore(c.prompts.empty(), "there are no prompts", {"prompt_tokens"});
   return ignored;
 }
@@ -221,10 +225,11 @@ class Checker {
     if (config_.name.empty() || config_.name.find('/') != std::string::npos)
       refuse("name", "wants a name without '/', found '", config_.name, "'");
     if (config_.output.empty()) refuse("output", "is empty");
-    for (const char* key : {"baselines", "compare.types"}) check_no_repeat(key);
+    check_no_repeat("baselines", config_.baselines);
+    check_no_repeat("compare.types", config_.compare.types);
+    check_no_repeat("compare.matrix", config_.compare.matrix);
   }
-  void check_no_repeat(const std::string& key) const {
-    std::vector<std::string> list = key == "baselines" ? config_.baselines : config_.compare.types;
+  void check_no_repeat(const std::string& key, std::vector<std::string> list) const {
     std::sort(list.begin(), list.end());
     const auto twice = std::adjacent_find(list.begin(), list.end());
     if (twice != list.end()) refuse(key, '\'', *twice, "' is given twice");

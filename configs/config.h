@@ -26,6 +26,7 @@ struct CompareOptions {
   std::vector<std::string>
       types;                      // llama-quantize's files of other types, for quality against size
   std::vector<std::string> also;  // paths of more GGUF files to put in the table
+  std::vector<std::string> matrix;  // types that the trained model is exported as by search too
 };
 
 /// Which tensor gets which type, where llama-quantize's rules for quant.type are not wanted.
@@ -44,6 +45,7 @@ struct RunConfig {
   TrainOptions
       train;  // its keys stand at the top level: quant, data, loss, optimizer, batch_tokens, ...
   std::vector<std::string> baselines = {"ggml", "search"};  // PTQ methods under the same plan
+  bool control = false;  // the same training without quantization, and its PTQ, as rows beside it
   CompareOptions compare;
   std::vector<std::string> prompts;  // answered by each model in the report
   int64_t prompt_tokens = 48;        // length of an answer

@@ -58,7 +58,7 @@ std::vector<float> decode(const GgufTensor& tensor) {
 /// in a file that says so of itself.
 std::optional<std::string> warn_of_differences(const GgufFile& file, const CompareEntry& model,
                                                const Base& base) {
-  if (file.metadata().contains("nibble.step")) return std::nullopt;
+  if (model.trained || file.metadata().contains("nibble.step")) return std::nullopt;
   int64_t compared = 0, different = 0;
   std::string first;
   for (const GgufTensor& tensor : file.tensors()) {

@@ -47,6 +47,7 @@ struct Comparison {
 
 struct CompareEntry {
   std::string name, path;
+  bool trained = false;  // its unquantized tensors may differ from the base's without a warning
 };
 
 /// Models are loaded one after the other, so memory holds the base's 16-bit log-probabilities and

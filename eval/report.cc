@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "eval/report_charts.h"
+#include "eval/report_control.h"
 #include "eval/report_diagnosis.h"
 #include "eval/report_style.h"
 #include "eval/report_svg.h"
@@ -338,11 +339,18 @@ std::string report_html(const ReportData& data) {
       "<link rel=\"icon\" href=\"data:,\">\n<style>", kReportStyle, "</style>\n</head>\n<body>\n",
       page_header(data), "<main>\n");
   out += section("All figures", "", table(data));
+  out += section("Against the same training without quantization", control_lede(data),
+                 control_table(data));
   out += section("Quality against size",
                  "Nearer to the bottom is nearer to the original, on a logarithmic scale. Files at "
                  "the very bottom "
                  "decode to the original’s own numbers.",
                  size_chart(data));
+  if (data.matrix)
+    out += section("Trained for one type, exported as another",
+                   "Mean KL divergence from the original, nats per token, after rounding each of "
+                   "these states by search into each type. Darker is farther.",
+                   export_matrix_html(*data.matrix));
   if (!data.losses.empty())
     out += section("Training",
                    concat(escape_html(data.loss_name), ". The held-out text is never trained on."),

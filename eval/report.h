@@ -16,6 +16,7 @@
 
 #include "eval/compare.h"
 #include "eval/diagnosis.h"
+#include "eval/export_matrix.h"
 
 namespace nibble {
 
@@ -72,6 +73,9 @@ struct ReportData {
   std::string trained;
   std::string origin_note;  // a sentence on where the original comes from; may be empty
   Comparison comparison;
+  std::optional<Comparison> against_control;  // its base: the same training without quantization
+  std::string control_note;                   // why there is none; may be empty
+  std::optional<ExportMatrix> matrix;
   std::vector<ReportModel> models;
   std::string loss_name = "training loss";  // "KL divergence from the original, nats per token"
   std::vector<LossPoint> losses;

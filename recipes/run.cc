@@ -10,6 +10,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -37,6 +38,8 @@
 #include "training/calibrate.h"
 #include "training/data.h"
 #include "training/diagnosis.h"
+#include "training/loss.h"
+#include "training/model_file.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -54,6 +57,9 @@ GgmlType main_type(const GgufFile& file) {
   return most;
 }
 
+constexpr const char* kControlRow = "control (trained, not quantized)";
+constexpr const char* kControlPtqRow = "control, then PTQ (search)";
+
 Plan plan_for(const GgufFile& file, const std::string& type) {
   PlanOptions options;
   options.type_name = type;
@@ -69,6 +75,7 @@ struct Run {
   std::string name;            // of the model
   std::string original_path;   // float32
   GgmlType source_type = GgmlType::kF32;
+  std::string control_path;           // float32; "": there is no control
   std::vector<CompareEntry> entries;  // rows of the comparison
   ReportData report;
 
@@ -135,17 +142,69 @@ void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
 }
 
 /// Trains, or goes on training; a run that was stopped ends here.
-TrainResult train_model(const Run& run, const GgufFile& original, const Plan& plan) {
-  const TrainResult result = train(original, plan, run.config.train, run.config.output, run.resume);
+TrainResult train_model(const Run& run, const RunConfig& config, const GgufFile& original,
+                        const Plan& plan) {
+  const TrainResult result = train(original, plan, config.train, config.output, run.resume);
   if (result.stopped)
     fail("stopped after step ", result.steps, "; go on with: ", run.resume_command);
   // Accepted: where what follows the training was changed meanwhile, the folder says so too.
-  if (run.resume) write_file(run_config_path(run.config.output), config_yaml(run.config));
+  if (run.resume) write_file(run_config_path(config.output), config_yaml(config));
   return result;
 }
 
+/// The same training without quantization: the same text and as many steps, in a folder of its own.
+RunConfig control_config(const Run& run, const TrainResult& trained) {
+  RunConfig config = run.config;
+  config.output = run.path("control");
+  config.model = run.original_path;
+  config.mix = {};
+  config.compare = {};
+  config.prompts = {};
+  config.train.quant = {};
+  config.train.quant.type = "none";
+  if (config.train.max_minutes > 0) {  // a step without quantization takes another time
+    config.train.max_minutes = 0;
+    config.train.max_tokens = trained.tokens;
+  }
+  return config;
+}
+
+/// Trains and rounds the control, unless it would be the original itself.
+void make_control(Run& run, const GgufFile& original, const TrainResult& trained) {
+  if (loss_shares(run.config.train.loss).ce == 0) {
+    run.report.control_note =
+        "No control was trained: without quantization the loss, the KL divergence from the "
+        "original, is 0 from the first step on, so the control is the original itself. With "
+        "loss.kind ce or mix there is one.";
+    note(run.report.control_note);
+    return;
+  }
+  const RunConfig config = control_config(run, trained);
+  const Plan plan = make_plan(original, plan_options(config));
+  start_run_folder(config.output, config_yaml(config), plan.to_json(), run.resume);
+  const TrainResult result =
+      with_frame("control", [&] { return train_model(run, config, original, plan); });
+  const std::string stem = concat(config.output, '/', run.name, "-control");
+  run.control_path = stem + "-F32.gguf";
+  ExportInfo info;
+  info.method = "training";
+  info.config_hash = sha256_file(run_config_path(config.output));
+  export_checkpoint(original, plan, result.best_checkpoint, run.control_path, info);
+  run.add(kControlRow, run.control_path, Role::kOther,
+          concat("the same training without quantization, ", format_duration(result.seconds)));
+
+  const GgufFile control = GgufFile::open(run.control_path);
+  const std::string file = concat(stem, '-', run.config.train.quant.type, "-search.gguf");
+  quantize_file(control, make_plan(control, plan_options(run.config)), EncodeMethod::kSearch, file,
+                run.device());
+  run.add(kControlPtqRow, file, Role::kOther, "the control, rounded with scales found by search");
+  run.entries.back().trained = true;
+  run.report.facts.emplace_back("Control", concat(result.steps, " steps; taken: step ",
+                                                  result.best_step, ", lowest held-out loss"));
+}
+
 std::string train_and_export(Run& run, const GgufFile& original, const Plan& plan) {
-  const TrainResult result = train_model(run, original, plan);
+  const TrainResult result = train_model(run, run.config, original, plan);
   for (const StepMetrics& m : read_metrics(run.config.output))
     run.report.losses.push_back({m.step, m.tokens, m.step > 0 ? m.loss : -1.0, m.held_out_loss});
   run.report.diagnosis = diagnose_run(original, run.config.train, run.config.output, result);
@@ -166,6 +225,7 @@ std::string train_and_export(Run& run, const GgufFile& original, const Plan& pla
       "Training", concat(result.steps, " steps, ", result.tokens, " tokens in ",
                          format_duration(result.seconds), "; shipped: step ", result.best_step,
                          ", lowest held-out loss"));
+  if (run.config.control) make_control(run, original, result);
   return file;
 }
 
@@ -188,15 +248,58 @@ void add_other_rows(Run& run, const GgufFile& original) {
 std::string run_json(const Run& run) {
   using Json = nlohmann::ordered_json;
   Json json = Json::parse(comparison_json(run.report.comparison));
-  if (run.report.diagnosis)
-    json["diagnosis"] = Json::parse(diagnosis_json(*run.report.diagnosis));
+  if (run.report.diagnosis) json["diagnosis"] = Json::parse(diagnosis_json(*run.report.diagnosis));
+  if (run.report.against_control)
+    json["control"] = Json::parse(comparison_json(*run.report.against_control));
+  else if (!run.report.control_note.empty())
+    json["control"] = {{"note", run.report.control_note}};
+  if (run.report.matrix) json["matrix"] = Json::parse(export_matrix_json(*run.report.matrix));
   return json.dump(2);
+}
+
+/// The trained file and those it is measured against, with the control in the original's place.
+void compare_with_control(Run& run, const PerplexityOptions& options) {
+  std::vector<CompareEntry> entries = {{run.original_name(), run.original_path, true}};
+  for (const CompareEntry& entry : run.entries)
+    if (entry.name == run.report.trained || entry.name == run.report.baseline ||
+        entry.name == kControlPtqRow)
+      entries.push_back({entry.name, entry.path, true});
+  run.report.against_control =
+      compare({kControlRow, run.control_path}, entries, run.config.compare.text, options);
+}
+
+/// The masters of the checkpoint that ships, as float32: what is released of a model trained for a
+/// type so that others quantize it.
+std::string write_masters(const Run& run, const std::string& folder) {
+  const Checkpoint checkpoint = load_checkpoint(run_checkpoint_path(run.config.output, ""));
+  std::vector<TrainedTensor> masters = checkpoint.tensors;
+  for (TrainedTensor& tensor : masters) tensor.type = GgmlType::kF32;
+  const GgufFile original = GgufFile::open(run.original_path);
+  const std::string path = folder + "/masters.gguf";
+  create_folders(folder);
+  write_model_file(path, original, plan_for(original, "F32"), masters);
+  return path;
+}
+
+void measure_matrix(Run& run, const PerplexityOptions& options) {
+  const std::string folder = run.path("matrix");
+  const CompareEntry original = {run.original_name(), run.original_path};
+  std::vector<CompareEntry> states = {original};
+  states.push_back({run.report.trained + ", masters", write_masters(run, folder)});
+  for (const CompareEntry& entry : run.entries)
+    if (entry.name == run.report.trained || entry.name == kControlRow) states.push_back(entry);
+  run.report.matrix = measure_export_matrix(original, states, run.config.compare.matrix, folder,
+                                            run.config.compare.text, options);
+  fs::remove_all(folder);
 }
 
 void compare_all(Run& run) {
   const CompareOptions& options = run.config.compare;
-  run.report.comparison = compare({run.original_name(), run.original_path}, run.entries,
-                                  options.text, {options.ctx, options.chunks, run.device()});
+  const PerplexityOptions measure = {options.ctx, options.chunks, run.device()};
+  run.report.comparison =
+      compare({run.original_name(), run.original_path}, run.entries, options.text, measure);
+  if (!run.control_path.empty()) compare_with_control(run, measure);
+  if (!options.matrix.empty()) measure_matrix(run, measure);
   write_file(run.path("comparison.json"), run_json(run));
 }
 
@@ -290,12 +393,14 @@ void check_inputs(const RunConfig& config) {
   const GgufFile source = GgufFile::open(config.model);
   check_model(source);
   with_frame("quant", [&] { check_encodable(make_plan(source, plan_options(config))); });
-  for (const std::string& type : config.compare.types)
-    with_frame("compare.types", [&] {
-      const Plan plan = plan_for(source, type);
-      check_encodable(plan);
-      check_importance(plan, nullptr);
-    });
+  for (const auto& [key, types] : {std::pair{"compare.types", &config.compare.types},
+                                   {"compare.matrix", &config.compare.matrix}})
+    for (const std::string& type : *types)
+      with_frame(key, [&] {
+        const Plan plan = plan_for(source, type);
+        check_encodable(plan);
+        check_importance(plan, nullptr);
+      });
   const auto tokenizer =
       with_frame(config.model, [&] { return Tokenizer::from_metadata(source.metadata()); });
   with_frame("data.files",
@@ -362,6 +467,10 @@ int run_run(int argc, char** argv) {
   }
   std::printf("%s\n%s\n", comparison_table(run.report.comparison, run.report.trained).c_str(),
               report_verdict(run.report).c_str());
+  if (run.report.against_control)
+    std::printf("\n%s\n",
+                comparison_table(*run.report.against_control, run.report.trained).c_str());
+  if (run.report.matrix) std::printf("\n%s", export_matrix_text(*run.report.matrix).c_str());
   if (run.report.diagnosis) std::printf("%s\n", diagnosis_line(*run.report.diagnosis).c_str());
   std::printf("\nlook at   %s\nrun it    %s\n", page.c_str(), run.report.run_command.c_str());
   return 0;

@@ -194,6 +194,10 @@ TEST_F(ConfigTest, SettingsWithoutEffectAreErrors) {
             "--set: baselines: has no effect, since quant.type is none");
   EXPECT_EQ(error_of(kSmall, {"evaluate_every=0", "early_stop=3"}),
             "--set: early_stop: has no effect, since evaluate_every is 0");
+  EXPECT_EQ(error_of(kSmall, {"control=true"}),
+            "--set: control: has no effect, since compare.text is not given");
+  EXPECT_EQ(error_of(kSmall, {"compare.matrix=[Q8_0]"}),
+            "--set: compare.matrix: has no effect, since compare.text is not given");
   EXPECT_EQ(error_of(kSmall, {"data.held_out=0", "early_stop=3"}),
             "--set: early_stop: has no effect, since data.held_out is 0");
 }

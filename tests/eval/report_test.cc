@@ -41,6 +41,14 @@ ReportData sample() {
   data.comparison.models = {figures("rounded", 91'000'000, 38.1, 0.31, 0.686),
                             figures("trained", 91'000'000, 30.1, 0.0852, 0.83),
                             figures("source", 98'000'000, 29.25, 0, 1)};
+  data.comparison.models.push_back(figures("control", 540'000'000, 27.0, 0.2, 0.75));
+  data.against_control.emplace();
+  data.against_control->base = "control";
+  data.against_control->models = {figures("Model F32", 540'000'000, 29.25, 0.19, 0.76),
+                                  figures("trained", 91'000'000, 30.1, 0.0321, 0.9)};
+  data.matrix = ExportMatrix{
+      {"Q4_0", "Q8_0"},
+      {{"Model F32", {0.31, 0.002}, {0.01, 0.001}}, {"trained", {0.09, 0.0853}, {0.01, 0.01}}}};
   data.models = {{"rounded", Role::kBaseline, "as rounded"},
                  {"trained", Role::kTrained, "same bytes"},
                  {"source", Role::kSource, ""}};
@@ -128,12 +136,29 @@ TEST(ReportVerdict, ComparisonAloneNamesTheNearest) {
 
 TEST(Report, HoldsEverySection) {
   const std::string html = report_html(sample());
-  for (const char* part :
-       {"All figures", "Quality against size", "Training</h2>", "The same prompt, each model",
-        "What training did to the codes", "lower something",
-        "Q4_0 · 3 tensors · 192000 weights", "was 0.00400", "Error of the weights", "One block, before and after", "Run it", "Settings and files",
-        "<data value=\"0.085200\">0.0852</data>", "<data value=\"91000000\">91.0 MB</data>",
-        "as rounded", "llama-cli -m out.gguf", "one <", "73&nbsp;%"})
+  for (const char* part : {"All figures",
+                           "Quality against size",
+                           "Training</h2>",
+                           "The same prompt, each model",
+                           "Against the same training without quantization",
+                           "0.0321",
+                           "Trained for one type, exported as another",
+                           "--baseline) 60%,",
+                           "0.0853",
+                           "What training did to the codes",
+                           "lower something",
+                           "Q4_0 · 3 tensors · 192000 weights",
+                           "was 0.00400",
+                           "Error of the weights",
+                           "One block, before and after",
+                           "Run it",
+                           "Settings and files",
+                           "<data value=\"0.085200\">0.0852</data>",
+                           "<data value=\"91000000\">91.0 MB</data>",
+                           "as rounded",
+                           "llama-cli -m out.gguf",
+                           "one <",
+                           "73&nbsp;%"})
     EXPECT_NE(html.find(part), std::string::npos) << part;
   EXPECT_EQ(html.find("nan"), std::string::npos);
   EXPECT_EQ(html.find("inf\""), std::string::npos);
@@ -143,8 +168,9 @@ TEST(Report, LeavesOutSectionsWithoutData) {
   ReportData data;
   data.comparison = sample().comparison;
   const std::string html = report_html(data);
-  for (const char* part : {"Training</h2>", "The same prompt", "What training did", "Error of the weights", "One block",
-                           "Run it", "Settings and files", "class=\"tile\""})
+  for (const char* part : {"Training</h2>", "The same prompt", "What training did",
+                           "Against the same", "Trained for one", "Error of the weights",
+                           "One block", "Run it", "Settings and files", "class=\"tile\""})
     EXPECT_EQ(html.find(part), std::string::npos) << part;
   EXPECT_NE(html.find("All figures"), std::string::npos);
   EXPECT_NE(report_html(ReportData{}).find("Nothing was compared."), std::string::npos);
@@ -182,6 +208,8 @@ TEST(Report, TextFromOutsideIsEscapedEverywhere) {
   data.diagnosis->tensors[0].tensor = data.diagnosis->tensors[0].type = attack;
   data.diagnosis->tensors[1].tensor = "blk.0." + attack;
   data.diagnosis->warnings = {attack};
+  data.matrix->rows[0].state = data.matrix->types[0] = data.against_control->base = attack;
+  data.comparison.models[3].name = attack;
   data.blocks[0].tensor = data.blocks[0].type = attack;
   data.prompts = {{attack, {{attack, attack}, {attack, "x" + attack}}}};
   data.facts = {{attack, attack}};
@@ -211,6 +239,23 @@ TEST(Report, OddNumbersLeaveNoBrokenDrawing) {
   const std::string html = report_html(data);
   for (const char* bad : {"=\"nan", "=\"inf", "=\"-nan", "=\"-inf", " nan", "-nan"})
     EXPECT_EQ(html.find(bad), std::string::npos) << bad;
+}
+
+TEST(Report, ReasonForNoControlIsShown) {
+  ReportData data = sample();
+  data.against_control.reset();
+  data.control_note = "it would be the <original>";
+  const std::string html = report_html(data);
+  EXPECT_NE(html.find("Against the same training without quantization"), std::string::npos);
+  EXPECT_NE(html.find("it would be the &lt;original&gt;"), std::string::npos);
+}
+
+TEST(ExportMatrix, TextHasARowAState) {
+  EXPECT_EQ(export_matrix_text(*sample().matrix),
+            "mean KLD of each state, exported as\n"
+            "                 Q4_0        Q8_0\n"
+            "Model F32     0.31000     0.00200\n"
+            "trained       0.09000     0.08530\n");
 }
 
 TEST(Diagnosis, TotalsAndLine) {
