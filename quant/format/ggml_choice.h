@@ -24,8 +24,8 @@ NIBBLE_HD int32_t truncate_to_int(float x) {
 }
 
 /// roundf for |x| < 2^23: ties away from zero. 0.49999997 so that the float below 0.5 rounds to 0.
-NIBBLE_HD float round_half_away(float x) {
-  return static_cast<float>(truncate_to_int(x + std::copysign(0.49999997f, x)));
+NIBBLE_HD int32_t round_half_away(float x) {
+  return truncate_to_int(x + std::copysign(0.49999997f, x));
 }
 
 /// The element of largest magnitude, the first one of several; 0 where all are. x: finite.

@@ -48,7 +48,7 @@ struct Q2_0 : StepFormat<Q2_0> {
     const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
     int8_t codes[kBlockSize];
     for (int i = 0; i < kBlockSize; ++i) {
-      const int32_t q = truncate_to_int(round_half_away(weights[i] * inverse));
+      const int32_t q = round_half_away(weights[i] * inverse);
       codes[i] = static_cast<int8_t>(q < kQMin ? kQMin : q > kQMax ? kQMax : q);
     }
     block.d = float_to_float16(d);

@@ -35,9 +35,9 @@ struct Q8_0 : StepFormat<Q8_0> {
     const float d = std::fabs(signed_extreme(weights, kBlockSize)) / 127.0f;
     const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
     block.d = float_to_float16(d);
-    for (int i = 0; i < kBlockSize; ++i) {
-      block.qs[i] = static_cast<int8_t>(truncate_to_int(round_half_away(weights[i] * inverse)));
-    }
+    int32_t codes[kBlockSize];
+    NIBBLE_EACH_LANE (i, kBlockSize) codes[i] = round_half_away(weights[i] * inverse);
+    NIBBLE_EACH_LANE (i, kBlockSize) block.qs[i] = static_cast<int8_t>(codes[i]);
   }
 };
 

@@ -13,7 +13,7 @@ NIBBLE_HD float ggml_ternary_choice(const float* x, int8_t* codes) {
   const float d = std::fabs(signed_extreme(x, kBlockSize));
   const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
   for (int i = 0; i < kBlockSize; ++i)
-    codes[i] = static_cast<int8_t>(truncate_to_int(round_half_away(x[i] * inverse)));
+    codes[i] = static_cast<int8_t>(round_half_away(x[i] * inverse));
   return d;
 }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "quant/format/block.h"
+#include "quant/format/lanes.h"
 
 namespace nibble {
 
@@ -113,8 +114,13 @@ struct Uniform {
     int8_t codes[F::kBlockSize];
     for (int group = 0; group < kNumGroups<F>; ++group) {
       const Grid grid = F::grid(snapped, group);
-      for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
-        codes[i] = static_cast<int8_t>(round_to_int(level_of<F>(weights[i], grid)));
+      for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;
+           first += kChunk) {
+        // Two loops: g++ makes no vectors of what ends in bytes.
+        int32_t levels[kChunk];
+        NIBBLE_EACH_LANE (k, kChunk)
+          levels[k] = round_to_int(level_of<F>(weights[first + k], grid));
+        NIBBLE_EACH_LANE (k, kChunk) codes[first + k] = static_cast<int8_t>(levels[k]);
       }
     }
     F::set_scales(block, snapped);
