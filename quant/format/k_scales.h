@@ -190,7 +190,8 @@ NIBBLE_HD void encode_ggml_k(const float* x, const float* importance, const Rang
   F::pack(codes, block);
 }
 
-/// A K format of eight groups of 32 weights with mins. F also has Block with d, dmin and scales.
+/// A K format of eight groups of 32 weights with mins. F also has Block with d, dmin, scales and
+/// nibbles qs, and fifth_bit(block, group, k): 16 or 0, what weight k's nibble lacks.
 template <class F>
 struct KFormat : SubMinFormat<F> {
   static constexpr int kBlockSize = 256;
@@ -202,6 +203,25 @@ struct KFormat : SubMinFormat<F> {
   static constexpr bool kAbsoluteErrors = false;
   static constexpr float kSigmaFactor = 2.0f;
 
+  /// Two groups at a time, the low and the high nibbles of the same bytes; unrolled, as shifts that
+  /// g++ can see become vectors of any width, and others for AVX2 none.
+  template <class Block>
+  static NIBBLE_HD void decode(const Block& block, float* out) {
+    float scales[kNumScales];
+    scales_of(block, scales);
+    NIBBLE_UNROLL
+    for (int group = 0; group < kNumGroups<F>; group += 2) {
+      const uint8_t* bytes = block.qs + kGroupSize / 2 * group;
+      uint8_t low[kGroupSize], high[kGroupSize];
+      NIBBLE_EACH_LANE (k, kGroupSize) {
+        low[k] = static_cast<uint8_t>((bytes[k] & 15) | F::fifth_bit(block, group, k));
+        high[k] = static_cast<uint8_t>(bytes[k] >> 4 | F::fifth_bit(block, group + 1, k));
+      }
+      float* to = out + kGroupSize * group;
+      store_values(low, F::grid(scales, group), to);
+      store_values(high, F::grid(scales, group + 1), to + kGroupSize);
+    }
+  }
   template <class Block>
   static NIBBLE_HD void scales_of(const Block& block, float* scales) {
     scales[0] = float16_to_float(block.d);
@@ -227,6 +247,12 @@ struct KFormat : SubMinFormat<F> {
   template <class Block>
   static NIBBLE_HD void set_sub_min(Block& block, int group, int u) {
     KScales::set_min(block.scales, group, u);
+  }
+
+ private:
+  static NIBBLE_HD void store_values(const uint8_t* codes, const Grid& grid, float* out) {
+#pragma GCC ivdep
+    for (int k = 0; k < kGroupSize; ++k) out[k] = value_of<F>(static_cast<float>(codes[k]), grid);
   }
 };
 

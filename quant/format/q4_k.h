@@ -20,6 +20,7 @@ struct Q4_K : KFormat<Q4_K> {
   };
   static_assert(sizeof(Block) == 144);
 
+  static NIBBLE_HD int fifth_bit(const Block&, int, int) { return 0; }
   static NIBBLE_HD int code(const Block& block, int i) {
     return *k_nibbles(block.qs, i) >> k_nibble_shift(i) & 15;
   }

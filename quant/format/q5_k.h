@@ -22,9 +22,12 @@ struct Q5_K : KFormat<Q5_K> {
   };
   static_assert(sizeof(Block) == 176);
 
+  static NIBBLE_HD int fifth_bit(const Block& block, int group, int k) {
+    return (block.qh[k] >> group & 1) << 4;
+  }
   static NIBBLE_HD int code(const Block& block, int i) {
     const int low = *k_nibbles(block.qs, i) >> k_nibble_shift(i) & 15;
-    return low | (block.qh[i % 32] >> i / 32 & 1) << 4;
+    return low | fifth_bit(block, i / 32, i % 32);
   }
   static NIBBLE_HD void unpack(const Block& block, int first, int32_t* codes) {
     const uint8_t *bytes = k_nibbles(block.qs, first), *high = block.qh + first % 32;
