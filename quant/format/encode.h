@@ -14,14 +14,15 @@ namespace nibble {
 /// row must not hide a tie.
 template <int kBlockSize>
 NIBBLE_HD double squared_error(const float* values, const float* weights, const float* importance) {
-  double sums[kChunk] = {};
-  for (int first = 0; first < kBlockSize; first += kChunk) {
-    for (int k = 0; k < kChunk; ++k) {
+  constexpr int kSums = 8;  // a vector's, at most
+  double sums[kSums] = {};
+  for (int first = 0; first < kBlockSize; first += kSums) {
+    NIBBLE_EACH_LANE (k, kSums) {
       const double difference = static_cast<double>(values[first + k]) - weights[first + k];
       sums[k] += importance[first + k] * difference * difference;
     }
   }
-  return fold_sums(sums);
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
 template <class F>
@@ -84,11 +85,7 @@ NIBBLE_HD void search_blocks(const float* weights, const float* importance, int 
     }
   } else {
     SearchTile<F, kBlocks> tile;
-    for (int i = 0; i < kBlocks; ++i) {  // idle lanes do the last block again
-      const int first = (i < count ? i : count - 1) * F::kBlockSize;
-      set_lane(weights + first, importance + first, i, &tile);
-    }
-    sum_up_lanes(&tile);
+    set_lanes(weights, importance, count, &tile);
     LaneScales<kBlocks> found;
     search_tile<F>(tile, &found);
     for (int i = 0; i < count; ++i) {

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "quant/format/lanes.h"
 #include "quant/format/uniform.h"
 
 namespace nibble {
@@ -25,6 +26,36 @@ NIBBLE_HD float mean_magnitude(const float* weights, int count) {
   return sum / static_cast<float>(count);
 }
 
+struct WeightRange {
+  float min, max;
+};
+
+/// Of kCount weights, a multiple of kChunk. In lanes that are folded at the end, so that no weight
+/// waits for the one before.
+template <int kCount>
+NIBBLE_HD WeightRange range_of(const float* weights) {
+  float mins[kChunk], maxs[kChunk];
+  lane_ranges<kCount / kChunk, kChunk>(weights, mins, maxs);
+  for (int width = kChunk / 2; width > 0; width /= 2) {
+    for (int k = 0; k < width; ++k) {
+      mins[k] = mins[k + width] < mins[k] ? mins[k + width] : mins[k];
+      maxs[k] = maxs[k + width] > maxs[k] ? maxs[k + width] : maxs[k];
+    }
+  }
+  return {mins[0], maxs[0]};
+}
+
+/// The step, of either sign, that takes no weight of such a range beyond the levels. With d > 0,
+/// the largest weight needs d >= max / q_max and the smallest d >= min / q_min; d < 0 swaps them.
+template <class F>
+NIBBLE_HD float step_of_range(float min, float max) {
+  constexpr float kLo = F::kQMin, kHi = F::kQMax;
+  const float up = max > 0.0f ? max : 0.0f, down = min < 0.0f ? -min : 0.0f;
+  const float positive = up / kHi > down / -kLo ? up / kHi : down / -kLo;
+  const float negative = down / kHi > up / -kLo ? down / kHi : up / -kLo;
+  return positive <= negative ? positive : -negative;
+}
+
 /// The scales that put every weight within half a step of its value, without clamping. A format
 /// of two levels has no range to cover: the mean magnitude there, which is the least-squares step.
 template <class F>
@@ -33,23 +64,13 @@ NIBBLE_HD void range_scales(const float* weights, float* scales) {
     scales[0] = mean_magnitude(weights, F::kBlockSize);
     return;
   }
-  float min = weights[0], max = weights[0];
-  for (int i = 1; i < F::kBlockSize; ++i) {
-    min = weights[i] < min ? weights[i] : min;
-    max = weights[i] > max ? weights[i] : max;
-  }
+  const auto [min, max] = range_of<F::kBlockSize>(weights);
   if constexpr (F::kHasOffset) {
     scales[1] = std::fabs(min) < kOverflow ? float16_at_most(min) : min;
     const float range = max - scales[1];
     scales[0] = range > 0.0f ? range / static_cast<float>(F::kQMax) : 0.0f;
   } else {
-    // With d > 0, the largest weight needs d >= max / q_max and the smallest d >= min / q_min; d <
-    // 0 swaps them.
-    constexpr float kLo = F::kQMin, kHi = F::kQMax;
-    const float up = max > 0.0f ? max : 0.0f, down = min < 0.0f ? -min : 0.0f;
-    const float positive = up / kHi > down / -kLo ? up / kHi : down / -kLo;
-    const float negative = down / kHi > up / -kLo ? down / kHi : up / -kLo;
-    scales[0] = positive <= negative ? positive : -negative;
+    scales[0] = step_of_range<F>(min, max);
   }
 }
 

@@ -1,8 +1,9 @@
 // EncodeMethod::kSearch for formats with one grid per block, kLanes blocks beside each other:
 // scales of least weighted squared error. First scales over a range of clippings, each judged by
 // the error that a least-squares fit for its codes would leave; the best of them rounded and
-// refitted a few times, then its float16 neighbours. Blocks that lie on a grid already get its
-// scales (exact_grid.h). The caller compares in double with ggml's choice and the range's.
+// refitted a few times, then its float16 neighbours. With very many levels, simply more steps.
+// Blocks that lie on a grid already get its scales (exact_grid.h). The caller compares in double
+// with ggml's choice and the range's.
 #pragma once
 
 #include <cmath>
@@ -15,14 +16,9 @@
 
 namespace nibble {
 
-/// Weights that a lane takes in one go, in a loop before which NIBBLE_RUN stands: unrolled, so that
-/// its sums stay in registers.
+/// Weights that a lane takes in one go, in a loop before which NIBBLE_UNROLL stands, so that its
+/// sums stay in registers.
 constexpr int kRun = 8;
-#if defined(__CUDACC__)
-#define NIBBLE_RUN
-#else
-#define NIBBLE_RUN _Pragma("GCC unroll 8")
-#endif
 
 /// Blocks in lanes (quant/format/lanes.h). importance: at most 1. products: importance times what
 /// the weight is above the weighted mean, with an offset, or above 0. source: each block's weights,
@@ -48,17 +44,7 @@ struct TileSums {
   float rr[kLanes], r[kLanes], rq[kLanes], q[kLanes], qq[kLanes];
 };
 
-template <class F, int kLanes>
-NIBBLE_HD void set_lane(const float* weights, const float* importance, int lane,
-                        SearchTile<F, kLanes>* tile) {
-  tile->source[lane] = weights;
-  for (int i = 0; i < F::kBlockSize; ++i) {
-    tile->weights[i * kLanes + lane] = weights[i];
-    tile->importance[i * kLanes + lane] = importance[i];
-  }
-}
-
-/// When all lanes are set.
+/// Fills in what the weights and importance of all lanes give.
 template <class F, int kLanes>
 NIBBLE_HD void sum_up_lanes(SearchTile<F, kLanes>* tile) {
   NIBBLE_EACH_LANE (lane, kLanes) {
@@ -69,7 +55,7 @@ NIBBLE_HD void sum_up_lanes(SearchTile<F, kLanes>* tile) {
     NIBBLE_EACH_LANE (lane, kLanes) {
       float sum = tile->importance_sum[lane], weighted_sum = tile->mean[lane];
       float min = tile->min[lane], max = tile->max[lane];
-      NIBBLE_RUN
+      NIBBLE_UNROLL
       for (int k = 0; k < kRun; ++k) {
         const float weight = tile->weights[(first + k) * kLanes + lane];
         const float importance = tile->importance[(first + k) * kLanes + lane];
@@ -93,6 +79,27 @@ NIBBLE_HD void sum_up_lanes(SearchTile<F, kLanes>* tile) {
       tile->products[first + lane] =
           tile->importance[first + lane] * (tile->weights[first + lane] - tile->mean[lane]);
   }
+}
+
+/// weights, importance: of `count` blocks; idle lanes get the last one again.
+template <class F, int kLanes>
+NIBBLE_HD void set_lanes(const float* weights, const float* importance, int count,
+                         SearchTile<F, kLanes>* tile) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    tile->source[lane] = weights + (lane < count ? lane : count - 1) * F::kBlockSize;
+  if (count == kLanes) {
+    to_lanes<F::kBlockSize, kLanes>(weights, tile->weights);
+    to_lanes<F::kBlockSize, kLanes>(importance, tile->importance);
+  } else {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float* own_importance = importance + (tile->source[lane] - weights);
+      for (int i = 0; i < F::kBlockSize; ++i) {
+        tile->weights[i * kLanes + lane] = tile->source[lane][i];
+        tile->importance[i * kLanes + lane] = own_importance[i];
+      }
+    }
+  }
+  sum_up_lanes(tile);
 }
 
 /// Whether the levels are all integers from kQMin to kQMax.
@@ -124,7 +131,7 @@ NIBBLE_HD void residual_sums(const SearchTile<F, kLanes>& tile, const LaneScales
       const Grid grid = {scales.step[lane], inverse[lane], scales.offset[lane]};
       float rr = sums->rr[lane], r = sums->r[lane], rq = sums->rq[lane];
       float q = sums->q[lane], qq = sums->qq[lane];
-      NIBBLE_RUN
+      NIBBLE_UNROLL
       for (int k = 0; k < kRun; ++k) {
         const float weight = tile.weights[(first + k) * kLanes + lane];
         const float importance = tile.importance[(first + k) * kLanes + lane];
@@ -228,7 +235,7 @@ NIBBLE_HD void correlate(const SearchTile<F, kLanes>& tile, const LaneScales<kLa
   for (int first = 0; first < F::kBlockSize; first += kRun) {
     NIBBLE_EACH_LANE (lane, kLanes) {
       float pq = sums->pq[lane], q = sums->q[lane], qq = sums->qq[lane];
-      NIBBLE_RUN
+      NIBBLE_UNROLL
       for (int k = 0; k < kRun; ++k) {
         const int i = (first + k) * kLanes + lane;
         const float x = tile.weights[i] * inverse[lane];
@@ -276,6 +283,53 @@ NIBBLE_HD void choose_start(const SearchTile<F, kLanes>& tile, LaneScales<kLanes
   }
 }
 
+/// Whether a format has so many levels that other ones are the nearest at every other step: errors
+/// of neighbouring steps hardly tell of each other then, so the more are tried, the less is found.
+template <class F>
+constexpr bool kIsFine = F::Levels::kCount > 128;
+
+/// The storable step of least error, of those that clip no weight: the extreme weight lies ever
+/// fewer levels from 0.
+template <class F, int kLanes>
+NIBBLE_HD void choose_fine_step(const SearchTile<F, kLanes>& tile, LaneScales<kLanes>* chosen) {
+  constexpr int kTrials = 16;
+  constexpr float kMostLevels = F::kQMax + 0.4f, kFewer = 0.7f;
+  float least[kLanes];
+  NIBBLE_EACH_LANE (lane, kLanes) {
+    least[lane] = std::numeric_limits<float>::infinity();
+    chosen->step[lane] = chosen->offset[lane] = 0.0f;
+  }
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const float levels = kMostLevels - kFewer * static_cast<float>(trial);
+    float steps[kLanes], inverses[kLanes], squares[kLanes];
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      const float max = tile.max[lane], min = tile.min[lane];
+      steps[lane] = snap_step((max > -min ? max : -min) / levels);
+      inverses[lane] = inverse_of(steps[lane]);
+      squares[lane] = 0.0f;
+    }
+    for (int first = 0; first < F::kBlockSize; first += kRun) {
+      NIBBLE_EACH_LANE (lane, kLanes) {
+        float sum = squares[lane];
+        NIBBLE_UNROLL
+        for (int k = 0; k < kRun; ++k) {
+          const int i = (first + k) * kLanes + lane;
+          const float x = tile.weights[i] * inverses[lane];
+          const float miss = x - round_to_even(x);
+          sum += tile.importance[i] * miss * miss;
+        }
+        squares[lane] = sum;
+      }
+    }
+    NIBBLE_EACH_LANE (lane, kLanes) {
+      const float error = squares[lane] * steps[lane] * steps[lane];
+      const bool better = error < least[lane];
+      least[lane] = better ? error : least[lane];
+      chosen->step[lane] = better ? steps[lane] : chosen->step[lane];
+    }
+  }
+}
+
 /// The best storable scales yet, their error, and the weighted means of the residuals and the q's.
 template <int kLanes>
 struct LaneBest {
@@ -319,7 +373,7 @@ NIBBLE_HD void step_beside(const LaneBest<kLanes>& best, bool above, LaneScales<
 template <class F, int kLanes>
 NIBBLE_HD void refine(const SearchTile<F, kLanes>& tile, LaneScales<kLanes>* scales,
                       LaneBest<kLanes>* best) {
-  constexpr int kRefits = 3, kNeighbours = 2;
+  constexpr int kRefits = kIsFine<F> ? 2 : 3, kNeighbours = 2;
   NIBBLE_EACH_LANE (lane, kLanes) {
     best->error[lane] = std::numeric_limits<float>::infinity();
     best->mean_residual[lane] = best->mean_level[lane] = 0.0f;
@@ -340,9 +394,6 @@ NIBBLE_HD void refine(const SearchTile<F, kLanes>& tile, LaneScales<kLanes>* sca
   }
 }
 
-/// Weights of a block on which grids are tried before all of it.
-constexpr int kProbes = 4;
-
 /// The steps of grid i, from 0, of those that a block's range allows: in the range where there is
 /// an offset, else in its extreme weight.
 template <class F>
@@ -354,8 +405,8 @@ constexpr int kGrids = !kIsEven<F>            ? F::Levels::kCount
                        : F::kQMax > -F::kQMin ? F::kQMax
                                               : -F::kQMin;
 
-/// How far, in steps, the probes are from levels of the best of these grids.
-template <class F, int kLanes>
+/// How far, in steps, kProbes weights of each block are from levels of the best of these grids.
+template <int kProbes, class F, int kLanes>
 NIBBLE_HD void probe_grids(const SearchTile<F, kLanes>& tile, float* distance) {
   float probes[kProbes][kLanes];
   NIBBLE_EACH_LANE (lane, kLanes) {
@@ -387,12 +438,19 @@ NIBBLE_HD void probe_grids(const SearchTile<F, kLanes>& tile, float* distance) {
 template <class F, int kLanes>
 NIBBLE_HD void search_tile(const SearchTile<F, kLanes>& tile, LaneScales<kLanes>* found) {
   LaneScales<kLanes> scales;
-  choose_start<F>(tile, &scales);
+  if constexpr (kIsFine<F>)
+    choose_fine_step<F>(tile, &scales);
+  else
+    choose_start<F>(tile, &scales);
   LaneBest<kLanes> best;
   refine<F>(tile, &scales, &best);
   *found = best.scales;
   float distance[kLanes];
-  probe_grids<F>(tile, distance);
+  probe_grids<2>(tile, distance);
+  int near = 0;
+  for (int lane = 0; lane < kLanes; ++lane) near |= distance[lane] <= kGridTolerance<F>;
+  if (!near) return;
+  probe_grids<8>(tile, distance);
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!(distance[lane] <= kGridTolerance<F>)) continue;
     float exact[2] = {found->step[lane], found->offset[lane]};

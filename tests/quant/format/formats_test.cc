@@ -168,13 +168,14 @@ double least_error_of_steps(const Format& format, const std::vector<float>& weig
 TEST(Search, ComesNearTheBestStepThereIs) {
   const std::vector<float> weights = gaussian_row(13, 0.02f);
   for (const Format& format : formats()) {
-    // Of Q8_0's many levels others are the nearest at every other step: more trials find less, and
-    // there is no best step to come near.
-    if (format.num_scales != 1 || format.bits_per_weight() > 8.0) continue;
+    if (format.num_scales != 1) continue;
     const auto blocks = encode(format, weights, {}, EncodeMethod::kSearch);
-    // A hundredth is what the search may give up for its speed; ggml gives up a tenth and more.
+    // A hundredth is what the search may give up for its speed; ggml gives up a tenth and more. Of
+    // Q8_0's many levels others are the nearest at every other step, and more trials find less: 16
+    // give up a fourteenth against these 2000, ggml a third.
+    const double given_up = format.bits_per_weight() > 8.0 ? 1.15 : 1.01;
     EXPECT_LT(row_error(decode(format, blocks), weights, {}),
-              1.01 * least_error_of_steps(format, weights))
+              given_up * least_error_of_steps(format, weights))
         << format.name;
   }
 }
