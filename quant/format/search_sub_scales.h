@@ -1,233 +1,43 @@
 // EncodeMethod::kSearch and kRtn for formats with sub-scales (quant/format/sub_scales.h). Search,
-// all groups of a block at once: the step (and offset) that suits each group best; then a d (and
-// dmin) for which the groups' nearest integers fit well; then integers beside the nearest, and d
-// and dmin fitted to all groups by least squares, in turn.
+// all groups of a block at once: what suits each group best (sub_scale_groups.h); then a d (and
+// dmin) near whose multiples that lies; then integers beside the nearest, and d and dmin fitted to
+// all groups by least squares, in turn. Where the groups lie on grids already, once more from there
+// (exact_sub_scales.h).
 #pragma once
 
 #include <limits>
 
-#include "quant/format/lanes.h"
+#include "quant/format/exact_sub_scales.h"
 #include "quant/format/range.h"
-#include "quant/format/search.h"
-#include "quant/format/sub_scales.h"
+#include "quant/format/sub_scale_groups.h"
 
 namespace nibble {
 
-/// A group of F's as a block of its own.
-template <class F>
-struct GroupOf {
-  using Levels = typename F::Levels;
-  static constexpr int kBlockSize = F::kGroupSize;
-  static constexpr int kQMin = F::kQMin;
-  static constexpr int kQMax = F::kQMax;
-  static constexpr bool kHasOffset = false;
-};
-
-/// A number for each group of a block.
-template <class F>
-using PerGroup = float[kNumGroups<F>];
-
-/// A block in lanes, and what suits each of its groups best: step, minus-offset and, there, the
-/// mean of the q's; 0 for a group that is nearly 0.
-template <class F>
-struct SearchGroups {
-  float weights[F::kBlockSize], importance[F::kBlockSize];
-  PerGroup<F> importance_sums, mins, maxs;
-  PerGroup<F> steps, down, levels;
-};
-
-template <class F>
-struct GroupGrids {
-  PerGroup<F> steps, offsets;
-};
-
-/// ResidualSums of each group.
-template <class F>
-struct GroupSums {
-  PerGroup<F> rr, r, rq, q, qq;
-};
-
-template <class F>
-NIBBLE_HD void group_sums(const SearchGroups<F>& block, const GroupGrids<F>& grids,
-                          GroupSums<F>* sums) {
-  constexpr int kLanes = kNumGroups<F>;
-  PerGroup<F> inverse, rr = {}, r = {}, rq = {}, q = {}, qq = {};
-  NIBBLE_EACH_LANE (l, kLanes) inverse[l] = inverse_of(grids.steps[l]);
-  for (int first = 0; first < F::kBlockSize; first += kLanes) {
-    NIBBLE_EACH_LANE (l, kLanes) {
-      const Grid grid = {grids.steps[l], inverse[l], grids.offsets[l]};
-      const float weight = block.weights[first + l], importance = block.importance[first + l];
-      const float level = level_of<F>(weight, grid);
-      const float residual = weight - value_of<F>(level, grid);
-      const float weighted_residual = importance * residual, weighted_level = importance * level;
-      rr[l] += weighted_residual * residual;
-      rq[l] += weighted_residual * level;
-      qq[l] += weighted_level * level;
-      if (F::kHasOffset) {
-        r[l] += weighted_residual;
-        q[l] += weighted_level;
-      }
-    }
-  }
-  NIBBLE_EACH_LANE (l, kLanes) {
-    sums->rr[l] = rr[l];
-    sums->r[l] = r[l];
-    sums->rq[l] = rq[l];
-    sums->q[l] = q[l];
-    sums->qq[l] = qq[l];
-  }
-}
-
 /// The squared errors alone.
 template <class F>
-NIBBLE_HD void group_errors(const SearchGroups<F>& block, const GroupGrids<F>& grids,
-                            float* errors) {
+NIBBLE_HD void group_errors(const GroupTile<F>& tile, const GroupScales<F>& grids, float* errors) {
   constexpr int kLanes = kNumGroups<F>;
-  PerGroup<F> inverse, rr = {};
-  NIBBLE_EACH_LANE (l, kLanes) inverse[l] = inverse_of(grids.steps[l]);
-  for (int first = 0; first < F::kBlockSize; first += kLanes) {
-    NIBBLE_EACH_LANE (l, kLanes) {
-      const Grid grid = {grids.steps[l], inverse[l], grids.offsets[l]};
-      const float weight = block.weights[first + l];
-      const float residual = weight - value_of<F>(level_of<F>(weight, grid), grid);
-      rr[l] += block.importance[first + l] * residual * residual;
-    }
-  }
-  NIBBLE_EACH_LANE (l, kLanes) errors[l] = rr[l];
-}
-
-/// Moves the grids to the least-squares fit for the codes that they gave, offsets at most 0 (u is
-/// not negative); `errors`: those there.
-template <class F>
-NIBBLE_HD void refit_groups(const SearchGroups<F>& block, const GroupSums<F>& sums,
-                            GroupGrids<F>* grids, float* errors) {
-  NIBBLE_EACH_LANE (l, kNumGroups<F>) {
-    const float rr = sums.rr[l], r = sums.r[l], rq = sums.rq[l], q = sums.q[l], qq = sums.qq[l];
-    const float w = block.importance_sums[l], step = grids->steps[l], offset = grids->offsets[l];
-    float by_step = rq / qq, by_offset = 0.0f, determinant = qq;
-    if (F::kHasOffset) {
-      determinant = w * qq - q * q;
-      by_step = (w * rq - r * q) / determinant;
-      by_offset = (qq * r - q * rq) / determinant;
-      const float without_offset = (rq + offset * q) / qq;
-      by_step = offset + by_offset > 0.0f ? without_offset : by_step;
-      by_offset = offset + by_offset > 0.0f ? -offset : by_offset;
-    }
-    // With mins a negative step would count from the top.
-    const bool moves = determinant > 0.0f && (!F::kHasOffset || step + by_step > 0.0f);
-    grids->steps[l] = moves ? step + by_step : step;
-    grids->offsets[l] = moves ? offset + by_offset : offset;
-    const float change = by_step * (by_step * qq + 2.0f * (by_offset * q - rq)) +
-                         by_offset * (by_offset * w - 2.0f * r);
-    errors[l] = moves ? rr + change : rr;
-  }
-}
-
-/// Clippings of a group's range that the search starts from, the deepest of kDeepest of the range:
-/// coarse formats gain by cutting deep, fine ones do not. With mins, what is clipped is taken from
-/// the top, from both ends or from the bottom; else both signs of the step are tried, as codes
-/// reach further on one side of 0.
-template <class F>
-constexpr int kCuts = F::kHasOffset ? 8 : 5;
-template <class F>
-constexpr int kStarts = F::kHasOffset ? 1 + 3 * kCuts<F> : 2 * (1 + kCuts<F>);
-template <class F>
-constexpr float kDeepest = F::Levels::kCount > 11 ? 6.0f / (F::Levels::kCount - 1) : 0.75f;
-
-template <class F>
-NIBBLE_HD void starting_grids(const SearchGroups<F>& block, int start, GroupGrids<F>* grids) {
-  constexpr float kLo = F::kQMin, kHi = F::kQMax;
-  const int cuts = F::kHasOffset ? (start + 2) / 3 : start / 2;
-  const float share = kDeepest<F> / kCuts<F> * static_cast<float>(cuts);
-  const float part = 0.5f * static_cast<float>((start + 2) % 3);
-  NIBBLE_EACH_LANE (l, kNumGroups<F>) {
-    if (F::kHasOffset) {
-      const float range = block.maxs[l] - block.mins[l], cut = range * share;
-      const float offset = block.mins[l] + cut * part;
-      grids->steps[l] = (range - cut) / kHi;
-      grids->offsets[l] = offset < 0.0f ? offset : 0.0f;
-    } else {
-      const float top = start % 2 ? -block.mins[l] : block.maxs[l];
-      const float bottom = start % 2 ? block.maxs[l] : -block.mins[l];
-      const float up = (top > 0.0f ? top : 0.0f) / kHi;
-      const float down = (bottom > 0.0f ? bottom : 0.0f) / -kLo;
-      const float full = up > down ? up : down;
-      grids->steps[l] = (start % 2 ? -full : full) * (1.0f - share);
-      grids->offsets[l] = 0.0f;
-    }
-  }
-}
-
-/// Weights below make steps that are no normal numbers any more, or nearly so.
-constexpr float kLeastGroup = 1e-30f;
-
-/// Fills in steps, down and levels: the start whose refit is best, refitted on.
-template <class F>
-NIBBLE_HD void find_group_steps(SearchGroups<F>* block) {
-  constexpr int kLanes = kNumGroups<F>, kRefits = 3;
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  GroupGrids<F> from;
-  GroupSums<F> sums;
-  PerGroup<F> least;
-  starting_grids<F>(*block, 0, &from);
-  NIBBLE_EACH_LANE (l, kLanes) least[l] = kInfinity;
-  for (int start = 0; start < kStarts<F>; ++start) {
-    GroupGrids<F> grids;
-    PerGroup<F> errors;
-    starting_grids<F>(*block, start, &grids);
-    group_sums<F>(*block, grids, &sums);
-    refit_groups<F>(*block, sums, &grids, errors);
-    NIBBLE_EACH_LANE (l, kLanes) {
-      const bool better = errors[l] < least[l];
-      least[l] = better ? errors[l] : least[l];
-      from.steps[l] = better ? grids.steps[l] : from.steps[l];
-      from.offsets[l] = better ? grids.offsets[l] : from.offsets[l];
-    }
-  }
+  PerGroup<F> inverse;
   NIBBLE_EACH_LANE (l, kLanes) {
-    least[l] = kInfinity;
-    block->steps[l] = block->down[l] = block->levels[l] = 0.0f;
+    inverse[l] = inverse_of(grids.step[l]);
+    errors[l] = 0.0f;
   }
-  for (int round = 0; round < kRefits; ++round) {
-    PerGroup<F> errors;
-    group_sums<F>(*block, from, &sums);
+  for (int first = 0; first < F::kGroupSize; first += kRun) {
     NIBBLE_EACH_LANE (l, kLanes) {
-      const bool nonzero = block->maxs[l] >= kLeastGroup || -block->mins[l] >= kLeastGroup;
-      const bool better = nonzero && sums.rr[l] < least[l];
-      const float mean = sums.q[l] / block->importance_sums[l];
-      const float level = block->importance_sums[l] > 0.0f ? mean : 0.0f;
-      least[l] = better ? sums.rr[l] : least[l];
-      block->steps[l] = better ? from.steps[l] : block->steps[l];
-      block->down[l] = better ? 0.0f - from.offsets[l] : block->down[l];  // never -0
-      block->levels[l] = better ? level : block->levels[l];
-    }
-    refit_groups<F>(*block, sums, &from, errors);
-  }
-}
-
-template <class F>
-NIBBLE_HD void load_groups(const float* weights, const float* importance, SearchGroups<F>* block) {
-  constexpr int kLanes = kNumGroups<F>, kSize = F::kGroupSize;
-  to_lanes<kSize, kLanes>(weights, block->weights);
-  to_lanes<kSize, kLanes>(importance, block->importance);
-  sum_lanes<kSize, kLanes>(block->importance, block->importance_sums);
-  NIBBLE_EACH_LANE (l, kLanes) block->mins[l] = block->maxs[l] = block->weights[l];
-  for (int first = kLanes; first < F::kBlockSize; first += kLanes) {
-    NIBBLE_EACH_LANE (l, kLanes) {
-      const float weight = block->weights[first + l];
-      block->mins[l] = weight < block->mins[l] ? weight : block->mins[l];
-      block->maxs[l] = weight > block->maxs[l] ? weight : block->maxs[l];
+      const Grid grid = {grids.step[l], inverse[l], grids.offset[l]};
+      float error = errors[l];
+      NIBBLE_UNROLL
+      for (int k = 0; k < kRun; ++k) {
+        const float weight = tile.weights[(first + k) * kLanes + l];
+        const float importance = tile.importance[(first + k) * kLanes + l];
+        const float level = nearest_level<GroupOf<F>>(in_steps<F>(weight, grid));
+        const float residual = weight - value_of<F>(level, grid);
+        error += importance * residual * residual;
+      }
+      errors[l] = error;
     }
   }
-  if constexpr (F::kHasOffset) {
-    NIBBLE_EACH_LANE (l, kLanes) block->mins[l] = block->mins[l] > 0.0f ? 0.0f : block->mins[l];
-  }
 }
-
-/// d and dmin, as a block stores them.
-struct SharedScales {
-  float d, dmin;
-};
 
 template <class F>
 struct GroupIntegers {
@@ -255,61 +65,78 @@ NIBBLE_HD void nearest_integers(const SearchGroups<F>& block, const SharedScales
 
 template <class F>
 NIBBLE_HD void stored_grids(const SharedScales& shared, const GroupIntegers<F>& integers,
-                            GroupGrids<F>* grids) {
+                            GroupScales<F>* grids) {
   NIBBLE_EACH_LANE (l, kNumGroups<F>) {
-    grids->steps[l] = shared.d * integers.t[l];
-    grids->offsets[l] = F::kHasOffset ? -(shared.dmin * integers.u[l]) : 0.0f;
+    grids->step[l] = shared.d * integers.t[l];
+    grids->offset[l] = F::kHasOffset ? -(shared.dmin * integers.u[l]) : 0.0f;
   }
 }
 
-template <class F>
-NIBBLE_HD float sum_of(const float* groups) {
-  float sum = 0.0f;
-  NIBBLE_EACH_LANE (l, kNumGroups<F>) sum += groups[l];
-  return sum;
+/// d's, then dmin's, that are tried, in lanes: the largest step and minus-offset may take any of
+/// the larger integers, as a d that is a little larger leaves the other groups elsewhere on their
+/// grids.
+constexpr int kSharedTrials = 16;
+NIBBLE_HD float share_of_trial(int i) { return 1.03f - 0.02f * static_cast<float>(i); }
+
+/// The trial of least loss, the first of several.
+NIBBLE_HD int least_of_trials(const float* losses) {
+  int best = 0;
+  for (int i = 1; i < kSharedTrials; ++i) best = losses[i] < losses[best] ? i : best;
+  return best;
 }
 
-/// d's, then dmin's, that the largest step and minus-offset suggest: they may take any of the
-/// larger integers, as a d that is a little larger leaves the other groups elsewhere on their
-/// grids.
-constexpr int kSharedTrials = 6;
-template <class F>
-constexpr int kSharedCandidates = kSharedTrials * 2;
+/// A step or minus-offset of which the groups' own are multiples, nearly, and what that loses.
+struct SharedUnit {
+  float unit, loss;
+};
 
+/// The best of those that make `largest` some share of `most` units. values, costs: each group's
+/// own, and what the square of a distance from it costs, about: as if codes stayed.
 template <class F>
-NIBBLE_HD SharedScales candidate_scales(const SharedScales& best, float largest_step,
-                                        float largest_min, int i) {
-  const float share = 1.03f - 0.04f * static_cast<float>(i % kSharedTrials);
-  if (i >= kSharedTrials && F::kHasOffset)
-    return {best.d, snap_offset(largest_min / (F::kTMax * share))};
-  // Without mins the second half is of the other sign.
-  const float extreme = i < kSharedTrials ? F::kTMax : F::kTMin;
-  return {snap_step(largest_step / (extreme * share)), best.dmin};
+NIBBLE_HD SharedUnit find_shared_unit(const float* values, const float* costs, float largest,
+                                      float most) {
+  float units[kSharedTrials], inverses[kSharedTrials], losses[kSharedTrials];
+  NIBBLE_EACH_LANE (i, kSharedTrials) {
+    units[i] = snap_step(largest / (most * share_of_trial(i)));
+    inverses[i] = inverse_of(units[i]);
+    losses[i] = 0.0f;
+  }
+  for (int l = 0; l < kNumGroups<F>; ++l) {
+    NIBBLE_EACH_LANE (i, kSharedTrials) {
+      const float miss = units[i] * snap_sub_scale<F>(values[l] * inverses[i]) - values[l];
+      losses[i] += costs[l] * miss * miss;
+    }
+  }
+  const int best = least_of_trials(losses);
+  return {units[best], losses[best]};
 }
 
 template <class F>
 NIBBLE_HD SharedScales find_shared_scales(const SearchGroups<F>& block) {
-  float largest_step = 0.0f, largest_min = 0.0f;
-  NIBBLE_EACH_LANE (l, kNumGroups<F>) {
+  constexpr int kGroups = kNumGroups<F>;
+  float largest_step = 0.0f, largest_down = 0.0f;
+  for (int l = 0; l < kGroups; ++l) {
     if (std::fabs(block.steps[l]) > std::fabs(largest_step)) largest_step = block.steps[l];
-    if (block.down[l] > largest_min) largest_min = block.down[l];
+    if (block.down[l] > largest_down) largest_down = block.down[l];
   }
-  SharedScales best = {snap_step(largest_step / F::kTMax), snap_offset(largest_min / F::kTMax)};
-  float least = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < kSharedCandidates<F>; ++i) {
-    const SharedScales shared = candidate_scales<F>(best, largest_step, largest_min, i);
-    GroupIntegers<F> integers;
-    GroupGrids<F> grids;
-    PerGroup<F> errors;
-    nearest_integers<F>(block, shared, 0.0f, false, &integers);
-    stored_grids<F>(shared, integers, &grids);
-    group_errors<F>(block, grids, errors);
-    const float error = sum_of<F>(errors);
-    if (!(error < least)) continue;
-    least = error;
-    best = shared;
+  PerGroup<F> costs;
+  NIBBLE_EACH_LANE (l, kGroups) {
+    // With mins the offset keeps the group's middle where it was.
+    const float level = block.levels[l], w = block.tile.importance_sum[l];
+    costs[l] = F::kHasOffset ? block.squares[l] - w * level * level : block.squares[l];
   }
-  return best;
+  SharedUnit d = find_shared_unit<F>(block.steps, costs, largest_step, F::kTMax);
+  if constexpr (!F::kHasOffset) {
+    const SharedUnit other = find_shared_unit<F>(block.steps, costs, largest_step, F::kTMin);
+    return {other.loss < d.loss ? other.unit : d.unit, 0.0f};
+  }
+  PerGroup<F> downs;
+  NIBBLE_EACH_LANE (l, kGroups) {
+    const float t = snap_sub_scale<F>(block.steps[l] * inverse_of(d.unit));
+    downs[l] = block.down[l] + (d.unit * t - block.steps[l]) * block.levels[l];
+  }
+  const float* weights = block.tile.importance_sum;
+  return {d.unit, find_shared_unit<F>(downs, weights, largest_down, F::kTMax).unit};
 }
 
 /// For each group the best of the integers around its nearest.
@@ -324,12 +151,12 @@ NIBBLE_HD void choose_integers(const SearchGroups<F>& block, const SharedScales&
   }
   for (int choice = 0; choice < kChoices; ++choice) {
     GroupIntegers<F> integers;
-    GroupGrids<F> grids;
+    GroupScales<F> grids;
     PerGroup<F> errors;
     nearest_integers<F>(block, shared, static_cast<float>((choice + 1) % 3 - 1), choice >= 3,
                         &integers);
     stored_grids<F>(shared, integers, &grids);
-    group_errors<F>(block, grids, errors);
+    group_errors<F>(block.tile, grids, errors);
     NIBBLE_EACH_LANE (l, kNumGroups<F>) {
       const bool better = errors[l] < least[l];
       least[l] = better ? errors[l] : least[l];
@@ -342,7 +169,7 @@ NIBBLE_HD void choose_integers(const SearchGroups<F>& block, const SharedScales&
 /// d and dmin of the least-squares fit to all groups for their integers and codes: a = t q and b =
 /// -u; the same where they are not determined.
 template <class F>
-NIBBLE_HD SharedScales refit_shared_scales(const SearchGroups<F>& block,
+NIBBLE_HD SharedScales refit_shared_scales(const GroupTile<F>& tile,
                                            const GroupIntegers<F>& integers,
                                            const GroupSums<F>& sums, const SharedScales& shared) {
   float aa = 0.0f, ab = 0.0f, bb = 0.0f, ar = 0.0f, br = 0.0f;
@@ -350,7 +177,7 @@ NIBBLE_HD SharedScales refit_shared_scales(const SearchGroups<F>& block,
     const float t = integers.t[l], u = integers.u[l];
     aa += t * t * sums.qq[l];
     ab -= t * u * sums.q[l];
-    bb += u * u * block.importance_sums[l];
+    bb += u * u * tile.importance_sum[l];
     ar += t * sums.rq[l];
     br -= u * sums.r[l];
   }
@@ -363,25 +190,21 @@ NIBBLE_HD SharedScales refit_shared_scales(const SearchGroups<F>& block,
           snap_offset(dmin > 0.0f ? dmin : 0.0f)};
 }
 
-/// Scales of least weighted squared error found; false where the block is nearly 0. importance: at
-/// most 1.
+/// Stores the scales of least error, from `shared` on, where it is below `least`; returns the lower
+/// of both.
 template <class F>
-NIBBLE_HD bool search_sub_scales(const float* weights, const float* importance, float* scales) {
+NIBBLE_HD float fit_integers(const SearchGroups<F>& block, SharedScales shared, float least,
+                             float* scales) {
   constexpr int kRounds = 2, kFirst = 1 + F::kHasOffset;
-  SearchGroups<F> block;
-  load_groups<F>(weights, importance, &block);
-  find_group_steps<F>(&block);
-  SharedScales shared = find_shared_scales<F>(block);
-  if (shared.d == 0.0f && shared.dmin == 0.0f) return false;
-  float least = std::numeric_limits<float>::infinity();
   for (int round = 0; round < kRounds; ++round) {
     GroupIntegers<F> integers;
-    GroupGrids<F> grids;
+    GroupScales<F> grids;
     GroupSums<F> sums;
     choose_integers<F>(block, shared, &integers);
     stored_grids<F>(shared, integers, &grids);
-    group_sums<F>(block, grids, &sums);
-    const float error = sum_of<F>(sums.rr);
+    residual_sums<GroupOf<F>>(block.tile, grids, &sums);
+    float error = 0.0f;
+    NIBBLE_EACH_LANE (l, kNumGroups<F>) error += sums.rr[l];
     if (error < least) {
       least = error;
       scales[0] = shared.d;
@@ -391,8 +214,23 @@ NIBBLE_HD bool search_sub_scales(const float* weights, const float* importance, 
         if (F::kHasOffset) scales[kFirst + kNumGroups<F> + l] = integers.u[l];
       }
     }
-    shared = refit_shared_scales<F>(block, integers, sums, shared);
+    shared = refit_shared_scales<F>(block.tile, integers, sums, shared);
   }
+  return least;
+}
+
+/// Scales of least weighted squared error found; false where the block is nearly 0. importance: at
+/// most 1.
+template <class F>
+NIBBLE_HD bool search_sub_scales(const float* weights, const float* importance, float* scales) {
+  SearchGroups<F> block;
+  load_groups<F>(weights, importance, &block.tile);
+  find_group_steps<F>(&block);
+  SharedScales shared = find_shared_scales<F>(block);
+  if (shared.d == 0.0f && shared.dmin == 0.0f) return false;
+  float least = std::numeric_limits<float>::infinity();
+  least = fit_integers<F>(block, shared, least, scales);
+  if (find_exact_scales<F>(&block, &shared)) least = fit_integers<F>(block, shared, least, scales);
   return least < std::numeric_limits<float>::infinity();
 }
 
@@ -416,27 +254,22 @@ NIBBLE_HD float range_unit(const float* values, float* integers) {
 /// The scales that clamp no weight.
 template <class F>
 NIBBLE_HD void range_sub_scales(const float* weights, float* scales) {
-  float steps[kNumGroups<F>];
+  constexpr int kLanes = kNumGroups<F>;
+  float lanes[F::kBlockSize];
+  PerGroup<F> mins, maxs, steps;
+  to_lanes<F::kGroupSize, kLanes>(weights, lanes);
+  lane_ranges<F::kGroupSize, kLanes>(lanes, mins, maxs);
   if constexpr (F::kHasOffset) {
-    float mins[kNumGroups<F>], maxs[kNumGroups<F>];
-    for (int j = 0; j < kNumGroups<F>; ++j) {
-      float min = 0.0f;
-      maxs[j] = weights[j * F::kGroupSize];
-      for (int i = j * F::kGroupSize; i < (j + 1) * F::kGroupSize; ++i) {
-        min = weights[i] < min ? weights[i] : min;
-        maxs[j] = weights[i] > maxs[j] ? weights[i] : maxs[j];
-      }
-      mins[j] = 0.0f - min;  // never -0
-    }
-    float* u = scales + 2 + kNumGroups<F>;
+    NIBBLE_EACH_LANE (l, kLanes) mins[l] = mins[l] < 0.0f ? -mins[l] : 0.0f;
+    float* u = scales + 2 + kLanes;
     scales[1] = range_unit<F>(mins, u);
-    for (int j = 0; j < kNumGroups<F>; ++j) {
-      const float range = maxs[j] + snap_step(scales[1]) * u[j];
-      steps[j] = (range > 0.0f ? range : 0.0f) / F::kQMax;
+    const float dmin = snap_step(scales[1]);
+    NIBBLE_EACH_LANE (l, kLanes) {
+      const float range = maxs[l] + dmin * u[l];
+      steps[l] = (range > 0.0f ? range : 0.0f) / F::kQMax;
     }
   } else {
-    for (int j = 0; j < kNumGroups<F>; ++j)
-      range_scales<GroupOf<F>>(weights + j * F::kGroupSize, &steps[j]);
+    NIBBLE_EACH_LANE (l, kLanes) steps[l] = step_of_range<F>(mins[l], maxs[l]);
   }
   scales[0] = range_unit<F>(steps, scales + 1 + F::kHasOffset);
 }

@@ -278,7 +278,7 @@ def on_grid_rows(fmt):
 @each_format
 def test_what_lies_on_the_grid_stays(fmt):
     if fmt.num_scales > 2 and fmt.name != "NVFP4":
-        pytest.skip("d times sub-scale times q has more bits than float32: the grid is not always found again")
+        pytest.skip("tests/quant/format/exact_sub_scales_test.cc plants grids of formats with sub-scales")
     rows = on_grid_rows(fmt)
     assert rows.size > 1000
     assert np.array_equal(fmt.decode(fmt.encode(rows, None, SEARCH)), rows.ravel())
