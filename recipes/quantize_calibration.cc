@@ -40,8 +40,8 @@ void add_method_options(cxxopts::Options& options) {
       "of gptq and awq: the text whose activations they look at, a file (.jsonl: its rows' "
       "\"text\")",
       cxxopts::value<std::string>(), "TEXT");
-  add("calibration-tokens", "how much of it they read",
-      cxxopts::value<int64_t>()->default_value("16384"), "N");
+  add("calibration-tokens", "sequences of so many tokens are drawn from it",
+      cxxopts::value<int64_t>()->default_value("65536"), "N");
 }
 
 std::optional<CalibrationArguments> calibration_arguments(const cxxopts::ParseResult& arguments) {
