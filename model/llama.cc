@@ -12,38 +12,7 @@
 namespace nibble {
 namespace {
 
-// The tensor table. Sizes are named; llama_tensors() fills in the numbers.
-enum class Size { kOne, kWidth, kVocab, kQuery, kKey, kFeedForward };
-
-struct LayerRow {
-  Weight* LlamaLayer::*slot;
-  const char* name;  // GGUF's, after "blk.<n>."
-  Size row_length, rows;
-  bool required;
-};
-
-constexpr LayerRow kLayerRows[] = {
-    {&LlamaLayer::attention_norm, "attn_norm.weight", Size::kWidth, Size::kOne, true},
-    {&LlamaLayer::query, "attn_q.weight", Size::kWidth, Size::kQuery, true},
-    {&LlamaLayer::key, "attn_k.weight", Size::kWidth, Size::kKey, true},
-    {&LlamaLayer::value, "attn_v.weight", Size::kWidth, Size::kKey, true},
-    {&LlamaLayer::attention_output, "attn_output.weight", Size::kQuery, Size::kWidth, true},
-    {&LlamaLayer::query_bias, "attn_q.bias", Size::kQuery, Size::kOne, false},
-    {&LlamaLayer::key_bias, "attn_k.bias", Size::kKey, Size::kOne, false},
-    {&LlamaLayer::value_bias, "attn_v.bias", Size::kKey, Size::kOne, false},
-    {&LlamaLayer::attention_output_bias, "attn_output.bias", Size::kWidth, Size::kOne, false},
-    {&LlamaLayer::feed_forward_norm, "ffn_norm.weight", Size::kWidth, Size::kOne, true},
-    {&LlamaLayer::gate, "ffn_gate.weight", Size::kWidth, Size::kFeedForward, true},
-    {&LlamaLayer::up, "ffn_up.weight", Size::kWidth, Size::kFeedForward, true},
-    {&LlamaLayer::down, "ffn_down.weight", Size::kFeedForward, Size::kWidth, true},
-    {&LlamaLayer::gate_bias, "ffn_gate.bias", Size::kFeedForward, Size::kOne, false},
-    {&LlamaLayer::up_bias, "ffn_up.bias", Size::kFeedForward, Size::kOne, false},
-    {&LlamaLayer::down_bias, "ffn_down.bias", Size::kWidth, Size::kOne, false},
-};
-constexpr const char *kTokenEmbedding = "token_embd.weight", *kOutputNorm = "output_norm.weight",
-                     *kOutput = "output.weight", *kRopeDivisors = "rope_freqs.weight";
-
-std::string layer_tensor(int64_t layer, const LayerRow& row) {
+std::string layer_tensor(int64_t layer, const LlamaTensorRow& row) {
   return concat("blk.", layer, ".", row.name);
 }
 
@@ -54,8 +23,8 @@ int64_t read_count(const GgufMetadata& metadata, const std::string& key) {
   return count;
 }
 
-int64_t read_vocab_size(const GgufMetadata& metadata) {
-  if (metadata.contains("llama.vocab_size")) return read_count(metadata, "llama.vocab_size");
+int64_t read_vocab_size(const GgufMetadata& metadata, const std::string& key) {
+  if (metadata.contains(key)) return read_count(metadata, key);
   return static_cast<int64_t>(metadata.get_strings("tokenizer.ggml.tokens").size());
 }
 
@@ -89,6 +58,20 @@ class LlamaCache : public KvCache {
   int64_t length_ = 0;
 };
 
+LlamaSizes sizes_of(const LlamaOptions& options) {
+  return {options.shape.num_layers, options.shape.width,  options.shape.vocab_size,
+          options.num_heads,        options.num_kv_heads, options.head_size,
+          options.feed_forward};
+}
+
+const LlamaArchitecture& require_architecture(const std::string& name) {
+  if (const LlamaArchitecture* found = find_llama_architecture(name)) return *found;
+  std::string known;
+  for (const LlamaArchitecture& each : llama_architectures())
+    known += concat(known.empty() ? "" : ", ", each.name);
+  fail("unknown architecture '", name, "'; nibble has ", known);
+}
+
 torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
   return bias ? x + bias->value : x;
 }
@@ -99,39 +82,45 @@ LlamaOptions read_llama_options(const GgufFile& file) {
   return with_frame(file.path(), [&] {
     const GgufMetadata& metadata = file.metadata();
     LlamaOptions options;
-    options.shape.architecture = "llama";
-    options.shape.num_layers = read_count(metadata, "llama.block_count");
-    options.shape.width = read_count(metadata, "llama.embedding_length");
-    options.shape.context_length = read_count(metadata, "llama.context_length");
-    options.shape.vocab_size = read_vocab_size(metadata);
-    options.feed_forward = read_count(metadata, "llama.feed_forward_length");
-    options.num_heads = read_count(metadata, "llama.attention.head_count");
-    options.num_kv_heads = metadata.get_int_or("llama.attention.head_count_kv", options.num_heads);
-    options.norm_epsilon = metadata.get_float("llama.attention.layer_norm_rms_epsilon");
-    check(metadata.get_int_or("llama.expert_count", 0) == 0,
-          "key 'llama.expert_count' is set: nibble has no mixture of experts");
-    check(options.num_kv_heads > 0 && options.num_heads % options.num_kv_heads == 0,
-          "key 'llama.attention.head_count_kv' (", options.num_kv_heads,
-          ") must divide llama.attention.head_count (", options.num_heads, ")");
+    options.shape.architecture = metadata.get_string("general.architecture");
+    const LlamaArchitecture& architecture = require_architecture(options.shape.architecture);
+    const auto key = [&](const char* name) {
+      return concat(options.shape.architecture, '.', name);
+    };
+    options.shape.num_layers = read_count(metadata, key("block_count"));
+    options.shape.width = read_count(metadata, key("embedding_length"));
+    options.shape.context_length = read_count(metadata, key("context_length"));
+    options.shape.vocab_size = read_vocab_size(metadata, key("vocab_size"));
+    options.feed_forward = read_count(metadata, key("feed_forward_length"));
+    options.num_heads = read_count(metadata, key("attention.head_count"));
+    options.num_kv_heads = metadata.get_int_or(key("attention.head_count_kv"), options.num_heads);
+    options.norm_epsilon = metadata.get_float(key("attention.layer_norm_rms_epsilon"));
+    check(metadata.get_int_or(key("expert_count"), 0) == 0, "key '", key("expert_count"),
+          "' is set: nibble has no mixture of experts");
+    check(options.num_kv_heads > 0 && options.num_heads % options.num_kv_heads == 0, "key '",
+          key("attention.head_count_kv"), "' (", options.num_kv_heads, ") must divide ",
+          key("attention.head_count"), " (", options.num_heads, ")");
     options.head_size =
-        metadata.get_int_or("llama.attention.key_length", options.shape.width / options.num_heads);
+        metadata.get_int_or(key("attention.key_length"), options.shape.width / options.num_heads);
     const int64_t value_size =
-        metadata.get_int_or("llama.attention.value_length", options.head_size);
+        metadata.get_int_or(key("attention.value_length"), options.head_size);
     check(options.head_size > 0 && value_size == options.head_size,
           "heads' keys and values must be equally long, are ", options.head_size, " and ",
           value_size);
-    options.rope = read_rope_options(metadata, "llama", options.head_size);
-    check(options.rope.dimensions == options.head_size, "key 'llama.rope.dimension_count' is ",
-          options.rope.dimensions, ", a head has ", options.head_size);
+    options.rope = read_rope_options(metadata, options.shape.architecture, options.head_size);
+    options.rope.pairs = architecture.turns_halves ? RopePairs::kHalves : RopePairs::kNeighbours;
+    check(options.rope.dimensions == options.head_size, "key '", key("rope.dimension_count"),
+          "' is ", options.rope.dimensions, ", a head has ", options.head_size);
     return options;
   });
 }
 
 GgufMetadata llama_metadata(const LlamaOptions& options) {
   GgufMetadata metadata;
-  metadata.set("general.architecture", std::string("llama"));
+  const std::string& architecture = options.shape.architecture;
+  metadata.set("general.architecture", architecture);
   const auto set = [&](const char* name, int64_t count) {
-    metadata.set(concat("llama.", name), static_cast<uint32_t>(count));
+    metadata.set(concat(architecture, '.', name), static_cast<uint32_t>(count));
   };
   set("block_count", options.shape.num_layers);
   set("context_length", options.shape.context_length);
@@ -141,44 +130,28 @@ GgufMetadata llama_metadata(const LlamaOptions& options) {
   set("attention.head_count", options.num_heads);
   set("attention.head_count_kv", options.num_kv_heads);
   set("rope.dimension_count", options.rope.dimensions);
-  metadata.set("llama.attention.layer_norm_rms_epsilon", static_cast<float>(options.norm_epsilon));
-  metadata.set("llama.rope.freq_base", static_cast<float>(options.rope.base));
+  metadata.set(architecture + ".attention.layer_norm_rms_epsilon",
+               static_cast<float>(options.norm_epsilon));
+  metadata.set(architecture + ".rope.freq_base", static_cast<float>(options.rope.base));
   return metadata;
 }
 
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
-  const ModelShape& shape = options.shape;
-  const auto number = [&](Size size) -> int64_t {
-    switch (size) {
-      case Size::kOne:
-        return 1;
-      case Size::kWidth:
-        return shape.width;
-      case Size::kVocab:
-        return shape.vocab_size;
-      case Size::kQuery:
-        return options.num_heads * options.head_size;
-      case Size::kKey:
-        return options.num_kv_heads * options.head_size;
-      case Size::kFeedForward:
-        return options.feed_forward;
-    }
-    return 0;
+  const LlamaArchitecture& architecture = require_architecture(options.shape.architecture);
+  const LlamaSizes sizes = sizes_of(options);
+  const auto spec = [&](std::string name, LlamaSize row_length, LlamaSize rows, Presence presence) {
+    std::vector<int64_t> shape = {sizes.of(row_length)};
+    if (rows != LlamaSize::kOne) shape.push_back(sizes.of(rows));
+    return TensorSpec{std::move(name), shape, presence == Presence::kRequired};
   };
-  const auto spec = [&](std::string name, Size row_length, Size rows, bool required) {
-    std::vector<int64_t> sizes = {number(row_length)};
-    if (rows != Size::kOne) sizes.push_back(number(rows));
-    return TensorSpec{std::move(name), sizes, required};
-  };
-  std::vector<TensorSpec> specs = {
-      spec(kTokenEmbedding, Size::kWidth, Size::kVocab, true),
-      spec(kOutputNorm, Size::kWidth, Size::kOne, true),
-      spec(kOutput, Size::kWidth, Size::kVocab, false),
-      TensorSpec{kRopeDivisors, {options.rope.dimensions / 2}, false},
-  };
-  for (int64_t layer = 0; layer < shape.num_layers; ++layer)
-    for (const LayerRow& row : kLayerRows)
-      specs.push_back(spec(layer_tensor(layer, row), row.row_length, row.rows, row.required));
+  std::vector<TensorSpec> specs;
+  for (const LlamaModelTensor& tensor : llama_model_tensors())
+    specs.push_back(spec(tensor.name, tensor.row_length, tensor.rows, tensor.presence));
+  specs.push_back({kRopeDivisors, {options.rope.dimensions / 2}, false});
+  for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
+    for (const LlamaTensorRow& row : llama_tensor_rows())
+      if (const Presence presence = row.*architecture.presence; presence != Presence::kNone)
+        specs.push_back(spec(layer_tensor(layer, row), row.row_length, row.rows, presence));
   return specs;
 }
 
@@ -195,6 +168,9 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
   bytes.block = 2 * width * (full + used);
   // Attention: heads, its result, that result with the documents joined.
   bytes.block += (query + 2 * key + query + query) * used + options.num_heads * full;
+  // Norms of heads: what goes in, and one number for each.
+  if (options.shape.architecture == "qwen3")
+    bytes.block += (query + key + options.num_heads + options.num_kv_heads) * full;
   // gate and up, and their product as the last matmul takes it.
   bytes.block += 2 * wide * full + wide * used;
   return bytes;
@@ -217,7 +193,8 @@ void Llama::bind() {
   output_ = find(kOutput);
   layers_.resize(options_.shape.num_layers);
   for (size_t i = 0; i < layers_.size(); ++i)
-    for (const LayerRow& row : kLayerRows) layers_[i].*row.slot = find(layer_tensor(i, row));
+    for (const LlamaTensorRow& row : llama_tensor_rows())
+      layers_[i].*row.slot = find(layer_tensor(static_cast<int64_t>(i), row));
 }
 
 std::vector<Weight*> Llama::weights() {
@@ -235,11 +212,17 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
   const torch::Tensor normed = rms_norm(x, layer.attention_norm->value, options_.norm_epsilon);
   const std::vector<torch::Tensor> projected =
       project(normed, {layer.query, layer.key, layer.value});
+  const int64_t size = options_.head_size;
   const auto split = [&](const torch::Tensor& all, const Weight* bias, int64_t num_heads) {
-    return add_bias(all, bias).view({x.size(0), num_heads, options_.head_size});
+    return add_bias(all, bias).view({x.size(0), num_heads, size});
   };
-  return {rotate(split(projected[0], layer.query_bias, options_.num_heads), rotation),
-          rotate(split(projected[1], layer.key_bias, options_.num_kv_heads), rotation),
+  const auto turned = [&](const torch::Tensor& heads, const Weight* norm) {
+    if (!norm) return rotate(heads, rotation, options_.rope.pairs);
+    const torch::Tensor each = rms_norm(heads.flatten(0, 1), norm->value, options_.norm_epsilon);
+    return rotate(each.view_as(heads), rotation, options_.rope.pairs);
+  };
+  return {turned(split(projected[0], layer.query_bias, options_.num_heads), layer.query_norm),
+          turned(split(projected[1], layer.key_bias, options_.num_kv_heads), layer.key_norm),
           split(projected[2], layer.value_bias, options_.num_kv_heads)};
 }
 

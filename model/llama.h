@@ -1,6 +1,8 @@
 // The llama architecture: pre-norm blocks of RMSNorm, rotary grouped-query attention and a SwiGLU
 // feed-forward (Touvron et al., arXiv:2302.13971), with the optional biases and rope divisors that
-// llama.cpp reads (source: llama.cpp src/models/llama.cpp). Mixtures of experts are refused.
+// llama.cpp reads (source: llama.cpp src/models/llama.cpp), and what differs from it by a few
+// tensors: qwen2 (biases of q, k and v; heads turned by halves) and qwen3 (instead of the biases, a
+// norm of each head of q and k). Mixtures of experts are refused.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "model/attention.h"
+#include "model/llama_tensors.h"
 #include "model/model.h"
 #include "model/rope.h"
 #include "model/tensors.h"
@@ -22,24 +25,16 @@ struct LlamaOptions {
   RopeOptions rope;
 };
 
-/// From llama.* keys. Throws for a missing or impossible one, naming the key.
+/// From the keys <architecture>.*. Throws for an architecture that llama_architectures() lacks, and
+/// for a missing or impossible key, naming it.
 LlamaOptions read_llama_options(const GgufFile& file);
 /// The keys from which read_llama_options() reads `options` again, general.architecture with them.
 /// Of rope, dimensions and base only: a new model scales nothing.
 GgufMetadata llama_metadata(const LlamaOptions& options);
-/// Every tensor that a llama file of these options may hold.
+/// Every tensor that a file of these options may hold.
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options);
 /// Counted from what the functions of model/layers.h and model/attention.h save.
 ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype dtype);
-
-/// One transformer block's weights; nullptr where the file has none.
-struct LlamaLayer {
-  Weight *attention_norm = nullptr, *query = nullptr, *key = nullptr, *value = nullptr,
-         *attention_output = nullptr, *query_bias = nullptr, *key_bias = nullptr,
-         *value_bias = nullptr, *attention_output_bias = nullptr;
-  Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
-         *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
-};
 
 class Llama : public Model {
  public:

@@ -1,22 +1,10 @@
 #include "model/model.h"
 
-#include "base/error.h"
 #include "model/layers.h"
 #include "model/llama.h"
 #include "model/tensors.h"
 
 namespace nibble {
-namespace {
-
-/// A second architecture makes this a table.
-void check_architecture(const GgufFile& file) {
-  with_frame(file.path(), [&] {
-    const std::string architecture = file.metadata().get_string("general.architecture");
-    check(architecture == "llama", "unknown architecture '", architecture, "'; nibble has llama");
-  });
-}
-
-}  // namespace
 
 Weight* Model::find_weight(const std::string& name) {
   for (Weight* weight : weights())
@@ -52,17 +40,14 @@ int64_t Model::num_parameters() {
 }
 
 void check_model(const GgufFile& file) {
-  check_architecture(file);
   check_tensors(file, llama_tensors(read_llama_options(file)));
 }
 
 ActivationBytes activation_bytes(const GgufFile& file, torch::Dtype dtype) {
-  check_architecture(file);
   return llama_activation_bytes(read_llama_options(file), dtype);
 }
 
 std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device) {
-  check_architecture(file);
   return load_llama(file, device);
 }
 

@@ -87,12 +87,16 @@ torch::Tensor Rope::rotation(const torch::Tensor& positions, int64_t limit) {
   return table_.index_select(0, positions).unsqueeze(1);
 }
 
-torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& rotation) {
+torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& rotation, RopePairs pairs) {
   const int64_t turned = 2 * rotation.size(-1), head_size = x.size(-1);
+  const bool halves = pairs == RopePairs::kHalves;
   const torch::Tensor head = turned == head_size ? x : x.narrow(-1, 0, turned);
-  const torch::Tensor pairs =
-      at::view_as_complex(head.reshape({x.size(0), x.size(1), turned / 2, 2}));
-  const torch::Tensor result = at::view_as_real(pairs * rotation).flatten(-2);
+  // [N, H, d/2, 2]: the elements of a pair beside each other.
+  const torch::Tensor paired =
+      halves ? head.reshape({x.size(0), x.size(1), 2, turned / 2}).transpose(-1, -2).contiguous()
+             : head.reshape({x.size(0), x.size(1), turned / 2, 2});
+  const torch::Tensor both = at::view_as_real(at::view_as_complex(paired) * rotation);
+  const torch::Tensor result = (halves ? both.transpose(-1, -2) : both).flatten(-2);
   if (turned == head_size) return result;
   return at::cat({result, x.narrow(-1, turned, head_size - turned)}, -1);
 }

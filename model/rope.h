@@ -1,10 +1,10 @@
-// Rotary position embedding, "norm" style: element pairs (2i, 2i+1) of a head turn by the angle
-// position * base^(-2i/d) (Su et al., RoFormer, arXiv:2104.09864), with the scalings that llama.cpp
-// applies from a GGUF's metadata: linear (angles divided by a factor), YaRN (arXiv:2309.00071: high
-// frequencies kept, low ones divided, a ramp between; cosine and sine multiplied by a magnitude),
-// and per-frequency divisors (rope_freqs.weight, which is how Llama 3's scaling is stored). Source
-// of the constants: llama.cpp ggml_rope_ext and llama-context.cpp. LongRoPE, which changes its
-// divisors with the context length, is refused.
+// Rotary position embedding: pair i of a head's elements turns by the angle position * base^(-2i/d)
+// (Su et al., RoFormer, arXiv:2104.09864), with the scalings that llama.cpp applies from a GGUF's
+// metadata: linear (angles divided by a factor), YaRN (arXiv:2309.00071: high frequencies kept, low
+// ones divided, a ramp between; cosine and sine multiplied by a magnitude), and per-frequency
+// divisors (rope_freqs.weight, which is how Llama 3's scaling is stored). Source of the constants:
+// llama.cpp ggml_rope_ext and llama-context.cpp. LongRoPE, which changes its divisors with the
+// context length, is refused.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,15 @@
 
 namespace nibble {
 
+/// Which elements of a head are pair i.
+enum class RopePairs {
+  kNeighbours,  // 2i and 2i + 1: llama.cpp's "norm"
+  kHalves,      // i and i + d/2: its "neox"
+};
+
 struct RopeOptions {
   int64_t dimensions = 0;  // d, of each head; even
+  RopePairs pairs = RopePairs::kNeighbours;
   double base = 10000.0;
   double factor = 1.0;  // angles are divided by it (linear and YaRN)
   bool yarn = false;
@@ -53,6 +60,7 @@ class Rope {
 
 /// x: [N, H, head size] float32; its first d elements are turned by `rotation` of Rope::rotation.
 /// Differentiable.
-torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& rotation);
+torch::Tensor rotate(const torch::Tensor& x, const torch::Tensor& rotation,
+                     RopePairs pairs = RopePairs::kNeighbours);
 
 }  // namespace nibble

@@ -41,8 +41,9 @@ def bos_token(model):
     return fields["tokenizer.ggml.bos_token_id"].contents()
 
 
-def largest_difference(run_nibble, model, text, folder, reference=None, chunks=3, ctx=512):
-    """Largest |ln p(nibble) - ln p(llama.cpp)| over the scored rows; `reference`: the model that llama.cpp runs."""
+def largest_difference(run_nibble, model, text, folder, reference=None, chunks=3, ctx=512, log_probs=None):
+    """Largest |ln p(nibble) - ln p(llama.cpp)| over the scored rows; `reference`: the model that llama.cpp runs;
+    `log_probs`: what to ask in llama.cpp's place, a function of tokens [chunks, ctx]."""
     result = run_nibble(
         "perplexity", model, text, "--ctx", ctx, "--chunks", chunks, "--kl-divergence-base", folder / "base.kld"
     )
@@ -52,7 +53,8 @@ def largest_difference(run_nibble, model, text, folder, reference=None, chunks=3
     if (bos := bos_token(model)) is not None:
         tokens[:, 0] = bos
     rows = slice(base.first, base.ctx - 1)
-    wanted = llama_log_probs(reference or model, tokens, folder)[:, rows].astype(np.float64)
+    theirs = log_probs(tokens) if log_probs else llama_log_probs(reference or model, tokens, folder)
+    wanted = theirs[:, rows].astype(np.float64)
     kept = wanted > wanted.max(-1, keepdims=True) - 15.9
     assert kept.any(-1).all()
     difference = np.abs(base.log_probs() - wanted) - 0.5 * base.step[..., None]
@@ -78,7 +80,7 @@ def test_smollm2(run_nibble, smollm2_f32, shared, tmp_path):
 def rewrite(source, path, *, keys=(), divisors=None, change=lambda name, data: data):
     """A copy of a float32 file with more metadata, with rope divisors, or with changed tensors."""
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
     replaced = {key for key, _, _ in keys} | {"general.architecture"}
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in replaced:
@@ -176,5 +178,5 @@ def test_unknown_architecture(run_nibble, stories260k, shared, tmp_path):
     model.write_bytes(data.replace(name, name[:-5] + b"lemon"))
     result = run_nibble("perplexity", model, tinystories(shared))
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith("unknown architecture 'lemon'; nibble has llama")
+    assert result.stderr.splitlines()[-1].endswith("unknown architecture 'lemon'; nibble has llama, qwen2, qwen3")
     assert str(model) in result.stderr

@@ -81,7 +81,7 @@ class PlainLlama {
   }
   torch::Tensor linear(const torch::Tensor& x, const std::string& name) {
     const torch::Tensor y = x.mm(weight(name + ".weight").t());
-    return tiny_.biases ? y + weight(name + ".bias") : y;
+    return weights_.count(name + ".bias") > 0 ? y + weight(name + ".bias") : y;
   }
   torch::Tensor attention(const torch::Tensor& x, const std::string& prefix) {
     const int64_t length = x.size(0), size = tiny_.head_size();
@@ -91,19 +91,27 @@ class PlainLlama {
     std::vector<torch::Tensor> heads;
     for (int64_t head = 0; head < tiny_.heads; ++head) {
       const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
-      const torch::Tensor scores =
-          turn(q.narrow(1, head * size, size)).mm(turn(k.narrow(1, group * size, size)).t());
+      const torch::Tensor scores = turn(head_of(q, head, prefix + "attn_q_norm"))
+                                       .mm(turn(head_of(k, group, prefix + "attn_k_norm")).t());
       heads.push_back(at::softmax((scores / std::sqrt(size)).masked_fill(future, -INFINITY), -1)
                           .mm(v.narrow(1, group * size, size)));
     }
     return at::cat(heads, 1);
+  }
+  torch::Tensor head_of(const torch::Tensor& x, int64_t head, const std::string& norm_name) {
+    const torch::Tensor part = x.narrow(1, head * tiny_.head_size(), tiny_.head_size());
+    return weights_.count(norm_name + ".weight") > 0 ? norm(part, norm_name) : part;
   }
   torch::Tensor turn(const torch::Tensor& x) {
     const int64_t length = x.size(0), size = x.size(1);
     const torch::Tensor position = at::arange(length, torch::kFloat64).unsqueeze(1);
     const torch::Tensor angle =
         position * at::pow(10000.0, at::arange(0, size, 2, torch::kFloat64) * (-1.0 / size));
-    const torch::Tensor pairs = x.view({length, size / 2, 2});
+    if (tiny_.architecture != "llama") {
+      const torch::Tensor a = x.narrow(1, 0, size / 2), b = x.narrow(1, size / 2, size / 2);
+      return at::cat({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 1);
+    }
+    const torch::Tensor pairs = x.reshape({length, size / 2, 2});
     const torch::Tensor a = pairs.select(2, 0), b = pairs.select(2, 1);
     return at::stack({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 2)
         .flatten(1);
@@ -114,13 +122,14 @@ class PlainLlama {
 };
 
 class Variants : public LlamaTest,
-                 public testing::WithParamInterface<std::tuple<bool, bool, int>> {};
+                 public testing::WithParamInterface<std::tuple<bool, bool, int, const char*>> {};
 
 TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
   TinyLlama tiny;
   tiny.tied = std::get<0>(GetParam());
   tiny.biases = std::get<1>(GetParam());
   tiny.kv_heads = std::get<2>(GetParam());
+  tiny.architecture = std::get<3>(GetParam());
   const auto model = load(tiny);
   PlainLlama plain(*model, tiny);
   for (Weight* weight : model->weights()) weight->value.requires_grad_(true);
@@ -140,10 +149,13 @@ TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Llama, Variants,
-                         testing::Values(std::make_tuple(false, false, 2),
-                                         std::make_tuple(true, false, 2),
-                                         std::make_tuple(false, true, 1),
-                                         std::make_tuple(true, true, 4)));
+                         testing::Values(std::make_tuple(false, false, 2, "llama"),
+                                         std::make_tuple(true, false, 2, "llama"),
+                                         std::make_tuple(false, true, 1, "llama"),
+                                         std::make_tuple(true, true, 4, "llama"),
+                                         std::make_tuple(false, true, 2, "qwen2"),
+                                         std::make_tuple(true, false, 2, "qwen3"),
+                                         std::make_tuple(false, true, 1, "qwen3")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -192,8 +204,13 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
   EXPECT_THROW(model->hidden({some_tokens(1, 8), torch::zeros({1, 7}, torch::kInt64)}), Error);
 }
 
-TEST_F(LlamaTest, CacheContinuesWhereItStopped) {
-  const auto model = load({});
+class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Llama, Architectures, testing::Values("llama", "qwen2", "qwen3"));
+
+TEST_P(Architectures, CacheContinuesWhereItStopped) {
+  TinyLlama tiny;
+  tiny.architecture = GetParam();
+  const auto model = load(tiny);
   const torch::Tensor tokens = some_tokens(1, 150)[0];  // beyond the cache's first 64 rows, twice
   const torch::Tensor whole = model->hidden({tokens.unsqueeze(0), {}})[0];
   const auto cache = model->new_cache();
@@ -272,6 +289,16 @@ TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
   tiny = {};
   tiny.extra.set("general.architecture", std::string("mamba"));
   expect_complaint(tiny, {"unknown architecture 'mamba'", "llama"});
+
+  tiny = {};
+  tiny.architecture = "qwen3";
+  tiny.missing = {"blk.1.attn_k_norm.weight"};
+  expect_complaint(tiny, {"blk.1.attn_k_norm.weight", "[8]", "missing"});
+
+  tiny = {};
+  tiny.architecture = "qwen2";
+  tiny.more_tensors = {{"blk.0.attn_output.bias", {32}, GgmlType::kF32}};
+  expect_complaint(tiny, {"blk.0.attn_output.bias", "no such tensor"});
 
   tiny = {};
   tiny.extra.set("llama.expert_count", uint32_t{8});

@@ -84,7 +84,12 @@ TEST_F(RecomputeTest, TheEmbeddingGetsItsGradientThroughTheBlocks) {
                            checkpointed->find_weight("token_embd.weight")->value.grad()));
 }
 
-TEST_F(RecomputeTest, ActivationBytesAreWhatIsKept) {
+class KeptBytes : public RecomputeTest, public testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(RecomputeTest, KeptBytes, testing::Values("llama", "qwen2", "qwen3"));
+
+TEST_P(KeptBytes, ActivationBytesAreWhatIsKept) {
+  tiny_.architecture = GetParam();
+  tiny_.write(path_);
   for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
     const ActivationBytes expected = activation_bytes(GgufFile::open(path_), dtype);
     ASSERT_EQ(expected.num_blocks, tiny_.layers);

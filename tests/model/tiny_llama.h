@@ -1,4 +1,4 @@
-// A llama in miniature, with random weights, written as a GGUF file.
+// A llama, or qwen2 or qwen3, in miniature, with random weights, written as a GGUF file.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 namespace nibble {
 
 struct TinyLlama {
+  std::string architecture = "llama";
   int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
   bool tied = false, biases = false;
   uint32_t seed = 1;
@@ -23,13 +24,18 @@ struct TinyLlama {
   std::vector<GgufWriter::Tensor> more_tensors;
 
   int64_t head_size() const { return width / heads; }
+  /// qwen2 and qwen3 have biases of q, k and v at most.
+  bool has_bias(const std::string& name) const {
+    return biases &&
+           (architecture == "llama" || name == "attn_q" || name == "attn_k" || name == "attn_v");
+  }
 
   GgufMetadata metadata() const {
     GgufMetadata result;
     const auto set = [&](const std::string& key, int64_t value) {
-      result.set("llama." + key, static_cast<uint32_t>(value));
+      result.set(architecture + "." + key, static_cast<uint32_t>(value));
     };
-    result.set("general.architecture", std::string("llama"));
+    result.set("general.architecture", architecture);
     set("block_count", layers);
     set("embedding_length", width);
     set("context_length", 64);
@@ -37,7 +43,7 @@ struct TinyLlama {
     set("feed_forward_length", feed_forward);
     set("attention.head_count", heads);
     set("attention.head_count_kv", kv_heads);
-    result.set("llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    result.set(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
     for (const auto& [key, value] : extra.pairs()) result.set(key, value);
     for (const std::string& key : erased) result.erase(key);
     return result;
@@ -55,12 +61,16 @@ struct TinyLlama {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
       const auto linear = [&](const std::string& name, int64_t in, int64_t out) {
         add(prefix + name + ".weight", {in, out});
-        if (biases) add(prefix + name + ".bias", {out});
+        if (has_bias(name)) add(prefix + name + ".bias", {out});
       };
       add(prefix + "attn_norm.weight", {width});
       linear("attn_q", width, width);
       linear("attn_k", width, keys);
       linear("attn_v", width, keys);
+      if (architecture == "qwen3") {
+        add(prefix + "attn_q_norm.weight", {head_size()});
+        add(prefix + "attn_k_norm.weight", {head_size()});
+      }
       linear("attn_output", width, width);
       add(prefix + "ffn_norm.weight", {width});
       linear("ffn_gate", width, feed_forward);

@@ -1,0 +1,96 @@
+#include "model/llama_tensors.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace nibble {
+namespace {
+
+constexpr Presence kNone = Presence::kNone, kMay = Presence::kOptional, kMust = Presence::kRequired;
+constexpr LlamaSize kOne = LlamaSize::kOne, kWidth = LlamaSize::kWidth, kQuery = LlamaSize::kQuery,
+                    kKey = LlamaSize::kKey, kHead = LlamaSize::kHead,
+                    kFeedForward = LlamaSize::kFeedForward;
+using L = LlamaLayer;
+
+// slot, GGUF's name, Hugging Face's name, row length, rows, turned, llama, qwen2, qwen3
+constexpr LlamaTensorRow kRows[] = {
+    {&L::attention_norm, "attn_norm.weight", "input_layernorm.weight", kWidth, kOne, false, kMust,
+     kMust, kMust},
+    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true, kMust, kMust,
+     kMust},
+    {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kMust, kMust, kMust},
+    {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kMust, kMust,
+     kMust},
+    {&L::attention_output, "attn_output.weight", "self_attn.o_proj.weight", kQuery, kWidth, false,
+     kMust, kMust, kMust},
+    {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, kMay, kMay, kMay},
+    {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, kMay, kMay, kMay},
+    {&L::value_bias, "attn_v.bias", "self_attn.v_proj.bias", kKey, kOne, false, kMay, kMay, kMay},
+    {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false,
+     kMay, kNone, kNone},
+    {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false, kNone,
+     kNone, kMust},
+    {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false, kNone,
+     kNone, kMust},
+    {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
+     false, kMust, kMust, kMust},
+    {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false, kMust, kMust,
+     kMust},
+    {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false, kMust, kMust,
+     kMust},
+    {&L::down, "ffn_down.weight", "mlp.down_proj.weight", kFeedForward, kWidth, false, kMust, kMust,
+     kMust},
+    {&L::gate_bias, "ffn_gate.bias", "mlp.gate_proj.bias", kFeedForward, kOne, false, kMay, kNone,
+     kNone},
+    {&L::up_bias, "ffn_up.bias", "mlp.up_proj.bias", kFeedForward, kOne, false, kMay, kNone, kNone},
+    {&L::down_bias, "ffn_down.bias", "mlp.down_proj.bias", kWidth, kOne, false, kMay, kNone, kNone},
+};
+
+constexpr LlamaModelTensor kModelTensors[] = {
+    {kTokenEmbedding, "model.embed_tokens.weight", kWidth, LlamaSize::kVocab, kMust},
+    {kOutputNorm, "model.norm.weight", kWidth, kOne, kMust},
+    {kOutput, "lm_head.weight", kWidth, LlamaSize::kVocab, kMay},
+};
+
+constexpr LlamaArchitecture kArchitectures[] = {
+    {"llama", &LlamaTensorRow::llama, false},
+    {"qwen2", &LlamaTensorRow::qwen2, true},
+    {"qwen3", &LlamaTensorRow::qwen3, true},
+};
+
+}  // namespace
+
+int64_t LlamaSizes::of(LlamaSize size) const {
+  switch (size) {
+    case LlamaSize::kOne:
+      return 1;
+    case LlamaSize::kWidth:
+      return width;
+    case LlamaSize::kVocab:
+      return vocab_size;
+    case LlamaSize::kQuery:
+      return num_heads * head_size;
+    case LlamaSize::kKey:
+      return num_kv_heads * head_size;
+    case LlamaSize::kHead:
+      return head_size;
+    case LlamaSize::kFeedForward:
+      return feed_forward;
+  }
+  return 0;
+}
+
+std::span<const LlamaTensorRow> llama_tensor_rows() { return kRows; }
+
+std::span<const LlamaModelTensor> llama_model_tensors() { return kModelTensors; }
+
+std::span<const LlamaArchitecture> llama_architectures() { return kArchitectures; }
+
+const LlamaArchitecture* find_llama_architecture(std::string_view name) {
+  const auto found = std::find_if(
+      std::begin(kArchitectures), std::end(kArchitectures),
+      [&](const LlamaArchitecture& architecture) { return architecture.name == name; });
+  return found == std::end(kArchitectures) ? nullptr : found;
+}
+
+}  // namespace nibble

@@ -1,0 +1,71 @@
+// The tensor table of the llama architecture and of its relatives qwen2 and qwen3: what each tensor
+// is called in GGUF and in Hugging Face checkpoints, its shape, and which architectures have it.
+// Model, loader and converter read this one table (sources: llama.cpp src/models/{llama,qwen2,
+// qwen3}.cpp; transformers models/{llama,mistral,qwen2,qwen3}). Without LibTorch.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace nibble {
+
+struct Weight;
+
+/// One transformer block's weights; nullptr where the file has none.
+struct LlamaLayer {
+  Weight *attention_norm = nullptr, *query = nullptr, *key = nullptr, *value = nullptr,
+         *attention_output = nullptr, *query_bias = nullptr, *key_bias = nullptr,
+         *value_bias = nullptr, *attention_output_bias = nullptr, *query_norm = nullptr,
+         *key_norm = nullptr;
+  Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
+         *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+};
+
+enum class LlamaSize { kOne, kWidth, kVocab, kQuery, kKey, kHead, kFeedForward };
+
+struct LlamaSizes {
+  int64_t num_layers = 0, width = 0, vocab_size = 0, num_heads = 0, num_kv_heads = 0, head_size = 0,
+          feed_forward = 0;
+  int64_t of(LlamaSize size) const;
+};
+
+enum class Presence { kNone, kOptional, kRequired };
+
+/// A tensor that every block has, or may have.
+struct LlamaTensorRow {
+  Weight* LlamaLayer::*slot;
+  const char* name;     // GGUF's, after "blk.<n>."
+  const char* hf_name;  // after "model.layers.<n>."
+  LlamaSize row_length, rows;
+  bool turned;  // its rows are elements of heads that rotary positions turn
+  Presence llama, qwen2, qwen3;
+};
+
+/// A tensor that the model has once.
+struct LlamaModelTensor {
+  const char *name, *hf_name;
+  LlamaSize row_length, rows;
+  Presence presence;
+};
+
+inline constexpr const char *kTokenEmbedding = "token_embd.weight",
+                            *kOutputNorm = "output_norm.weight", *kOutput = "output.weight",
+                            *kRopeDivisors = "rope_freqs.weight";
+
+struct LlamaArchitecture {
+  std::string_view name;  // general.architecture
+  Presence LlamaTensorRow::*presence;
+  /// Rotary positions turn element i of a head with element i + d/2, as in Hugging Face's code;
+  /// otherwise element 2i with 2i + 1, for which GGUF has the rows of q and k in another order.
+  bool turns_halves;
+};
+
+std::span<const LlamaTensorRow> llama_tensor_rows();
+/// But for kRopeDivisors, which is no part of Hugging Face's checkpoints.
+std::span<const LlamaModelTensor> llama_model_tensors();
+std::span<const LlamaArchitecture> llama_architectures();
+/// By GGUF's name; nullptr when nibble does not have it.
+const LlamaArchitecture* find_llama_architecture(std::string_view name);
+
+}  // namespace nibble
