@@ -63,11 +63,8 @@ int64_t address_space_available() {
 
 int64_t resident_memory_bytes() { return statm_bytes(1); }
 
-int64_t peak_memory_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
+// Not getrusage(): that begins with what the parent had before exec().
+int64_t peak_memory_bytes() { return read_value("/proc/self/status", "VmHWM:", 0) * 1024; }
 
 int64_t available_memory_bytes() {
   const std::string groups = "/sys/fs/cgroup";

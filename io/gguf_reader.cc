@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <filesystem>
 #include <iomanip>
 #include <unordered_set>
 
@@ -323,6 +324,10 @@ GgufFile& GgufFile::operator=(GgufFile&&) noexcept = default;
 GgufFile::~GgufFile() = default;
 
 GgufFile GgufFile::open(const std::string& path) {
+  std::error_code ignored;
+  check(!std::filesystem::exists(path + "/config.json", ignored), path,
+        ": is the folder of a Hugging Face model; nibble convert ", path,
+        " OUT.gguf makes a GGUF file of it");
   GgufFile file;
   file.path_ = path;
   file.parts_->files.emplace_back(path);

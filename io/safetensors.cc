@@ -1,16 +1,15 @@
 #include "io/safetensors.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <iterator>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
 #include "base/checksum.h"
 #include "base/error.h"
 #include "io/atomic_file.h"
+#include "io/json.h"
 #include "io/mapped_file.h"
 
 namespace nibble {
@@ -54,31 +53,6 @@ int64_t tensor_bytes(std::string_view dtype, const std::vector<int64_t>& shape) 
     check(!__builtin_mul_overflow(bytes, size, &bytes), "shape has more than 2^63 bytes");
   }
   return bytes;
-}
-
-// Parses the header, refusing what would let a small file cost much memory (deep nesting) or mean
-// two things (a key that comes twice, of which JSON readers keep one or the other).
-Json parse_header(std::string_view text) {
-  std::array<std::set<std::string>, kMaxNesting + 1> keys;
-  const auto guard = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
-      check(depth < kMaxNesting, "header is nested deeper than ", kMaxNesting, " levels");
-      keys[depth + 1].clear();
-    } else if (event == Json::parse_event_t::key) {
-      const auto name = value.get<std::string>();
-      check(keys[depth].insert(name).second, "header names '", name, "' twice");
-    }
-    return true;
-  };
-  try {
-    Json header = Json::parse(text, guard);
-    check(header.is_object(), "header is a JSON ", header.type_name(), ", not an object");
-    return header;
-  } catch (const Json::parse_error& error) {
-    fail("header is not JSON, at byte offset ", kLengthBytes + error.byte - 1);
-  } catch (const Json::exception&) {
-    fail("header is not JSON that can be read (a number or string out of range)");
-  }
 }
 
 const Json& member(const Json& object, const char* key) {
@@ -215,7 +189,8 @@ void SafetensorsFile::read(std::span<const std::byte> bytes) {
   const auto data = bytes.subspan(kLengthBytes + header_bytes);
   const auto data_bytes = static_cast<int64_t>(data.size());
   const Json header =
-      parse_header({reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes});
+      parse_json_object({reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes},
+                        "header", kMaxNesting, kLengthBytes);
 
   std::vector<PlacedEntry> placed;
   for (const auto& item : header.items()) {
@@ -245,6 +220,11 @@ const SafetensorsEntry& SafetensorsFile::entry(std::string_view name) const {
   std::vector<std::string> names;
   for (const SafetensorsEntry& entry : entries_) names.push_back(entry.name);
   fail(path_, ": no entry '", name, "'", did_you_mean(name, names));
+}
+
+void SafetensorsFile::release(const SafetensorsEntry& entry) const {
+  map_->file.release(entry.data.data() - map_->file.bytes().data(),
+                     static_cast<int64_t>(entry.data.size()));
 }
 
 void SafetensorsFile::verify_checksum() const {

@@ -1,7 +1,8 @@
 // safetensors files: u64 header length, JSON header {name: {dtype, shape, data_offsets},
 // __metadata__: {string: string}}, data (source: huggingface/safetensors format description). Used
-// for checkpoints. Memory-mapped, checked against the file before use; written aside and renamed.
-// Little-endian only; dtypes of less than a byte (F4, F6) are refused.
+// for our checkpoints and for other people's models. Memory-mapped, checked against the file before
+// use; written aside and renamed. Little-endian only; dtypes of less than a byte (F4, F6) are
+// refused.
 #pragma once
 
 #include <cstddef>
@@ -44,6 +45,8 @@ class SafetensorsFile {
   /// Throws, naming file, entry and the nearest name, when there is none.
   const SafetensorsEntry& entry(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  /// Gives back the memory of an entry's data that was read; the data stays there to be read again.
+  void release(const SafetensorsEntry& entry) const;
   bool has_checksum() const { return find(kChecksumEntry) != nullptr; }
   /// Reads the whole file. Throws, naming it, unless it ends with the checksum of all its other
   /// bytes.
