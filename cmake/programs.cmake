@@ -9,7 +9,7 @@ set(without_torch ${PROJECT_SOURCE_DIR}/recipes/without_torch.cc)
 list(REMOVE_ITEM recipe_sources ${torch_recipes} ${without_torch})
 
 add_library(nibble_recipes OBJECT ${recipe_sources})
-target_link_libraries(nibble_recipes PUBLIC nibble_verify nibble_tokenizer nibble_quant_mix cxxopts::cxxopts)
+target_link_libraries(nibble_recipes PUBLIC nibble_verify nibble_model_hf nibble_quant_mix cxxopts::cxxopts)
 add_executable(nibble ${without_torch})
 target_link_libraries(nibble PRIVATE nibble_recipes)
 

@@ -9,6 +9,7 @@
 #include "configs/field.h"
 #include "configs/yaml.h"
 #include "io/atomic_file.h"
+#include "model/hf/convert.h"
 #include "quant/format/registry.h"
 #include "quant/mix/file_type.h"
 #include "training/calibrate.h"
@@ -198,7 +199,10 @@ class Checker {
       fail_usage(made->place, ": ", made->key,
                  ": model is given too; a run starts from a file or from a new model");
     if (!find("model") && made == given_.end())
-      refuse("model", "is missing: name a GGUF file, or give new_model to train from scratch");
+      refuse(
+          "model",
+          "is missing: name a GGUF file or a Hugging Face folder, or give new_model to train from "
+          "scratch");
     if (made == given_.end()) return;
     for (const char* key : {"width", "feed_forward", "layers", "heads", "vocab_size"})
       if (!find(kNewModel + key)) refuse(kNewModel + key, "is missing and has no default");
@@ -268,7 +272,8 @@ class Checker {
   void resolve_file(const std::string& key, std::string& path) const {
     std::error_code ignored;
     for (const std::string& candidate : {path, beside_origin(path)}) {
-      if (!fs::is_regular_file(candidate, ignored)) continue;
+      const bool is_model = key == "model" && is_hf_folder(candidate);
+      if (!is_model && !fs::is_regular_file(candidate, ignored)) continue;
       path = candidate;
       return;
     }

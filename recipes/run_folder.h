@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "io/atomic_file.h"
+#include "model/hf/convert.h"
 
 namespace nibble {
 
@@ -35,6 +36,17 @@ inline void start_run_folder(const std::string& run_dir, const std::string& conf
 /// `nibble run` decodes a quantized source to, or a new model.
 inline std::string run_original_path(const std::string& run_dir) {
   return run_dir + "/base-f32.gguf";
+}
+
+/// The GGUF file of a configuration's model: itself, or what a Hugging Face folder is converted to
+/// in the run folder, anew except where a stopped run is gone on with.
+inline std::string model_file(const std::string& model, const std::string& run_dir, bool resume) {
+  if (!is_hf_folder(model)) return model;
+  const std::string path = run_dir + '/' + hf_folder_name(model) + ".gguf";
+  if (resume && std::filesystem::exists(path)) return path;
+  create_folders(run_dir);
+  convert_hf(model, path, {});
+  return path;
 }
 
 /// The checkpoint named "last" or "best"; "": the one that ships, which is best where there is one,

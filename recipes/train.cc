@@ -123,6 +123,7 @@ int run_train(int argc, char** argv) {
   config.train.device = device_argument(*arguments);
 
   const bool resume = arguments->count("resume") > 0;
+  if (!config.makes_model()) config.model = model_file(config.model, config.output, resume);
   const GgufFile source =
       GgufFile::open(config.makes_model() ? make_new_model(config, resume) : config.model);
   const Plan plan = make_plan(source, plan_options(config));

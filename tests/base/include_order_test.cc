@@ -21,9 +21,11 @@ const std::vector<std::string> kFolders = {"base",       "io",      "quant/forma
                                            "export",     "configs", "recipes"};
 /// Beginnings of the paths of what the program nibble is made of, besides the recipes that
 /// recipes.def names.
-const std::vector<std::string> kWithoutTorch = {
-    "base/",           "io/",           "quant/format/", "quant/mix/",
-    "model/tokenizer", "export/parity", "export/verify"};
+const std::vector<std::string> kWithoutTorch = {"base/",           "io/",
+                                                "quant/format/",   "quant/mix/",
+                                                "model/tokenizer", "model/llama_tensors",
+                                                "model/hf/",       "export/parity",
+                                                "export/verify"};
 
 using Tree = std::map<std::string, std::string>;  // path -> text
 

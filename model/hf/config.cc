@@ -1,0 +1,232 @@
+#include "model/hf/config.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "model/hf/json_fields.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+struct Family {
+  const char *name, *architecture;
+  bool says_head_size;    // whether its configuration class always has a head_dim
+  bool needs_head_size;   // whether a missing one is not hidden_size / num_attention_heads
+  bool attention_biases;  // always; else as "attention_bias" says
+};
+constexpr Family kFamilies[] = {
+    {"LlamaForCausalLM", "llama", true, false, false},
+    {"MistralForCausalLM", "llama", true, false, false},
+    {"Qwen2ForCausalLM", "qwen2", false, false, true},
+    {"Qwen3ForCausalLM", "qwen3", true, true, false},
+};
+
+const Family& read_family(const Json& config) {
+  const Json* names = array_field(config, "architectures");
+  check(names && !names->empty() && names->front().is_string(), "key 'architectures': names none");
+  const auto name = names->front().get<std::string>();
+  std::string known;
+  for (const Family& family : kFamilies) {
+    if (name == family.name) return family;
+    known += concat(known.empty() ? "" : ", ", family.name);
+  }
+  fail("architecture '", name, "' cannot be converted yet; nibble has ", known);
+}
+
+/// Settings under which the file would compute something else than the model does.
+void refuse_unknown(const Json& config) {
+  if (const Json* quantized = object_field(config, "quantization_config"))
+    fail("the model is quantized already (",
+         text_field(*quantized, "quant_method").value_or("by an unnamed method"),
+         "); nibble converts unquantized checkpoints");
+  const std::string activation = text_field(config, "hidden_act").value_or("silu");
+  check(activation == "silu", "key 'hidden_act': '", activation, "'; nibble has silu");
+  check(number_field(config, "partial_rotary_factor").value_or(1.0) == 1.0,
+        "key 'partial_rotary_factor': nibble turns whole heads only");
+}
+
+/// GGUF's files of these architectures attend to the whole context, in llama.cpp as in nibble.
+void note_sliding_window(const Json& config, const Family& family, int64_t context_length) {
+  const auto window = int_field(config, "sliding_window");
+  const bool used = std::string(family.name) == "MistralForCausalLM" ||
+                    bool_field(config, "use_sliding_window").value_or(false);
+  if (used && window && *window < context_length)
+    note("sliding_window ", *window, " is left out, as llama.cpp's converter does: equal up to ",
+         *window, " tokens, beyond them every token is attended to");
+}
+
+void read_yarn(const Json& parameters, HfRope& rope) {
+  for (const char* key : {"attention_factor", "attn_factor", "extrapolation_factor", "mscale",
+                          "mscale_all_dim", "truncate"})
+    check(!find_field(parameters, key), "rope scaling 'yarn': key '", key,
+          "' cannot be said in a GGUF file");
+  rope.beta_fast = number_field(parameters, "beta_fast");
+  rope.beta_slow = number_field(parameters, "beta_slow");
+  check(rope.beta_fast.value_or(32) == 32 && rope.beta_slow.value_or(1) == 1,
+        "rope scaling 'yarn': llama.cpp takes a beta_fast of 32 and a beta_slow of 1, found ",
+        rope.beta_fast.value_or(32), " and ", rope.beta_slow.value_or(1));
+}
+
+HfRope read_rope(const Json& config, int64_t context_length) {
+  const Json nothing = Json::object();
+  // transformers 5 reads rope_scaling too, and then prefers it.
+  const Json* given = object_field(config, "rope_scaling");
+  if (!given || given->empty()) given = object_field(config, "rope_parameters");
+  const Json& parameters = given ? *given : nothing;
+  HfRope rope;
+  rope.base = number_field(parameters, "rope_theta")
+                  .value_or(number_field(config, "rope_theta").value_or(rope.base));
+  rope.type = text_field(parameters, "rope_type")
+                  .value_or(text_field(parameters, "type").value_or(rope.type));
+  check(rope.base > 0, "key 'rope_theta' must be positive, is ", rope.base);
+  check(number_field(parameters, "partial_rotary_factor").value_or(1.0) == 1.0,
+        "key 'partial_rotary_factor': nibble turns whole heads only");
+  if (rope.type == "default") return rope;
+  check(rope.type == "linear" || rope.type == "yarn" || rope.type == "llama3", "rope type '",
+        rope.type, "' cannot be converted; nibble has default, linear, yarn and llama3");
+  const auto factor = number_field(parameters, "factor");
+  check(factor && *factor > 0, "rope type '", rope.type, "': wants a positive 'factor'");
+  rope.factor = *factor;
+  rope.original_context =
+      int_field(parameters, "original_max_position_embeddings").value_or(context_length);
+  check(rope.original_context > 0, "key 'original_max_position_embeddings' must be positive, is ",
+        rope.original_context);
+  if (rope.type == "yarn") read_yarn(parameters, rope);
+  if (rope.type != "llama3") return rope;
+  const auto low = number_field(parameters, "low_freq_factor"),
+             high = number_field(parameters, "high_freq_factor");
+  check(low && high && *low > 0 && *high > *low,
+        "rope type 'llama3': wants a 'low_freq_factor' above 0 and a larger 'high_freq_factor'");
+  rope.low_frequency_factor = *low;
+  rope.high_frequency_factor = *high;
+  return rope;
+}
+
+LlamaSizes read_sizes(const Json& config, const Family& family) {
+  LlamaSizes sizes;
+  sizes.num_layers = count_field(config, "num_hidden_layers");
+  sizes.width = count_field(config, "hidden_size");
+  sizes.feed_forward = count_field(config, "intermediate_size");
+  sizes.vocab_size = count_field(config, "vocab_size");
+  sizes.num_heads = count_field(config, "num_attention_heads");
+  // Configurations older than grouped queries lack the key; of llama only, as others have a default
+  // of their own.
+  const bool given = config.contains("num_key_value_heads");
+  check(given || std::string(family.architecture) == "llama", "has no 'num_key_value_heads'");
+  sizes.num_kv_heads = find_field(config, "num_key_value_heads")
+                           ? count_field(config, "num_key_value_heads")
+                           : sizes.num_heads;
+  check(sizes.num_heads % sizes.num_kv_heads == 0, "key 'num_key_value_heads' (",
+        sizes.num_kv_heads, ") must divide num_attention_heads (", sizes.num_heads, ")");
+  if (family.needs_head_size || find_field(config, "head_dim")) {
+    sizes.head_size = count_field(config, "head_dim");
+  } else {
+    check(sizes.width % sizes.num_heads == 0, "key 'num_attention_heads' (", sizes.num_heads,
+          ") must divide hidden_size (", sizes.width, ")");
+    sizes.head_size = sizes.width / sizes.num_heads;
+  }
+  check(sizes.head_size % 2 == 0, "a head of ", sizes.head_size, " elements has no pairs to turn");
+  return sizes;
+}
+
+void add_rope(const HfConfig& config, GgufMetadata& metadata) {
+  const std::string prefix = concat(config.architecture->name, ".rope.");
+  const HfRope& rope = config.rope;
+  const auto set = [&](const char* name, double value) {
+    metadata.set(prefix + name, static_cast<float>(value));
+  };
+  if (rope.type == "linear" || rope.type == "yarn") {
+    metadata.set(prefix + "scaling.type", rope.type);
+    set("scaling.factor", rope.factor);
+  }
+  if (rope.type == "yarn") {
+    metadata.set(prefix + "scaling.original_context_length",
+                 static_cast<uint32_t>(rope.original_context));
+    if (rope.beta_fast) set("scaling.yarn_beta_fast", *rope.beta_fast);
+    if (rope.beta_slow) set("scaling.yarn_beta_slow", *rope.beta_slow);
+  }
+  set("freq_base", rope.base);
+}
+
+}  // namespace
+
+HfConfig read_hf_config(const Json& config) {
+  const Family& family = read_family(config);
+  refuse_unknown(config);
+  HfConfig result;
+  result.family = family.name;
+  result.architecture = find_llama_architecture(family.architecture);
+  result.sizes = read_sizes(config, family);
+  result.context_length = count_field(config, "max_position_embeddings");
+  result.norm_epsilon = number_field(config, "rms_norm_eps").value_or(1e-6);
+  result.says_head_size = family.says_head_size || find_field(config, "head_dim");
+  result.tied = bool_field(config, "tie_word_embeddings").value_or(false);
+  result.attention_biases =
+      family.attention_biases || bool_field(config, "attention_bias").value_or(false);
+  result.feed_forward_biases = bool_field(config, "mlp_bias").value_or(false);
+  result.rope = read_rope(config, result.context_length);
+  note_sliding_window(config, family, result.context_length);
+  return result;
+}
+
+GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
+  GgufMetadata metadata;
+  const LlamaSizes& sizes = config.sizes;
+  const std::string prefix = concat(config.architecture->name, '.');
+  const auto set = [&](const char* name, int64_t count) {
+    metadata.set(prefix + name, static_cast<uint32_t>(count));
+  };
+  set("block_count", sizes.num_layers);
+  set("context_length", config.context_length);
+  set("embedding_length", sizes.width);
+  set("feed_forward_length", sizes.feed_forward);
+  set("attention.head_count", sizes.num_heads);
+  set("attention.head_count_kv", sizes.num_kv_heads);
+  add_rope(config, metadata);
+  metadata.set(prefix + "attention.layer_norm_rms_epsilon",
+               static_cast<float>(config.norm_epsilon));
+  if (config.says_head_size) {
+    set("attention.key_length", sizes.head_size);
+    set("attention.value_length", sizes.head_size);
+  }
+  metadata.set("general.file_type", file_type);
+  if (config.architecture->name == "llama") {
+    set("vocab_size", sizes.vocab_size);
+    set("rope.dimension_count", sizes.head_size);
+  }
+  return metadata;
+}
+
+std::vector<float> llama3_rope_divisors(const HfConfig& config) {
+  const HfRope& rope = config.rope;
+  if (rope.type != "llama3") return {};
+  const auto low = static_cast<float>(rope.low_frequency_factor);
+  const auto range = static_cast<float>(rope.high_frequency_factor - rope.low_frequency_factor);
+  const auto context = static_cast<float>(rope.original_context);
+  const auto factor = static_cast<float>(rope.factor), base = static_cast<float>(rope.base);
+  const auto head_size = static_cast<float>(config.sizes.head_size);
+  const auto longest = static_cast<float>(rope.original_context / rope.low_frequency_factor);
+  const auto shortest = static_cast<float>(rope.original_context / rope.high_frequency_factor);
+  constexpr auto kTurn = static_cast<float>(2 * std::numbers::pi);
+  std::vector<float> divisors;
+  for (int64_t i = 0; i < config.sizes.head_size; i += 2) {
+    // A number over a tensor is the tensor's reciprocal times the number there, so it is here.
+    const float frequency = 1.0f / std::pow(base, static_cast<float>(i) / head_size);
+    const float wavelength = 1.0f / frequency * kTurn;
+    if (wavelength < shortest) {
+      divisors.push_back(1.0f);
+    } else if (wavelength > longest) {
+      divisors.push_back(factor);
+    } else {
+      const float smooth = (1.0f / wavelength * context - low) / range;
+      divisors.push_back(1.0f / ((1.0f - smooth) / factor + smooth));
+    }
+  }
+  return divisors;
+}
+
+}  // namespace nibble

@@ -1,0 +1,283 @@
+#include "model/hf/convert.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <span>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "base/threads.h"
+#include "io/gguf.h"
+#include "model/hf/checkpoint.h"
+#include "model/hf/config.h"
+#include "model/hf/json_fields.h"
+#include "model/hf/model_name.h"
+#include "model/hf/sampling.h"
+#include "model/hf/tokenizer.h"
+#include "quant/format/registry.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+using Tensor = HfCheckpoint::Tensor;
+
+constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/include/ggml.h
+// As in quant/mix/quantize_file.cc: 256 kB as float32, which stay in a core's second-level cache.
+constexpr int64_t kPieceWeights = int64_t{1} << 16;
+
+/// Where one tensor goes.
+struct Job {
+  std::string name;            // GGUF's
+  std::vector<int64_t> shape;  // ggml order
+  GgmlType source = GgmlType::kF32, target = GgmlType::kF32;
+  const Tensor* tensor = nullptr;
+  // Rows to take at a time, and which of them: for q and k each head's rows in another order.
+  int64_t rows = 1, row_length = 1, heads = 0;
+
+  int64_t num_weights() const { return rows * row_length; }
+  /// The row of the source that becomes row `row`: of a head, i and i + d/2 come to stand beside
+  /// each other.
+  int64_t source_row(int64_t row) const {
+    if (heads == 0) return row;
+    const int64_t size = rows / heads, within = row % size;
+    return row - within + within / 2 + within % 2 * (size / 2);
+  }
+};
+
+std::string frame_of(const Tensor& tensor) {
+  return concat(tensor.file->path(), ": tensor '", tensor.entry->name, "'");
+}
+
+GgmlType source_type(const SafetensorsEntry& entry) {
+  if (entry.dtype == "F32") return GgmlType::kF32;
+  if (entry.dtype == "F16") return GgmlType::kF16;
+  if (entry.dtype == "BF16") return GgmlType::kBF16;
+  fail("is stored as ", entry.dtype, "; nibble converts F32, F16 and BF16");
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (const int64_t size : shape) text += concat(text.size() > 1 ? ", " : "", size);
+  return text + ']';
+}
+
+/// What the converter of llama.cpp leaves out too: constants that follow from the configuration.
+bool is_left_out(const std::string& name) {
+  return name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attention.masked_bias") ||
+         name.ends_with(".attention.bias");
+}
+
+/// Every tensor that the configuration wants, by its name in the checkpoint.
+class Wanted {
+ public:
+  struct Place {
+    std::string name;  // GGUF's
+    int64_t row_length, rows, heads;
+    bool is_matrix;
+  };
+
+  explicit Wanted(const HfConfig& config) : sizes_(config.sizes) {
+    for (const LlamaModelTensor& tensor : llama_model_tensors())
+      add(tensor.hf_name, tensor.name, tensor.row_length, tensor.rows, 0,
+          tensor.presence == Presence::kRequired || !config.tied);
+    for (int64_t layer = 0; layer < sizes_.num_layers; ++layer)
+      for (const LlamaTensorRow& row : llama_tensor_rows()) add_layer(config, row, layer);
+  }
+
+  /// Names of those that must be there.
+  const std::vector<std::string>& required() const { return required_; }
+  const Place* find(const std::string& hf_name) const {
+    const auto found = places_.find(hf_name);
+    return found == places_.end() ? nullptr : &found->second;
+  }
+
+ private:
+  void add_layer(const HfConfig& config, const LlamaTensorRow& row, int64_t layer) {
+    const Presence presence = row.*config.architecture->presence;
+    const bool bias = presence == Presence::kOptional;
+    const bool has_bias = std::string_view(row.hf_name).starts_with("self_attn.")
+                              ? config.attention_biases
+                              : config.feed_forward_biases;
+    if (presence == Presence::kNone || (bias && !has_bias)) return;
+    const bool reordered = row.turned && !config.architecture->turns_halves;
+    const bool query = row.slot == &LlamaLayer::query || row.slot == &LlamaLayer::query_bias;
+    const int64_t heads = query ? sizes_.num_heads : sizes_.num_kv_heads;
+    add(concat("model.layers.", layer, '.', row.hf_name), concat("blk.", layer, '.', row.name),
+        row.row_length, row.rows, reordered ? heads : 0, true);
+  }
+
+  void add(std::string hf_name, std::string name, LlamaSize row_length, LlamaSize rows,
+           int64_t heads, bool required) {
+    Place place{std::move(name), sizes_.of(row_length), sizes_.of(rows), heads,
+                rows != LlamaSize::kOne};
+    if (required) required_.push_back(hf_name);
+    places_.emplace(std::move(hf_name), std::move(place));
+  }
+
+  LlamaSizes sizes_;
+  std::vector<std::string> required_;
+  std::unordered_map<std::string, Place> places_;
+};
+
+Job make_job(const Tensor& tensor, const Wanted::Place& place, GgmlType matrix_type) {
+  Job job;
+  job.name = place.name;
+  job.tensor = &tensor;
+  job.source = source_type(*tensor.entry);
+  job.target = place.is_matrix ? matrix_type : GgmlType::kF32;
+  job.heads = place.heads;
+  job.shape = {place.row_length};
+  if (place.is_matrix) job.shape.push_back(place.rows);
+  const std::vector<int64_t> wanted(job.shape.rbegin(), job.shape.rend());
+  check(tensor.entry->shape == wanted, "has the shape ", shape_text(tensor.entry->shape),
+        ", config.json wants ", shape_text(wanted));
+  // Of a vector that is put in another order, the elements are the rows.
+  const bool elements = !place.is_matrix && place.heads > 0;
+  job.rows = elements ? place.row_length : place.rows;
+  job.row_length = elements ? 1 : place.row_length;
+  return job;
+}
+
+/// The type of the first matrix by name, which stands for all.
+GgmlType stored_type(const HfCheckpoint& checkpoint, const std::string& folder) {
+  for (const Tensor& tensor : checkpoint.tensors())
+    if (tensor.entry->shape.size() >= 2)
+      return with_frame(frame_of(tensor), [&] { return source_type(*tensor.entry); });
+  fail(folder, ": the checkpoint holds no matrix");
+}
+
+std::vector<Job> plan_jobs(const HfCheckpoint& checkpoint, const std::string& folder,
+                           const HfConfig& config, GgmlType matrix_type) {
+  const Wanted wanted(config);
+  for (const std::string& name : wanted.required())
+    check(checkpoint.find(name), folder, ": tensor '", name, "' is missing");
+  std::vector<Job> jobs;
+  for (const Tensor& tensor : checkpoint.tensors()) {
+    const std::string& name = tensor.entry->name;
+    if (is_left_out(name)) continue;
+    with_frame(frame_of(tensor), [&] {
+      const Wanted::Place* place = wanted.find(name);
+      check(place, "a ", config.family, " of this config.json has no such tensor");
+      jobs.push_back(make_job(tensor, *place, matrix_type));
+    });
+  }
+  return jobs;
+}
+
+/// Rows [first, first + count) of the result, in the source's type: in the map, or in `gathered`.
+std::span<const std::byte> source_rows(const Job& job, int64_t first, int64_t count,
+                                       std::vector<std::byte>& gathered) {
+  const auto stride = static_cast<size_t>(row_bytes(job.source, job.row_length));
+  const std::span<const std::byte> data = job.tensor->entry->data;
+  if (job.heads == 0)
+    return data.subspan(static_cast<size_t>(first) * stride, static_cast<size_t>(count) * stride);
+  gathered.resize(static_cast<size_t>(count) * stride);
+  for (int64_t row = 0; row < count; ++row)
+    std::memcpy(gathered.data() + static_cast<size_t>(row) * stride,
+                data.data() + static_cast<size_t>(job.source_row(first + row)) * stride, stride);
+  return gathered;
+}
+
+void write_job(const Job& job, GgufWriter& writer) {
+  const int64_t most = std::max<int64_t>(1, kPieceWeights / job.row_length);
+  const int64_t stride = row_bytes(job.target, job.row_length);
+  const std::string frame = frame_of(*job.tensor);
+  writer.write_pieces([&](const GgufWriter::Put& put) {
+    parallel_for(job.rows, most, [&](int64_t begin, int64_t end) {
+      std::vector<std::byte> gathered;
+      std::vector<float> weights;
+      for (int64_t first = begin; first < end; first += most) {
+        const int64_t count = std::min(most, end - first);
+        const auto rows = source_rows(job, first, count, gathered);
+        // Decoded even where the type stays: a NaN is noticed here, not by who uses the file.
+        weights.resize(static_cast<size_t>(count * job.row_length));
+        with_frame(frame, [&] {
+          decode_tensor(job.source, rows, weights);
+          put(first * stride,
+              encode_tensor(job.target, weights, job.row_length, {}, EncodeMethod::kRtn, first));
+        });
+      }
+    });
+  });
+  job.tensor->file->release(*job.tensor->entry);
+}
+
+GgufMetadata make_metadata(const std::string& folder, const Json& json, const HfConfig& config,
+                           const HfConversion& options, GgmlType matrix_type, int64_t num_weights) {
+  GgufMetadata metadata;
+  const auto append = [&](const GgufMetadata& more) {
+    for (const auto& [key, value] : more.pairs()) metadata.set(key, value);
+  };
+  metadata.set("general.architecture", std::string(config.architecture->name));
+  metadata.set("general.type", std::string("model"));
+  append(sampling_metadata(folder));
+  append(model_name_metadata(text_field(json, "_name_or_path").value_or(""), hf_folder_name(folder),
+                             num_weights));
+  append(hf_model_metadata(config, static_cast<uint32_t>(require_format(matrix_type).ftype)));
+  metadata.set("general.quantization_version", kQuantizationVersion);
+  append(hf_tokenizer_metadata(folder, config, json, options.pre));
+  return metadata;
+}
+
+}  // namespace
+
+bool is_hf_folder(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path + "/config.json", ignored);
+}
+
+std::string hf_folder_name(const std::string& folder) {
+  const std::filesystem::path path = std::filesystem::absolute(folder).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
+HfConverted convert_hf(const std::string& folder, const std::string& out,
+                       const HfConversion& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::string config_path = folder + "/config.json";
+  const auto json = read_json_file(config_path);
+  check(json.has_value(), folder, ": has no config.json: no folder of a Hugging Face model");
+  const HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
+  const HfCheckpoint checkpoint = HfCheckpoint::open(folder);
+  HfConverted result;
+  result.family = config.family;
+  result.matrix_type = options.matrix_type ? *options.matrix_type : stored_type(checkpoint, folder);
+  const std::vector<Job> jobs = plan_jobs(checkpoint, folder, config, result.matrix_type);
+  const std::vector<float> divisors = llama3_rope_divisors(config);
+
+  std::vector<GgufWriter::Tensor> table;
+  if (!divisors.empty())
+    table.push_back({kRopeDivisors, {static_cast<int64_t>(divisors.size())}, GgmlType::kF32});
+  for (const Job& job : jobs) table.push_back({job.name, job.shape, job.target});
+  result.num_tensors = static_cast<int64_t>(table.size());
+  result.num_weights = static_cast<int64_t>(divisors.size());
+  for (const Job& job : jobs) {
+    result.num_weights += job.num_weights();
+    result.bytes += job.rows * row_bytes(job.target, job.row_length);
+  }
+  result.bytes += static_cast<int64_t>(divisors.size() * sizeof(float));
+
+  GgufWriter writer(
+      out, make_metadata(folder, *json, config, options, result.matrix_type, result.num_weights),
+      table);
+  if (!divisors.empty()) writer.write(std::as_bytes(std::span(divisors)));
+  Progress bar("Converting", static_cast<int64_t>(jobs.size()), "tensors");
+  int64_t done = 0;
+  for (const Job& job : jobs) {
+    write_job(job, writer);
+    bar.update(++done);
+  }
+  bar.finish();
+  writer.finish();
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace nibble

@@ -1,0 +1,39 @@
+// A Hugging Face folder into one GGUF file, in the layout that llama.cpp and nibble compute with:
+// rows of q and k in GGUF's order, norms and biases float32, matrices as they are stored or in one
+// other float type. Keys and tensor bytes are those of llama.cpp's own converter (docs/
+// architecture.md says where not). Tensors pass through in pieces: the file may be larger than
+// memory.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "io/ggml_type.h"
+
+namespace nibble {
+
+/// Whether `path` is a folder with a config.json.
+bool is_hf_folder(const std::string& path);
+/// "Qwen3-4B": the last part of its path, which names the model.
+std::string hf_folder_name(const std::string& folder);
+
+struct HfConversion {
+  /// F32, F16 or BF16, of all matrices; nothing: the type of the first one, by name.
+  std::optional<GgmlType> matrix_type;
+  std::string pre;  // tokenizer.ggml.pre, where the tokenizer is not recognized; "": by itself
+};
+
+struct HfConverted {
+  std::string family;  // "LlamaForCausalLM"
+  GgmlType matrix_type = GgmlType::kF32;
+  int64_t num_tensors = 0, num_weights = 0, bytes = 0;  // bytes: of tensor data
+  double seconds = 0;
+};
+
+/// Writes `out` aside and renames it. Throws Error with the file, and key or tensor, where one is
+/// missing, has another shape than config.json says, or is of a family or kind that nibble lacks.
+HfConverted convert_hf(const std::string& folder, const std::string& out,
+                       const HfConversion& options);
+
+}  // namespace nibble

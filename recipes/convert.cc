@@ -1,0 +1,85 @@
+// nibble convert: a Hugging Face folder into a GGUF file, as llama.cpp's converter writes it.
+#include "model/hf/convert.h"
+
+#include <cstdio>
+#include <cxxopts.hpp>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/progress.h"
+#include "recipes/arguments.h"
+#include "recipes/recipe.h"
+
+namespace nibble {
+namespace {
+
+constexpr const char* kIntroduction =
+    "Converts a downloaded Hugging Face folder (config.json, safetensors, tokenizer) into one "
+    "GGUF\n"
+    "file. Families: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM.\n";
+
+constexpr const char* kExamples =
+    "\nExamples:\n"
+    "  nibble convert Qwen3-0.6B qwen3.gguf                 matrices as they are stored\n"
+    "  nibble convert Qwen3-0.6B qwen3.gguf --outtype f32   for training\n";
+
+std::optional<GgmlType> type_argument(const cxxopts::ParseResult& arguments) {
+  const auto name = arguments["outtype"].as<std::string>();
+  if (name == "auto") return std::nullopt;
+  if (name == "f32") return GgmlType::kF32;
+  if (name == "f16") return GgmlType::kF16;
+  if (name == "bf16") return GgmlType::kBF16;
+  fail_usage("--outtype wants auto, f32, f16 or bf16, found '", name, "'");
+}
+
+void print_result(const std::string& path, const HfConverted& result) {
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%.1f s", result.seconds);
+  std::cout << concat(path, ": ", result.family, ", ", result.num_weights, " weights in ",
+                      result.num_tensors, " tensors, matrices ", type_name(result.matrix_type),
+                      ", ", format_bytes(result.bytes), " of tensor data, ", seconds, '\n');
+}
+
+std::string result_json(const std::string& path, const HfConverted& result) {
+  const nlohmann::ordered_json json = {{"name", path},
+                                       {"family", result.family},
+                                       {"type", type_name(result.matrix_type)},
+                                       {"weights", result.num_weights},
+                                       {"tensors", result.num_tensors},
+                                       {"bytes", result.bytes},
+                                       {"peak_bytes", peak_memory_bytes()},
+                                       {"seconds", result.seconds}};
+  return json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace
+
+int run_convert(int argc, char** argv) {
+  const auto text = [] { return cxxopts::value<std::string>(); };
+  cxxopts::Options options("nibble convert", kIntroduction);
+  options.custom_help("[OPTIONS]").positional_help("FOLDER OUT.gguf");
+  options.add_options()("outtype", "type of the matrices: auto (as stored), f32, f16 or bf16",
+                        text()->default_value("auto"), "TYPE")(
+      "pre", "llama.cpp's name of the pre-tokenizer, where the folder's is not recognized", text(),
+      "NAME")("json", "print one JSON object on stdout")("q,quiet", "no progress bar, no notes");
+  options.add_options("words")("folder", "", text())("out", "", text());
+  options.parse_positional({"folder", "out"});
+  const auto arguments = parse_arguments(options, argc, argv, kExamples);
+  if (!arguments) return 0;
+  const bool quiet = arguments->count("quiet") > 0;
+  set_quiet_log(quiet);
+  Progress::set_quiet(quiet);
+  const std::string folder = required(*arguments, "folder", "FOLDER");
+  const std::string out = required(*arguments, "out", "OUT.gguf");
+  const HfConverted result =
+      convert_hf(folder, out, {type_argument(*arguments), text_or_empty(*arguments, "pre")});
+  if (arguments->count("json") > 0)
+    std::cout << result_json(out, result);
+  else
+    print_result(out, result);
+  return 0;
+}
+
+}  // namespace nibble

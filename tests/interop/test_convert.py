@@ -1,0 +1,331 @@
+"""nibble convert against transformers (what the models compute), llama.cpp's own converter (keys and bytes) and llama.cpp
+(what it makes of the file).
+
+Small random models are made by transformers from the families' real configurations, narrower and with fewer layers, with
+the families' real tokenizers. The Python that has torch, and llama.cpp's converter, are what scripts/peers installs.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import gguf
+import numpy as np
+import pytest
+
+from test_model import BROKEN, TOLERANCE, largest_difference, llama_log_probs, rewrite
+
+CHILD = pathlib.Path(__file__).with_name("transformers_child.py")
+CTX = 64
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 512}
+# Short enough that 64 positions see every part of the scaling.
+LLAMA3_SCALING = {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 64,
+                  "rope_type": "llama3"}
+# Of a model of another family that gets SmolLM2's tokenizer.
+SMOLLM2_TOKENS = {"vocab_size": 49152, "bos_token_id": 0, "eos_token_id": 0}
+
+
+def tokenizer_files(name):
+    """{file of a model folder: file of ../shared/data/hf}."""
+    return {
+        "smollm2": {"tokenizer.json": "SmolLM2-135M/tokenizer.derived.json"},
+        "mistral": {"tokenizer.model": "Mistral-7B-Instruct-v0.2/tokenizer.model"},
+        "mistral json": {file: f"Mistral-7B-Instruct-v0.3/{file}" for file in ("tokenizer.json", "tokenizer_config.json")},
+        "qwen": {
+            "tokenizer.json": "Qwen3-4B/tokenizer.derived.json", "tokenizer_config.json": "Qwen3-4B/tokenizer_config.json",
+        },
+        "qwen merges": {file: f"Qwen3-4B/{file}" for file in ("vocab.json", "merges.txt", "tokenizer_config.json")},
+    }[name]
+
+
+# name: (configuration, tokenizer, changes to the configuration, dtype, shard size)
+MODELS = {
+    "llama": ("SmolLM2-135M", "smollm2", {"head_dim": 16}, "float32", "50GB"),
+    "llama3": (
+        "Llama-3.2-1B", "smollm2", {**SMOLLM2_TOKENS, "rope_scaling": LLAMA3_SCALING, "head_dim": 32}, "bfloat16", "50GB",
+    ),
+    "llama with biases": (
+        "Llama-3.2-1B", "smollm2",
+        {**SMOLLM2_TOKENS, "rope_scaling": {"type": "linear", "factor": 4.0}, "head_dim": None, "attention_bias": True,
+         "mlp_bias": True, "tie_word_embeddings": False},
+        "float32", "4MB",
+    ),
+    "mistral": (
+        "Mistral-7B-Instruct-v0.3", "mistral",
+        {"vocab_size": 32000, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+        "float16", "50GB",
+    ),
+    "qwen2": ("Qwen2.5-7B-Instruct", "qwen", {}, "bfloat16", "10MB"),
+    "qwen3": ("Qwen3-4B", "qwen", {"head_dim": 32}, "float32", "50GB"),
+}
+# What each family would compute without: a change of the GGUF file's tensors, or of its keys.
+ONES = np.ones_like
+ZEROS = np.zeros_like
+PARTS = {
+    "llama3": {"rope scaling": (r"rope_freqs", ONES)},
+    "llama with biases": {
+        f"{name} bias": (rf"blk\.\d+\.{name}\.bias", ZEROS)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    },
+    "qwen2": {f"{name} bias": (rf"blk\.\d+\.{name}\.bias", ZEROS) for name in ("attn_q", "attn_k", "attn_v")},
+    "qwen3": {f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES) for name in ("attn_q_norm", "attn_k_norm")},
+}
+
+
+@pytest.fixture(scope="session")
+def torch_env():
+    """The environment in which this Python imports torch (scripts/peers)."""
+    stubs = pathlib.Path(sys.prefix) / "cuda-stubs"
+    env = {**os.environ, "LD_LIBRARY_PATH": str(stubs), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", "import torch, transformers"], env=env, capture_output=True, text=True)
+    if found.returncode != 0:
+        pytest.skip(f"Python has no torch that works: {found.stderr.strip().splitlines()[-1]}")
+    return env
+
+
+@pytest.fixture(scope="session")
+def converter():
+    """llama.cpp's converter, out of llama-cpp-python's source package."""
+    folder = pathlib.Path(os.environ.get("LLAMA_CPP_SOURCE", pathlib.Path(sys.prefix) / "llama.cpp"))
+    path = folder / "convert_hf_to_gguf.py"
+    if not path.exists():
+        pytest.skip(f"no {path}: run scripts/peers")
+    return path
+
+
+def run_child(env, *arguments):
+    result = subprocess.run([sys.executable, CHILD, *map(str, arguments)], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def lay_folder(folder, shared, config, tokenizer, changes):
+    folder.mkdir(parents=True)
+    given = json.loads((shared / "hf" / config / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**given, **SMALL, **changes}))
+    for file, source in tokenizer_files(tokenizer).items():
+        shutil.copy(shared / "hf" / source, folder / file)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model(shared, torch_env, tmp_path_factory):
+    made = {}
+
+    def make(name):
+        if name not in made:
+            config, tokenizer, changes, dtype, shard_size = MODELS[name]
+            # A name that llama.cpp's converter reads a size and a version from.
+            folder = tmp_path_factory.mktemp("models") / f"{name.replace(' ', '-')}-tiny-1B-Instruct-v0.3"
+            lay_folder(folder, shared, config, tokenizer, changes)
+            run_child(torch_env, "make", folder, len(made) + 1, dtype, shard_size)
+            made[name] = folder
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(params=MODELS)
+def model(request, make_model):
+    return make_model(request.param)
+
+
+def convert(run_nibble, folder, out, *arguments):
+    result = run_nibble("convert", folder, out, "-q", *arguments)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def text_of(shared):
+    return shared / "text" / "wikitext-2-raw" / "wiki.test.raw"
+
+
+def difference_to_transformers(run_nibble, torch_env, folder, path, shared, tmp_path):
+    """Largest |ln p(nibble on path) - ln p(transformers on folder)|."""
+
+    def log_probs(tokens):
+        np.save(tmp_path / "tokens.npy", tokens)
+        run_child(torch_env, "log_probs", folder, tmp_path / "tokens.npy", tmp_path / "out.npy")
+        return np.load(tmp_path / "out.npy")
+
+    return largest_difference(run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX, log_probs=log_probs)
+
+
+def test_log_probs_are_those_of_transformers(run_nibble, torch_env, model, shared, tmp_path):
+    path = convert(run_nibble, model, tmp_path / "f32.gguf", "--outtype", "f32")
+    assert difference_to_transformers(run_nibble, torch_env, model, path, shared, tmp_path) < TOLERANCE
+
+
+def test_log_probs_are_those_of_llama_cpp(run_nibble, model, shared, tmp_path):
+    path = convert(run_nibble, model, tmp_path / "f32.gguf", "--outtype", "f32")
+    # Of all our float32 comparisons the loosest that a family is held to; these reach 1e-4.
+    assert largest_difference(run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX) < 5e-3
+
+
+@pytest.mark.parametrize("name, part", [(name, part) for name, parts in PARTS.items() for part in parts])
+def test_no_part_can_be_left_out(run_nibble, torch_env, make_model, name, part, shared, tmp_path):
+    folder = make_model(name)
+    path = convert(run_nibble, folder, tmp_path / "f32.gguf", "--outtype", "f32")
+    pattern, instead = PARTS[name][part]
+    dropped = []
+
+    def change(tensor, data):
+        if not re.match(pattern, tensor):
+            return data
+        dropped.append(tensor)
+        return instead(data)
+
+    broken = rewrite(path, tmp_path / "broken.gguf", change=change)
+    assert dropped
+    assert difference_to_transformers(run_nibble, torch_env, folder, broken, shared, tmp_path) > BROKEN
+
+
+def fields_of(path):
+    return {
+        name: ([kind.name for kind in field.types[:2]], field.contents())
+        for name, field in gguf.GGUFReader(path).fields.items()
+        if not name.startswith("GGUF.")
+    }
+
+
+def tensors_of(path):
+    return [(t.name, t.shape.tolist(), t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors]
+
+
+def run_converter(converter, torch_env, folder, out, outtype):
+    result = subprocess.run(
+        [sys.executable, converter, folder, "--outfile", out, "--outtype", outtype],
+        env=torch_env, capture_output=True, text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16"])
+def test_keys_and_bytes_are_those_of_llama_cpps_converter(run_nibble, torch_env, converter, model, outtype, tmp_path):
+    run_converter(converter, torch_env, model, tmp_path / "theirs.gguf", outtype)
+    convert(run_nibble, model, tmp_path / "ours.gguf", "--outtype", outtype)
+    ours, theirs = fields_of(tmp_path / "ours.gguf"), fields_of(tmp_path / "theirs.gguf")
+    assert list(ours) == list(theirs)
+    for key in ours:
+        assert ours[key] == theirs[key], key
+    a, b = tensors_of(tmp_path / "ours.gguf"), tensors_of(tmp_path / "theirs.gguf")
+    assert [row[:3] for row in a] == [row[:3] for row in b]
+    assert [row[0] for row, other in zip(a, b) if row[3] != other[3]] == []
+
+
+def test_auto_keeps_the_stored_type(run_nibble, torch_env, converter, make_model, tmp_path):
+    for name, wanted in [("llama", "F32"), ("mistral", "F16"), ("qwen2", "BF16")]:
+        result = run_nibble("convert", make_model(name), tmp_path / "auto.gguf", "--json")
+        assert json.loads(result.stdout)["type"] == wanted
+        run_converter(converter, torch_env, make_model(name), tmp_path / "theirs.gguf", "auto")
+        theirs = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "theirs.gguf").tensors}
+        # Its converter narrows float32 to float16; ours does not.
+        assert theirs["token_embd.weight"] == ("F16" if wanted == "F32" else wanted)
+
+
+@pytest.mark.parametrize(
+    "config, tokenizer, changes",
+    [
+        ("SmolLM2-135M", "smollm2", {}),
+        ("Mistral-7B-Instruct-v0.3", "mistral json", {}),
+        ("Qwen3-4B", "qwen", {}),
+        ("Qwen3-4B", "qwen merges", {}),
+    ],
+    ids=["smollm2", "mistral json", "qwen", "qwen merges"],
+)
+def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_path, config, tokenizer, changes):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = lay_folder(tmp_path / "model", shared, config, tokenizer, changes)
+    write_empty_weights(folder)
+    path = convert(run_nibble, folder, tmp_path / "model.gguf")
+    text = tmp_path / "text.txt"
+    # No space at the start: where one is added, llama.cpp adds it to a space too, the library does not.
+    text.write_text(text_of(shared).read_text()[:200_000].lstrip() + "\tdef f(x):\n\n  return x['a'] != 3.14159  # emoji 🙂 日本語\n")
+    source = tokenizer_files({"qwen merges": "qwen"}.get(tokenizer, tokenizer))["tokenizer.json"]
+    theirs = tokenizers.Tokenizer.from_file(str(shared / "hf" / source)).encode(text.read_text(), add_special_tokens=False)
+    result = run_nibble("tokenize", path, text, "--no-special", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["ids"] == theirs.ids
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3"])
+def test_a_run_on_a_folder_ends_in_a_file_that_llama_cpp_runs(run_nibble, make_model, shared, tmp_path, name):
+    text = tmp_path / "text.txt"
+    text.write_text(text_of(shared).read_text()[:60_000])
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"""name: tiny
+model: {make_model(name)}
+output: {tmp_path / "run"}
+quant: {{type: Q4_K_M, initial: rtn}}
+data: {{files: ["{text}"], sequence_length: {CTX}}}
+loss: {{kind: kl}}
+batch_tokens: {CTX}
+max_tokens: {2 * CTX}
+baselines: [ggml]
+compare: {{text: "{text}", ctx: {CTX}, chunks: 2}}
+"""
+    )
+    result = run_nibble("run", config)
+    assert result.returncode == 0, result.stderr
+    trained = list((tmp_path / "run").glob("*-trained.gguf"))
+    assert len(trained) == 1 and trained[0].name.startswith(make_model(name).name)
+    tokens = np.arange(2 * CTX, dtype=np.int32).reshape(2, CTX)
+    assert np.isfinite(llama_log_probs(trained[0], tokens, tmp_path)).all()
+
+
+def write_empty_weights(folder):
+    """Zeros of the shapes that a SMALL config.json wants, in one file; returns the bytes of the largest."""
+    from safetensors.numpy import save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    width, wide = config["hidden_size"], config["intermediate_size"]
+    head = config.get("head_dim") or width // config["num_attention_heads"]
+    query, key = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], width), "model.norm.weight": (width,)}
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (config["vocab_size"], width)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        for name, shape in {
+            "self_attn.q_proj": (query, width), "self_attn.k_proj": (key, width), "self_attn.v_proj": (key, width),
+            "self_attn.o_proj": (width, query), "mlp.gate_proj": (wide, width), "mlp.up_proj": (wide, width),
+            "mlp.down_proj": (width, wide), "input_layernorm": (width,), "post_attention_layernorm": (width,),
+        }.items():
+            shapes[f"{prefix}{name}.weight"] = shape
+        if config["architectures"] == ["Qwen3ForCausalLM"]:
+            shapes[f"{prefix}self_attn.q_norm.weight"] = shapes[f"{prefix}self_attn.k_norm.weight"] = (head,)
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return max(4 * int(np.prod(shape)) for shape in shapes.values())
+
+
+def test_memory_is_that_of_two_tensors(run_nibble, shared, tmp_path):
+    """Of a model of many tensors, twenty times as large; a small one takes what any conversion does."""
+    tokenizer = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    }
+    peaks, largest = [], 0
+    for layers, width in [(1, 64), (16, 512)]:
+        changes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "head_dim": 16,
+                   "num_attention_heads": width // 16, "num_key_value_heads": width // 16, "vocab_size": 3}
+        folder = lay_folder(tmp_path / str(width), shared, "SmolLM2-135M", "smollm2", changes)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        largest = write_empty_weights(folder)
+        result = run_nibble("convert", folder, tmp_path / "model.gguf", "--json")
+        assert result.returncode == 0, result.stderr
+        peaks.append(json.loads(result.stdout)["peak_bytes"])
+    assert (folder / "model.safetensors").stat().st_size > 20 * 2 * largest
+    assert peaks[1] < peaks[0] + 2 * largest
+
+
+def test_a_folder_in_the_place_of_a_file_says_what_to_do(run_nibble, shared, tmp_path):
+    folder = lay_folder(tmp_path / "model", shared, "SmolLM2-135M", "smollm2", {"head_dim": 16})
+    for arguments in (["quantize", folder, tmp_path / "o.gguf", "Q4_0"], ["perplexity", folder, text_of(shared)]):
+        result = run_nibble(*arguments)
+        assert result.returncode == 1
+        assert f"{folder}: is the folder of a Hugging Face model; nibble convert" in result.stderr

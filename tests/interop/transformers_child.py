@@ -1,0 +1,56 @@
+"""Models in transformers, in a process of its own: importing torch beside llama.cpp would mix their thread pools.
+
+python transformers_child.py make FOLDER SEED DTYPE SHARD_SIZE: random weights for FOLDER's config.json, saved there.
+python transformers_child.py log_probs FOLDER TOKENS.npy OUT.npy: tokens int32 [chunks, ctx]; out float32
+[chunks, ctx, vocabulary], all float32, plain attention.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+
+def randomize(model, seed):
+    """Biases and norms large enough, and logits spread enough (a standard deviation of about 4 at a width of 64), that
+    nothing can be left out unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                values = 1 + 0.3 * values if "norm" in name else 0.5 * values
+            elif "embed_tokens" in name or "lm_head" in name:
+                values *= 0.5
+            else:
+                values *= (2 / parameter.shape[1]) ** 0.5
+            parameter.copy_(values)
+
+
+def make(folder, seed, dtype, shard_size):
+    folder = pathlib.Path(folder)
+    given = (folder / "config.json").read_text()
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomize(model, int(seed))
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
+    if "rope_parameters" not in json.loads(given):
+        (folder / "config.json").write_text(given)  # as transformers 4 wrote it
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def log_probs(folder, tokens, out):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        logits = model(torch.from_numpy(np.load(tokens)).long()).logits
+    np.save(out, logits.float().log_softmax(-1).numpy())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"make": make, "log_probs": log_probs}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,127 @@
+#include "model/hf/config.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/error.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+/// Llama 3.2 1B's, as transformers 4 writes it.
+Json llama3() {
+  return Json::parse(R"({"architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+    "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072,
+    "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "tie_word_embeddings": true, "vocab_size": 128256})");
+}
+
+std::string refusal(const Json& config) {
+  try {
+    read_hf_config(config);
+    return "was taken";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+TEST(HfConfig, BothVersionsOfTransformersSayTheSame) {
+  Json newer = llama3();
+  newer["rope_parameters"] = newer["rope_scaling"];
+  newer["rope_parameters"]["rope_theta"] = newer["rope_theta"];
+  newer.erase("rope_scaling");
+  newer.erase("rope_theta");
+  const HfConfig a = read_hf_config(llama3()), b = read_hf_config(newer);
+  EXPECT_EQ(hf_model_metadata(a, 0).pairs(), hf_model_metadata(b, 0).pairs());
+  EXPECT_EQ(llama3_rope_divisors(a), llama3_rope_divisors(b));
+  EXPECT_EQ(a.sizes.head_size, 64);
+  EXPECT_TRUE(a.tied);
+}
+
+// Wavelengths below 8192 / 4 stay, above 8192 / 1 are stretched by 32, between by a ramp.
+TEST(HfConfig, Llama3StretchesLongWavelengths) {
+  const std::vector<float> divisors = llama3_rope_divisors(read_hf_config(llama3()));
+  ASSERT_EQ(divisors.size(), 32u);
+  EXPECT_EQ(divisors.front(), 1.0f);
+  EXPECT_EQ(divisors.back(), 32.0f);
+  for (size_t i = 1; i < divisors.size(); ++i) EXPECT_GE(divisors[i], divisors[i - 1]);
+  // Pair 16: wavelength 2 pi 500000^(1/2) = 4442.9; smooth = (8192 / 4442.9 - 1) / 3 = 0.28128.
+  EXPECT_NEAR(divisors[16], 1 / ((1 - 0.28128) / 32 + 0.28128), 1e-3);
+}
+
+TEST(HfConfig, ScalingsThatGgufKnows) {
+  Json config = llama3();
+  config["rope_scaling"] = {{"type", "linear"}, {"factor", 4.0}};
+  GgufMetadata metadata = hf_model_metadata(read_hf_config(config), 1);
+  EXPECT_EQ(metadata.get_string("llama.rope.scaling.type"), "linear");
+  EXPECT_EQ(metadata.get_float("llama.rope.scaling.factor"), 4.0);
+  config["rope_scaling"] = {
+      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 32768}};
+  metadata = hf_model_metadata(read_hf_config(config), 1);
+  EXPECT_EQ(metadata.get_string("llama.rope.scaling.type"), "yarn");
+  EXPECT_EQ(metadata.get_int("llama.rope.scaling.original_context_length"), 32768);
+  config["rope_scaling"] = nullptr;
+  metadata = hf_model_metadata(read_hf_config(config), 1);
+  EXPECT_FALSE(metadata.contains("llama.rope.scaling.type"));
+  EXPECT_EQ(metadata.get_float("llama.rope.freq_base"), 500000.0);
+}
+
+TEST(HfConfig, Qwen2SaysNoHeadSizeAndQwen3Must) {
+  Json config = llama3();
+  config["rope_scaling"] = nullptr;
+  config["architectures"] = {"Qwen2ForCausalLM"};
+  EXPECT_FALSE(hf_model_metadata(read_hf_config(config), 0).contains("qwen2.attention.key_length"));
+  config["architectures"] = {"Qwen3ForCausalLM"};
+  EXPECT_NE(refusal(config).find("'head_dim'"), std::string::npos);
+  config["head_dim"] = 128;
+  const GgufMetadata metadata = hf_model_metadata(read_hf_config(config), 0);
+  EXPECT_EQ(metadata.get_int("qwen3.attention.key_length"), 128);
+  EXPECT_FALSE(metadata.contains("qwen3.vocab_size"));
+}
+
+struct Change {
+  const char *key, *value, *message;
+};
+constexpr Change kChanges[] = {
+    {"architectures", R"(["GemmaForCausalLM"])", "'GemmaForCausalLM' cannot be converted yet"},
+    {"architectures", "[]", "'architectures': names none"},
+    {"hidden_size", R"("2048")", "key 'hidden_size': wants an integer, found string"},
+    {"hidden_size", "null", "has no 'hidden_size'"},
+    {"hidden_size", "-1", "must be positive"},
+    {"hidden_size", "1e30", "wants an integer, found number"},
+    {"vocab_size", "9223372036854775808", "does not fit 32 bits"},
+    {"num_key_value_heads", "5", "must divide"},
+    {"hidden_size", "2049", "must divide hidden_size"},
+    {"head_dim", "63", "no pairs to turn"},
+    {"hidden_act", R"("gelu")", "'gelu'; nibble has silu"},
+    {"quantization_config", R"({"quant_method": "gptq"})", "quantized already (gptq)"},
+    {"rope_scaling", R"({"rope_type": "longrope", "factor": 2})", "rope type 'longrope'"},
+    {"rope_scaling", R"({"rope_type": "dynamic", "factor": 2})", "rope type 'dynamic'"},
+    {"rope_scaling", R"({"rope_type": "linear"})", "positive 'factor'"},
+    {"rope_scaling", R"({"rope_type": "llama3", "factor": 8})", "'low_freq_factor'"},
+    {"rope_scaling", R"({"rope_type": "yarn", "factor": 8, "attention_factor": 2})",
+     "'attention_factor' cannot be said"},
+    {"rope_scaling", R"({"rope_type": "yarn", "factor": 8, "beta_fast": 16})", "beta_fast of 32"},
+    {"rope_scaling", "3", "key 'rope_scaling': wants an object, found number"},
+    {"rope_theta", "0", "'rope_theta' must be positive"},
+    {"partial_rotary_factor", "0.5", "whole heads only"},
+};
+
+TEST(HfConfig, RefusesWhatAGgufFileWouldNotSay) {
+  for (const Change& change : kChanges) {
+    Json config = llama3();
+    config[change.key] = Json::parse(change.value);
+    EXPECT_NE(refusal(config).find(change.message), std::string::npos)
+        << change.key << ": " << change.value << ": " << refusal(config);
+  }
+  EXPECT_EQ(refusal(llama3()), "was taken");
+}
+
+}  // namespace
+}  // namespace nibble
