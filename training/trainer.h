@@ -47,7 +47,7 @@ struct QuantOptions {
   std::string type = "Q4_0";           // a type name, or "none": plain fine-tuning
   std::string scales = "learned";      // "learned", "dynamic", "frozen"
   std::string initial = "search";      // "search", "gptq", "awq", "imatrix", "ggml", "rtn"
-  int64_t calibration_tokens = 16384;  // of training text that gptq, awq and imatrix see
+  int64_t calibration_tokens = 32768;  // of training text that gptq, awq and imatrix see
 };
 
 struct TrainOptions {
