@@ -12,6 +12,7 @@
 #include "model/hf/convert.h"
 #include "quant/format/registry.h"
 #include "quant/mix/file_type.h"
+#include "quant/mix/tensor_types.h"
 #include "training/calibrate.h"
 #include "training/train_tokenizer.h"
 
@@ -72,6 +73,8 @@ std::vector<Field> config_fields(RunConfig& c) {
        encode_refusal},
       {"quant.token_embedding_type", &c.mix.token_embedding_type, 0, 0, tensor_type_choices(),
        encode_refusal},
+      {"quant.tensor_type", &c.mix.tensor_type},
+      {"quant.tensor_types", &c.mix.tensor_types},
       {"quant.scales", &t.quant.scales, 0, 0, {"learned", "dynamic", "frozen"}},
       {"quant.initial",
        &t.quant.initial,
@@ -135,8 +138,8 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   const bool none = t.quant.type == "none";
   ignore(none, "quant.type is none",
          {"quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
-          "quant.output_tensor_type", "quant.token_embedding_type", "baselines", "control",
-          "compare.matrix"});
+          "quant.output_tensor_type", "quant.token_embedding_type", "quant.tensor_type",
+          "quant.tensor_types", "baselines", "control", "compare.matrix"});
   ignore(none || t.quant.scales != "learned",
          "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
   ignore(!none && t.quant.scales == "dynamic",
@@ -264,6 +267,23 @@ class Checker {
     for (std::string& pattern : config_.train.data.files) resolve_glob(pattern);
     if (!config_.compare.text.empty()) resolve_file("compare.text", config_.compare.text);
     for (std::string& path : config_.compare.also) resolve_file("compare.also", path);
+    check_tensor_types();
+  }
+  void check_tensor_types() {
+    MixOptions& mix = config_.mix;
+    for (const std::string& text : mix.tensor_type)
+      check_readable("quant.tensor_type", [&] { parse_tensor_type(text); });
+    if (mix.tensor_types.empty()) return;
+    resolve_file("quant.tensor_types", mix.tensor_types);
+    check_readable("quant.tensor_types", [&] { read_tensor_types(mix.tensor_types); });
+  }
+  template <class Read>
+  void check_readable(const std::string& key, const Read& read) const {
+    try {
+      read();
+    } catch (const Error& error) {
+      refuse(key, error.what());
+    }
   }
   /// Where a path that is not in the current folder may be: beside the YAML file.
   std::string beside_origin(const std::string& path) const {
@@ -341,6 +361,11 @@ PlanOptions plan_options(const RunConfig& config) {
     options.output_type = format->type;
   if (const Format* format = find_format(config.mix.token_embedding_type))
     options.token_embedding_type = format->type;
+  for (const std::string& text : config.mix.tensor_type)
+    options.tensor_types.push_back(parse_tensor_type(text));
+  if (!config.mix.tensor_types.empty())
+    for (const auto& type : read_tensor_types(config.mix.tensor_types))
+      options.tensor_types.push_back(type);
   return options;
 }
 
@@ -355,6 +380,7 @@ std::string config_yaml(const RunConfig& config) {
   // Where llama-quantize's rules hold there is no type to write.
   if (config.mix.output_tensor_type.empty()) without.push_back("quant.output_tensor_type");
   if (config.mix.token_embedding_type.empty()) without.push_back("quant.token_embedding_type");
+  if (config.mix.tensor_types.empty()) without.push_back("quant.tensor_types");
   return write_fields(fields, without);
 }
 

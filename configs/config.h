@@ -34,6 +34,8 @@ struct MixOptions {
   bool pure = false;               // every matrix gets the type itself
   std::string output_tensor_type;  // "": by the rules
   std::string token_embedding_type;
+  std::vector<std::string> tensor_type;  // NAME=TYPE, as --tensor-type takes it; the first holds
+  std::string tensor_types;              // path of a file of such, after those; "": none
 };
 
 struct RunConfig {

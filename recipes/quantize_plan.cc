@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "io/atomic_file.h"
 #include "quant/mix/file_type.h"
+#include "quant/mix/tensor_types.h"
 
 namespace nibble {
 namespace {
@@ -41,20 +42,6 @@ std::optional<T> parse_number(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
   return number;
-}
-
-GgmlType tensor_type_named(const std::string& name, std::string_view option) {
-  const GgmlTypeInfo* info = find_ggml_type(std::string_view(name));
-  if (!info) fail_usage("--", option, ": unknown tensor type '", name, "'");
-  return info->type;
-}
-
-std::pair<std::string, GgmlType> parse_tensor_type(const std::string& pair,
-                                                   std::string_view option) {
-  const size_t equals = pair.rfind('=');
-  if (equals == 0 || equals == std::string::npos)
-    fail_usage("--", option, ": wants NAME=TYPE, found '", pair, "'");
-  return {pair.substr(0, equals), tensor_type_named(pair.substr(equals + 1), option)};
 }
 
 /// KEY=int:N, float:X, bool:true, bool:false or str:TEXT, in the types that llama-quantize writes.
@@ -92,23 +79,27 @@ std::vector<int64_t> parse_layers(const std::string& text) {
   return layers;
 }
 
-void add_tensor_types_of_file(const std::string& path, PlanOptions& options) {
-  std::istringstream words(read_file(path));
-  for (std::string word; words >> word;)
-    with_frame(
-        path, [&] { options.tensor_types.push_back(parse_tensor_type(word, "tensor-type-file")); });
-}
-
 /// Flags that may be repeated, in the order in which they were given. They are read one by one: a
 /// list option of cxxopts would cut values at their commas.
 void read_repeated(const cxxopts::ParseResult& arguments, PlanOptions& options) {
   for (const cxxopts::KeyValue& argument : arguments.arguments()) {
+    TensorTypes types;
     if (argument.key() == "tensor-type")
-      options.tensor_types.push_back(parse_tensor_type(argument.value(), "tensor-type"));
-    if (argument.key() == "tensor-type-file") add_tensor_types_of_file(argument.value(), options);
+      types = with_frame("--tensor-type",
+                         [&] { return TensorTypes{parse_tensor_type(argument.value())}; });
+    if (argument.key() == "tensor-type-file")
+      types = with_frame("--tensor-type-file", [&] { return read_tensor_types(argument.value()); });
+    options.tensor_types.insert(options.tensor_types.end(), types.begin(), types.end());
     if (argument.key() == "override-kv")
       options.metadata.push_back(parse_override(argument.value()));
   }
+}
+
+std::optional<GgmlType> tensor_type_option(const cxxopts::ParseResult& arguments,
+                                           const std::string& option) {
+  if (!arguments.count(option)) return std::nullopt;
+  return with_frame("--" + option,
+                    [&] { return tensor_type_named(arguments[option].as<std::string>()); });
 }
 
 int parse_threads(const std::string& text) {
@@ -229,12 +220,8 @@ PlanOptions plan_options(const cxxopts::ParseResult& arguments) {
   options.allow_requantize = arguments.count("allow-requantize");
   options.leave_output_tensor = arguments.count("leave-output-tensor");
   options.keep_split = arguments.count("keep-split");
-  if (arguments.count("output-tensor-type"))
-    options.output_type =
-        tensor_type_named(arguments["output-tensor-type"].as<std::string>(), "output-tensor-type");
-  if (arguments.count("token-embedding-type"))
-    options.token_embedding_type = tensor_type_named(
-        arguments["token-embedding-type"].as<std::string>(), "token-embedding-type");
+  options.output_type = tensor_type_option(arguments, "output-tensor-type");
+  options.token_embedding_type = tensor_type_option(arguments, "token-embedding-type");
   if (arguments.count("prune-layers"))
     options.pruned_layers = parse_layers(arguments["prune-layers"].as<std::string>());
   read_repeated(arguments, options);

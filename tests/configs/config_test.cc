@@ -1,5 +1,3 @@
-#include "configs/config.h"
-
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -8,6 +6,8 @@
 #include <string>
 
 #include "base/error.h"
+#include "configs/config.h"
+#include "quant/mix/tensor_types.h"
 
 namespace nibble {
 namespace {
@@ -292,6 +292,31 @@ TEST_F(ConfigTest, TypesOfSingleTensors) {
             "--set: quant.pure: has no effect, since quant.type is none");
 }
 
+TEST_F(ConfigTest, TypesOfNamedTensors) {
+  std::ofstream("sub/types.txt") << "ffn_down=Q6_K\n^blk\\.0\\.=q8_0 attn_v=Q5_K\n";
+  const RunConfig config = parse_config(
+      kSmall + "quant: {type: Q2_K, tensor_type: [attn_v=Q4_K], tensor_types: types.txt}\n",
+      "sub/f.yaml");
+  const TensorTypes wanted = {{"attn_v", GgmlType::kQ4_K},
+                              {"ffn_down", GgmlType::kQ6_K},
+                              {"^blk\\.0\\.", GgmlType::kQ8_0},
+                              {"attn_v", GgmlType::kQ5_K}};
+  EXPECT_EQ(plan_options(config).tensor_types, wanted) << "the list comes before the file";
+  const std::string once = config_yaml(config);
+  EXPECT_EQ(plan_options(parse_config(once, "other.yaml")).tensor_types, wanted) << once;
+  EXPECT_TRUE(plan_options(parse_config(kSmall, "f.yaml")).tensor_types.empty());
+
+  EXPECT_EQ(error_of(kSmall + "quant: {tensor_type: [attn_v]}\n"),
+            "f.yaml:4:22: quant.tensor_type: wants NAME=TYPE, found 'attn_v'");
+  EXPECT_EQ(error_of(kSmall + "quant: {tensor_types: nowhere.txt}\n"),
+            "f.yaml:4:23: quant.tensor_types: no such file: nowhere.txt");
+  std::ofstream("wrong.txt") << "attn_v=Q9\n";
+  EXPECT_EQ(error_of(kSmall + "quant: {tensor_types: wrong.txt}\n"),
+            "f.yaml:4:23: quant.tensor_types: wrong.txt: unknown tensor type 'Q9'");
+  EXPECT_EQ(error_of(kSmall, {"quant.type=none", "quant.tensor_type=[a=Q4_0]"}),
+            "--set: quant.tensor_type: has no effect, since quant.type is none");
+}
+
 TEST_F(ConfigTest, OverridesWin) {
   const RunConfig config =
       parse_config(kSmall + "seed: 1\n", "f.yaml",
@@ -315,6 +340,7 @@ TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
       "quant: {pure: true, output_tensor_type: Q8_0}\n",
       "",
       "quant: {scales: dynamic}\n",
+      "quant: {tensor_type: [attn_v=Q8_0]}\n",
       "quant: {type: none}\n",
       "loss: {kind: mix, ce_weight: 0.1}\noptimizer: {learning_rate: 3e-5}\n",
       "prompts: ['def f(x):\n\n  return', '<|im_start|>']\ncompare: {text: b.txt}\n"};

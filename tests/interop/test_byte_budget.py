@@ -6,6 +6,8 @@ import gguf_table
 import numpy as np
 import pytest
 
+from conftest import ROOT
+
 # Measured on one text, compared on another.
 MEASURED, HELD_OUT = "tinystories/train_v1_first2MiB.txt", "tinystories/valid_v1_nosep.txt"
 
@@ -72,6 +74,28 @@ def test_a_quantized_source_needs_leave(run_nibble, stories260k, sensitivity, tm
     assert refused.returncode == 2 and "--allow-requantize" in refused.stderr
     assert not out.exists()
     assert run_nibble(*command, "--allow-requantize").returncode == 0
+
+
+def test_training_and_its_baselines_follow_the_types_that_were_written(run_nibble, stories260k, shared, sensitivity,
+                                                                       tmp_path):
+    types, run = tmp_path / "types.txt", tmp_path / "run"
+    result = run_nibble("quantize", stories260k, tmp_path / "chosen.gguf", "--target-bpw", 6, "--sensitivity",
+                        sensitivity, "--write-types", types)
+    assert result.returncode == 0, result.stderr
+    wanted = json.loads(run_nibble("quantize", stories260k, "Q8_0", "--tensor-type-file", types, "--dry-run",
+                                   "--json").stdout)
+    config = ROOT / "configs" / "stories260k_q4_0.yaml"
+    settings = ["quant.type=Q8_0", f"quant.tensor_types={types}", f"output={run}", "max_tokens=10240",
+                "baselines=[ggml]", "compare.chunks=2", "compare.types=[]", "prompts=[]"]
+    result = run_nibble("run", config, *(each for setting in settings for each in ("--set", setting)), cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((run / "plan.json").read_text())["tensors"] == wanted["tensors"]
+    for name in ("trained", "ggml"):
+        path = next(run.glob(f"*-Q8_0-{name}.gguf"))
+        assert tensor_bytes(run_nibble, path) == tensor_bytes(run_nibble, tmp_path / "chosen.gguf"), name
+    assert run_nibble("verify", next(run.glob("*-trained.gguf")), "--against", run).returncode == 0
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["held_out_loss"] < steps[0]["held_out_loss"]
 
 
 def test_a_measurement_goes_on(run_nibble, stories260k, shared, sensitivity, tmp_path):
