@@ -75,6 +75,7 @@ std::vector<Field> config_fields(RunConfig& c) {
        encode_refusal},
       {"quant.tensor_type", &c.mix.tensor_type},
       {"quant.tensor_types", &c.mix.tensor_types},
+      {"quant.weights", &t.quant.weights, 0, 0, {"full", "scales"}},
       {"quant.scales", &t.quant.scales, 0, 0, {"learned", "dynamic", "frozen"}},
       {"quant.initial",
        &t.quant.initial,
@@ -82,6 +83,7 @@ std::vector<Field> config_fields(RunConfig& c) {
        0,
        {"search", "imatrix", "gptq", "awq", "ggml", "rtn"}},
       {"quant.calibration_tokens", &t.quant.calibration_tokens, 1, kMaxTokens},
+      {"init.file", &t.quant.init_file},
       {"data.files", &t.data.files},
       {"data.text_field", &t.data.text_field},
       {"data.sequence_length", &t.data.sequence_length, 2, 1 << 20},
@@ -136,10 +138,17 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
     for (std::string& key : keys) ignored.push_back({std::move(key), reason});
   };
   const bool none = t.quant.type == "none";
-  ignore(none, "quant.type is none",
-         {"quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
-          "quant.output_tensor_type", "quant.token_embedding_type", "quant.tensor_type",
-          "quant.tensor_types", "baselines", "control", "compare.matrix"});
+  ignore(
+      none, "quant.type is none",
+      {"quant.weights", "quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
+       "quant.output_tensor_type", "quant.token_embedding_type", "quant.tensor_type",
+       "quant.tensor_types", "init.file", "baselines", "control", "compare.matrix"});
+  ignore(!none && t.quant.weights == "scales", "quant.weights is scales: nothing else trains",
+         {"quant.scales", "optimizer.learning_rate", "optimizer.relative", "optimizer.weight_decay",
+          "compare.matrix"});
+  ignore(!none && !c.init_file().empty(), "init.file gives types, codes and scales",
+         {"quant.type", "quant.pure", "quant.output_tensor_type", "quant.token_embedding_type",
+          "quant.tensor_type", "quant.tensor_types", "quant.initial", "quant.calibration_tokens"});
   ignore(none || t.quant.scales != "learned",
          "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
   ignore(!none && t.quant.scales == "dynamic",
@@ -176,6 +185,7 @@ class Checker {
         fail_usage(key->place, ": ", key->key, ": has no effect, since ", setting.reason);
     check_sizes();
     if (config_.makes_model()) check_new_model();
+    if (!config_.init_file().empty()) check_init();
     check_paths();
   }
 
@@ -226,6 +236,11 @@ class Checker {
     if (t.loss.kind != "ce")
       refuse("loss.kind", "wants ce, found ", t.loss.kind, ": a new model has nothing to teach");
   }
+  void check_init() const {
+    if (config_.makes_model()) refuse("init.file", "there is a new model to start from");
+    if (config_.train.quant.weights != "scales")
+      refuse("init.file", "keeps the file's codes, so it wants quant.weights: scales");
+  }
   void check_required() const {
     if (!find("data.files")) refuse("data.files", "is missing and has no default");
     if (config_.train.data.files.empty()) refuse("data.files", "is empty");
@@ -264,6 +279,7 @@ class Checker {
 
   void check_paths() {
     if (!config_.makes_model()) resolve_file("model", config_.model);
+    if (!config_.init_file().empty()) resolve_file("init.file", config_.train.quant.init_file);
     for (std::string& pattern : config_.train.data.files) resolve_glob(pattern);
     if (!config_.compare.text.empty()) resolve_file("compare.text", config_.compare.text);
     for (std::string& path : config_.compare.also) resolve_file("compare.also", path);
@@ -369,6 +385,12 @@ PlanOptions plan_options(const RunConfig& config) {
   return options;
 }
 
+Plan run_plan(const RunConfig& config, const GgufFile& source) {
+  if (config.init_file().empty()) return make_plan(source, plan_options(config));
+  return with_frame("init.file",
+                    [&] { return plan_like(source, GgufFile::open(config.init_file())); });
+}
+
 std::string config_yaml(const RunConfig& config) {
   RunConfig copy = config;
   std::vector<std::string> without;
@@ -381,6 +403,7 @@ std::string config_yaml(const RunConfig& config) {
   if (config.mix.output_tensor_type.empty()) without.push_back("quant.output_tensor_type");
   if (config.mix.token_embedding_type.empty()) without.push_back("quant.token_embedding_type");
   if (config.mix.tensor_types.empty()) without.push_back("quant.tensor_types");
+  if (config.init_file().empty()) without.push_back("init.file");
   return write_fields(fields, without);
 }
 

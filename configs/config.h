@@ -53,6 +53,8 @@ struct RunConfig {
   int64_t prompt_tokens = 48;        // length of an answer
 
   bool makes_model() const { return model.empty(); }
+  /// A file whose codes and scales are the start; "": none.
+  const std::string& init_file() const { return train.quant.init_file; }
 };
 
 /// "optimizer.learning_rate=3e-4": the value is YAML, so a list is [a, b]. Wins over the file.
@@ -65,6 +67,8 @@ RunConfig parse_config(const std::string& text, const std::string& origin,
 
 /// What make_plan() wants for the type that is trained.
 PlanOptions plan_options(const RunConfig& config);
+/// The plan of the run whose model is `source`: by plan_options(), or that of init.file.
+Plan run_plan(const RunConfig& config, const GgufFile& source);
 
 /// The resolved configuration as YAML, every setting that has an effect: load_config() gives the
 /// same config again.

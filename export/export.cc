@@ -35,9 +35,11 @@ std::string shape_text(std::vector<int64_t> shape) {
 }
 
 // A torch tensor lists sizes slowest first, GGUF fastest first.
-void check_shape(const torch::Tensor& weights, const std::vector<int64_t>& shape) {
+void check_shape(const TrainedTensor& tensor, const std::vector<int64_t>& shape) {
+  const std::vector<int64_t> sizes =
+      tensor.blocks.defined() ? restore_quantizer(tensor).sizes() : tensor.weights.sizes().vec();
   const std::string wanted = shape_text(shape);
-  const std::string found = shape_text({weights.sizes().rbegin(), weights.sizes().rend()});
+  const std::string found = shape_text({sizes.rbegin(), sizes.rend()});
   check(found == wanted, "has the shape ", found, " in the checkpoint, ", wanted, " in the source");
 }
 
@@ -53,7 +55,7 @@ std::vector<Job> plan_jobs(const GgufFile& source, const Plan& plan, const Check
       if (trained != nullptr) {
         check(trained->type == entry->target, "was trained as ", type_name(trained->type),
               ", the plan wants ", type_name(entry->target));
-        check_shape(trained->weights, tensor.shape);
+        check_shape(*trained, tensor.shape);
       }
       jobs.push_back({&tensor, trained, entry->target});
       wanted.insert(tensor.name);
@@ -150,8 +152,9 @@ GgufMetadata make_metadata(const GgufFile& source, const Plan& plan, const Check
 
 torch::Tensor materialized(const TrainedTensor& tensor) {
   if (tensor.type == GgmlType::kF32) return tensor.weights;
-  torch::Tensor out = torch::empty_like(tensor.weights);
-  restore_quantizer(tensor).materialize(out);
+  const FakeQuantizer quantizer = restore_quantizer(tensor);
+  torch::Tensor out = torch::empty(quantizer.sizes());
+  quantizer.materialize(out);
   return out;
 }
 

@@ -50,7 +50,7 @@ ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
                               const std::string& checkpoint_path, const std::string& out_path,
                               const ExportInfo& info);
 
-/// W^ of a trained tensor, float32, in the shape of its masters.
+/// W^ of a trained tensor, float32, in the shape of its masters or of what its blocks hold.
 torch::Tensor materialized(const TrainedTensor& tensor);
 /// The W^ of all that a checkpoint, which must outlive it, trained: for verify().
 TrainedWeights trained_weights(const Checkpoint& checkpoint);

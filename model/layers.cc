@@ -25,6 +25,11 @@ torch::Tensor& gradient_of(torch::Tensor& weight, torch::Tensor& returned) {
   return weight.is_leaf() ? weight.mutable_grad() : returned;
 }
 
+/// After a backward pass has added to it.
+void gradient_added(const torch::Tensor& weight) {
+  if (weight.is_leaf()) run_gradient_hook(weight);
+}
+
 class Project : public torch::autograd::Function<Project> {
  public:
   static variable_list forward(AutogradContext* ctx, const torch::Tensor& x, at::TensorList weights,
@@ -50,7 +55,9 @@ class Project : public torch::autograd::Function<Project> {
       torch::Tensor& weight = saved[i + 1];
       const torch::Tensor grad = grads[i].to(dtype);
       if (ctx->needs_input_grad(0)) add_matmul(result[0], grad, weight.detach().to(dtype));
-      if (weight.requires_grad()) add_matmul(gradient_of(weight, result[i + 1]), grad.t(), input);
+      if (!weight.requires_grad()) continue;
+      add_matmul(gradient_of(weight, result[i + 1]), grad.t(), input);
+      gradient_added(weight);
     }
     return result;
   }
@@ -76,6 +83,7 @@ class Embed : public torch::autograd::Function<Embed> {
       gradient.index_add_(0, saved[1], grads[0]);
     else
       gradient.index_put_({saved[1]}, grads[0], /*accumulate=*/true);
+    gradient_added(table);
     return {returned, torch::Tensor()};
   }
 };
@@ -106,6 +114,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     rms_norm_backward(x.data_ptr<float>(), weight.data_ptr<float>(), inverse_rms.data_ptr<float>(),
                       grad_y.data_ptr<float>(), x.size(0), x.size(1), grad_x.data_ptr<float>(),
                       grad_weight);
+    if (grad_weight) gradient_added(weight);
     return {grad_x, returned, torch::Tensor()};
   }
 };
@@ -132,6 +141,11 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
 };
 
 }  // namespace
+
+void run_gradient_hook(const torch::Tensor& leaf) {
+  const auto& hook = torch::autograd::impl::post_acc_grad_hooks(leaf);
+  if (hook) (*hook)(leaf);
+}
 
 std::vector<torch::Tensor> project(const torch::Tensor& x,
                                    const std::vector<torch::Tensor>& weights, torch::Dtype dtype) {

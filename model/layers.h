@@ -4,8 +4,9 @@
 //
 // Gradients of weights that are leaves are added to weight.grad() by the backward pass itself, in
 // place: no second tensor of a weight's size exists, and micro-batches and tied weights accumulate
-// for free. torch::autograd::grad() and gradient hooks therefore do not see them. A weight that is
-// itself computed (not a leaf) gets its gradient the usual way.
+// for free. torch::autograd::grad() and gradient hooks therefore do not see them, but for a leaf's
+// post-accumulate-grad hook, which runs after each addition and may let go of the gradient. A
+// weight that is itself computed (not a leaf) gets its gradient the usual way.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,10 @@
 #include "quant/fake/torch.h"
 
 namespace nibble {
+
+/// Runs the post-accumulate-grad hook of a leaf that wants gradients, where it has one: for whoever
+/// has added to its grad() in place.
+void run_gradient_hook(const torch::Tensor& leaf);
 
 /// x [N, in] by each of `weights` [out_i, in]: {[N, out_i]}. With dtype bfloat16 the matmuls run in
 /// it.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ constexpr const char* kIntroduction =
 constexpr const char* kExamples =
     "\nRelative error is the root mean square of B - A by that of A; SQNR is the same in decibels\n"
     "(6 dB more: half the error). A worst row has the highest relative error of its own.\n"
+    "= codes: the share of weights with equal codes, where both files have the same type.\n"
     "Of large tensors a sample of rows is compared, the same ones every time, so that files of\n"
     "any size are answered at once; --full compares all, as does --tensor for those it names.\n"
     "The exit status is 0 whether or not there are differences.\n"
@@ -34,6 +36,7 @@ constexpr const char* kExamples =
     "  nibble diff f16.gguf q4_k_m.gguf --full --rows 3     every weight, 3 worst rows of each\n"
     "  nibble diff a.gguf b.gguf --tensor 'blk.*.ffn_down.weight'\n"
     "  nibble diff a.gguf b.gguf --tensor attn_v            the names with attn_v in them\n"
+    "  nibble diff x.gguf repaired.gguf --full              scales moved, codes did not\n"
     "  nibble diff a.gguf b.gguf --json | jq .overall.sqnr_db\n";
 
 /// Weights of a tensor that are compared where not all are: 7 B weights in 300 tensors are then
@@ -59,6 +62,7 @@ struct TensorDiff {
   std::string obstacle;  // why weights could not be compared
   Difference total;      // of the rows that were compared
   std::vector<WorstRow> worst;
+  std::optional<int64_t> equal_codes;  // weights among them, where both have codes of one type
 };
 
 struct FileDiff {
@@ -122,7 +126,7 @@ void read_ahead(const GgufFile& file, const GgufTensor& tensor, const std::vecto
 
 TensorDiff compare_tensors(const GgufFile& file_a, const GgufTensor& a, const GgufFile& file_b,
                            const GgufTensor& b, const Request& request) {
-  TensorDiff diff{&a, &b, obstacle_between(a, b), {}, {}};
+  TensorDiff diff{&a, &b, obstacle_between(a, b), {}, {}, {}};
   if (!diff.obstacle.empty()) return diff;
   const int64_t most = request.samples() ? kSampleWeights : a.num_weights();
   const std::vector<int64_t> rows = sample_rows(a.num_rows(), a.row_length(), most);
@@ -133,6 +137,7 @@ TensorDiff compare_tensors(const GgufFile& file_a, const GgufTensor& a, const Gg
   const std::vector<Difference> differences = compare_rows(a, b, rows);
   for (const Difference& difference : differences) diff.total.add(difference);
   diff.worst = worst_rows(rows, differences, request.num_rows);
+  diff.equal_codes = count_equal_codes(a, b, rows);
   return diff;
 }
 
@@ -219,6 +224,7 @@ Json json_of(const TensorDiff& diff, int64_t num_rows) {
   }
   json["compared"] = diff.total.num_weights;
   json.update(json_of(diff.total));
+  if (diff.equal_codes) json["equal_codes"] = share(*diff.equal_codes, diff.total.num_weights);
   if (num_rows == 0) return json;
   json["worst_rows"] = Json::array();
   for (const WorstRow& row : diff.worst) {
@@ -285,6 +291,13 @@ std::string error_text(const Difference& difference) {
   return text;
 }
 
+/// "all", or the share of weights whose codes are equal.
+std::string codes_text(const TensorDiff& diff) {
+  if (!diff.equal_codes) return "-";
+  if (*diff.equal_codes == diff.total.num_weights) return "all";
+  return number("%.2f %%", 100.0 * share(*diff.equal_codes, diff.total.num_weights));
+}
+
 void print_tensor(const TensorDiff& diff, int64_t num_rows) {
   const std::string types = diff.a->type == diff.b->type
                                 ? std::string(type_name(diff.a->type))
@@ -295,9 +308,9 @@ void print_tensor(const TensorDiff& diff, int64_t num_rows) {
     return;
   }
   const WorstRow& worst = diff.worst.front();
-  std::printf("%10.4g %8.2f %10.4g  %lld (%.4g)", diff.total.relative_error(), diff.total.sqnr_db(),
-              diff.total.max_abs, static_cast<long long>(worst.row),
-              worst.difference.relative_error());
+  std::printf("%10.4g %8.2f %10.4g %8s  %lld (%.4g)", diff.total.relative_error(),
+              diff.total.sqnr_db(), diff.total.max_abs, codes_text(diff).c_str(),
+              static_cast<long long>(worst.row), worst.difference.relative_error());
   if (diff.total.num_not_finite)
     std::printf("  %lld NaN or infinite", static_cast<long long>(diff.total.num_not_finite));
   std::printf("\n");
@@ -309,8 +322,10 @@ void print_tensor(const TensorDiff& diff, int64_t num_rows) {
 }
 
 void print_summary(const FileDiff& diff, const Request& request) {
-  int64_t equal = 0, different = 0, weights = 0;
+  int64_t equal = 0, different = 0, weights = 0, with_codes = 0, same_codes = 0;
   for (const TensorDiff& tensor : diff.tensors) {
+    with_codes += tensor.equal_codes.has_value();
+    same_codes += tensor.equal_codes == tensor.total.num_weights;
     const bool compared = tensor.obstacle.empty();
     equal += compared && tensor.total.none();
     different += !compared || !tensor.total.none();
@@ -323,6 +338,9 @@ void print_summary(const FileDiff& diff, const Request& request) {
   std::printf("\n%lld tensors equal, %lld different, %zu only in A, %zu only in B\n",
               static_cast<long long>(equal), static_cast<long long>(different),
               diff.only_in_a.size(), diff.only_in_b.size());
+  if (with_codes > 0)
+    std::printf("all codes equal in %lld of %lld tensors of one quantized type\n",
+                static_cast<long long>(same_codes), static_cast<long long>(with_codes));
   if (request.samples() && diff.overall.num_weights < weights)
     std::printf(
         "%.2g %% of the weights were compared, spread over all tensors; --full compares "
@@ -346,8 +364,8 @@ void print_diff(const GgufFile& a, const GgufFile& b, const FileDiff& diff,
   print_file("A", a);
   print_file("B", b);
   if (request.pattern.empty()) print_metadata(compare_metadata(a, b));
-  std::printf("\n  %-36s %-18s %10s %8s %10s  %s\n", "tensor", "type", "rel. error", "SQNR dB",
-              "max. diff.", "worst row");
+  std::printf("\n  %-36s %-18s %10s %8s %10s %8s  %s\n", "tensor", "type", "rel. error", "SQNR dB",
+              "max. diff.", "= codes", "worst row");
   for (const TensorDiff& tensor : diff.tensors) print_tensor(tensor, request.num_rows);
   for (const std::string& name : diff.only_in_a) std::printf("  %-36s only in A\n", name.c_str());
   for (const std::string& name : diff.only_in_b) std::printf("  %-36s only in B\n", name.c_str());

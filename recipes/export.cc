@@ -46,9 +46,12 @@ void print_stats(const ExportStats& stats, const std::string& path, bool as_json
       static_cast<long long>(stats.weights_checked));
 }
 
-// What the run trained: the float32 file that it made to start from, else the model its
-// configuration names.
-std::string source_path(const std::string& run_dir) {
+// The file that gives metadata and what was not trained: that of which the run trained the scales,
+// else the float32 file that it made to start from, else the model its configuration names.
+std::string source_path(const std::string& run_dir, const Checkpoint& checkpoint) {
+  const auto options = nlohmann::json::parse(checkpoint.options_json);
+  const std::string init_file = options.at("quant").value("init_file", "");
+  if (!init_file.empty()) return init_file;
   if (std::filesystem::exists(run_original_path(run_dir))) return run_original_path(run_dir);
   if (!std::filesystem::exists(run_config_path(run_dir)))
     fail_usage(run_dir, " has no config.yaml that would name the source model; give --source");
@@ -77,13 +80,14 @@ int run_export(int argc, char** argv) {
   const std::string path = run_checkpoint_path(run_dir, text_or_empty(*arguments, "checkpoint"));
   const std::string config_path = run_config_path(run_dir);
   const std::string given_source = text_or_empty(*arguments, "source");
+  const Checkpoint checkpoint = load_checkpoint(path);
   const GgufFile source =
-      GgufFile::open(given_source.empty() ? source_path(run_dir) : given_source);
+      GgufFile::open(given_source.empty() ? source_path(run_dir, checkpoint) : given_source);
 
   ExportInfo info;
   if (std::filesystem::exists(config_path)) info.config_hash = sha256_file(config_path);
-  const Checkpoint checkpoint = load_checkpoint(path);
   if (checkpoint.plan.type_name == "F32") info.method = "training";
+  if (checkpoint.has_stored_codes()) info.method = "scales";
   const ExportStats stats = with_frame(
       path, [&] { return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info); });
   print_stats(stats, out_path, arguments->count("json") > 0);

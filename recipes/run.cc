@@ -73,6 +73,7 @@ struct Run {
   bool resume = false;         // go on with the training that the folder holds
   std::string resume_command;  // the line that does so
   std::string name;            // of the model
+  std::string type;            // that it gets: "Q4_0"
   std::string original_path;   // float32
   GgmlType source_type = GgmlType::kF32;
   std::string control_path;           // float32; "": there is no control
@@ -81,6 +82,7 @@ struct Run {
 
   std::string path(const std::string& file) const { return config.output + '/' + file; }
   const Device& device() const { return config.train.device; }
+  const std::string& init_file() const { return config.init_file(); }
   bool has_source_row() const { return original_path != config.model; }
   std::string original_name() const { return has_source_row() ? name + " F32" : name; }
 
@@ -126,16 +128,20 @@ std::vector<Batch> baseline_text(const Run& run, const GgufFile& original) {
 }
 
 void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
-  const std::string type = run.config.train.quant.type;
+  if (!run.init_file().empty()) {
+    run.report.baseline = fs::path(run.init_file()).stem().string();
+    run.add(run.report.baseline, run.init_file(), Role::kBaseline,
+            "the file whose scales are trained");
+  }
   const std::vector<Batch> text = baseline_text(run, original);
   for (const std::string& method : run.config.baselines) {
-    const std::string file = run.path(concat(run.name, '-', type, '-', method, ".gguf"));
+    const std::string file = run.path(concat(run.name, '-', run.type, '-', method, ".gguf"));
     if (is_calibrated(method))
       quantize_calibrated(original, plan, method, text, file);
     else
       quantize_file(original, plan, method_named(method), file, run.device());
     const bool first = run.report.baseline.empty();
-    const std::string row = concat(type, ' ', method == "ggml" ? "llama-quantize" : method);
+    const std::string row = concat(run.type, ' ', method == "ggml" ? "llama-quantize" : method);
     run.add(row, file, first ? Role::kBaseline : Role::kOther, baseline_note(method));
     if (first) run.report.baseline = row;
   }
@@ -194,9 +200,8 @@ void make_control(Run& run, const GgufFile& original, const TrainResult& trained
           concat("the same training without quantization, ", format_duration(result.seconds)));
 
   const GgufFile control = GgufFile::open(run.control_path);
-  const std::string file = concat(stem, '-', run.config.train.quant.type, "-search.gguf");
-  quantize_file(control, make_plan(control, plan_options(run.config)), EncodeMethod::kSearch, file,
-                run.device());
+  const std::string file = concat(stem, '-', run.type, "-search.gguf");
+  quantize_file(control, run_plan(run.config, control), EncodeMethod::kSearch, file, run.device());
   run.add(kControlPtqRow, file, Role::kOther, "the control, rounded with scales found by search");
   run.entries.back().trained = true;
   run.report.facts.emplace_back("Control", concat(result.steps, " steps; taken: step ",
@@ -213,14 +218,19 @@ std::string train_and_export(Run& run, const GgufFile& original, const Plan& pla
       kind == "kl"   ? "KL divergence from the original’s predictions, nats per token"
       : kind == "ce" ? "Cross-entropy, nats per token"
                      : "KL divergence and cross-entropy, weighted, nats per token";
-  const std::string type = run.config.train.quant.type;
-  const std::string file = run.path(concat(run.name, '-', type, "-trained.gguf"));
+  const bool scales_only = run.config.train.quant.weights == "scales";
+  const std::string file = run.path(concat(run.name, '-', run.type, "-trained.gguf"));
   ExportInfo info;
+  if (scales_only) info.method = "scales";
   info.config_hash = sha256_file(run_config_path(run.config.output));
-  export_checkpoint(original, plan, result.best_checkpoint, file, info);
-  run.report.trained = type + " trained";
+  if (run.init_file().empty())
+    export_checkpoint(original, plan, result.best_checkpoint, file, info);
+  else
+    export_checkpoint(GgufFile::open(run.init_file()), plan, result.best_checkpoint, file, info);
+  run.report.trained = run.type + " trained";
   run.add(run.report.trained, file, Role::kTrained,
-          concat("the same grid and size, trained for ", format_duration(result.seconds)));
+          concat("the same grid and size, ", scales_only ? "scales trained for " : "trained for ",
+                 format_duration(result.seconds)));
   run.report.facts.emplace_back(
       "Training", concat(result.steps, " steps, ", result.tokens, " tokens in ",
                          format_duration(result.seconds), "; shipped: step ", result.best_step,
@@ -387,12 +397,21 @@ void check_runnable(const RunConfig& config) {
     fail_usage("compare.text is missing: nibble run compares on a text that training does not see");
 }
 
+void check_plan(const RunConfig& config, const GgufFile& source) {
+  const bool repairs = !config.init_file().empty();
+  const Plan plan = with_frame(repairs ? "" : "quant", [&] { return run_plan(config, source); });
+  if (repairs) check_model(GgufFile::open(config.init_file()));
+  // Codes that are kept may be of types that nibble only decodes.
+  if (!repairs || !config.baselines.empty())
+    with_frame(repairs ? "baselines" : "quant", [&] { check_encodable(plan); });
+}
+
 /// A model that nibble cannot run, a type that it cannot write and texts that are too short stop
 /// the run here, before it writes anything.
 void check_inputs(const RunConfig& config) {
   const GgufFile source = GgufFile::open(config.model);
   check_model(source);
-  with_frame("quant", [&] { check_encodable(make_plan(source, plan_options(config))); });
+  check_plan(config, source);
   for (const auto& [key, types] : {std::pair{"compare.types", &config.compare.types},
                                    {"compare.matrix", &config.compare.matrix}})
     for (const std::string& type : *types)
@@ -419,11 +438,12 @@ std::string run_all(Run& run) {
   check_inputs(run.config);
   create_folders(run.config.output);
   run.name = run.report.model = model_name(run.config.model);
-  run.report.type = run.config.train.quant.type;
 
   make_original(run);
   const GgufFile original = GgufFile::open(run.original_path);
-  const Plan plan = make_plan(original, plan_options(run.config));
+  const Plan plan = run_plan(run.config, original);
+  run.type = run.report.type =
+      run.init_file().empty() ? run.config.train.quant.type : plan.type_name;
   start_run_folder(run.config.output, config_yaml(run.config), plan.to_json(), run.resume);
   make_baselines(run, original, plan);
   const std::string trained_path = train_and_export(run, original, plan);

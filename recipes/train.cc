@@ -126,8 +126,8 @@ int run_train(int argc, char** argv) {
   if (!config.makes_model()) config.model = model_file(config.model, config.output, resume);
   const GgufFile source =
       GgufFile::open(config.makes_model() ? make_new_model(config, resume) : config.model);
-  const Plan plan = make_plan(source, plan_options(config));
-  check_encodable(plan);
+  const Plan plan = run_plan(config, source);
+  if (config.init_file().empty()) check_encodable(plan);
   start_run_folder(config.output, config_yaml(config), plan.to_json(), resume);
   const TrainResult result = train(source, plan, config.train, config.output, resume);
   if (!result.complete)

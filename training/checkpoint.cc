@@ -1,5 +1,6 @@
 #include "training/checkpoint.h"
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -17,6 +18,7 @@ constexpr const char* kLayoutWithoutChecksum = "1";
 constexpr const char* kRatios = ":scale_ratios";
 constexpr const char* kInitial = ":initial_scales";
 constexpr const char* kOptimizerState[] = {":moment1", ":moment2", ":unit"};
+constexpr const char* kBlocks = ":blocks";
 
 /// Entries point into tensors, which `held` keeps alive until they are written.
 struct Entries {
@@ -25,25 +27,28 @@ struct Entries {
 
   void add(const std::string& name, const torch::Tensor& tensor) {
     if (!tensor.defined()) return;
-    check(tensor.scalar_type() == torch::kFloat32, "tensor '", name, "' is not float32");
+    const bool stored = tensor.scalar_type() == torch::kUInt8;
+    check(stored || tensor.scalar_type() == torch::kFloat32, "tensor '", name,
+          "' is neither float32 nor bytes");
     const torch::Tensor& values = held.emplace_back(tensor.detach().cpu().contiguous());
-    const auto* bytes = reinterpret_cast<const std::byte*>(values.const_data_ptr<float>());
-    entries.push_back({name, "F32", values.sizes().vec(), {bytes, values.nbytes()}});
+    const auto* bytes = static_cast<const std::byte*>(values.const_data_ptr());
+    entries.push_back(
+        {name, stored ? "U8" : "F32", values.sizes().vec(), {bytes, values.nbytes()}});
   }
 };
 
 using SharedFile = std::shared_ptr<const SafetensorsFile>;
 
-/// A view that keeps the file mapped.
+/// A view that keeps the file mapped. dtype: "F32" or "U8".
 torch::Tensor view_entry(const SharedFile& file, const SafetensorsEntry* entry,
-                         const std::string& name) {
+                         const std::string& name, const std::string& dtype = "F32") {
   check(entry, "no entry '", name, "'");
-  check(entry->dtype == "F32", "entry '", name, "' has dtype ", entry->dtype, ", wanted F32");
+  check(entry->dtype == dtype, "entry '", name, "' has dtype ", entry->dtype, ", wanted ", dtype);
   // from_blob takes no const pointer; nobody writes to what is loaded.
   auto* values = const_cast<std::byte*>(entry->data.data());
-  const bool aligned = reinterpret_cast<uintptr_t>(values) % alignof(float) == 0;
+  const bool aligned = dtype == "U8" || reinterpret_cast<uintptr_t>(values) % alignof(float) == 0;
   const torch::Tensor view = torch::from_blob(
-      values, entry->shape, [file](void*) {}, torch::kFloat32);
+      values, entry->shape, [file](void*) {}, dtype == "U8" ? torch::kUInt8 : torch::kFloat32);
   return aligned ? view : view.clone();  // write_safetensors() aligns, others need not
 }
 
@@ -63,12 +68,17 @@ TrainedTensor read_tensor(const SharedFile& file, const Json& description) {
   tensor.type = info->type;
   tensor.mode = parse_scale_mode(description.at("scales").get<std::string>());
   tensor.materialized_hash = description.at("hash").get<uint64_t>();
-  tensor.weights = view_entry(file, file->find(tensor.name), tensor.name);
   const std::string ratios = tensor.name + kRatios, initial = tensor.name + kInitial;
-  if (const SafetensorsEntry* entry = file->find(ratios)) {
+  const std::string blocks = tensor.name + kBlocks;
+  if (const SafetensorsEntry* entry = file->find(ratios))
     tensor.scale_ratios = view_entry(file, entry, ratios);
-    tensor.initial_scales = view_entry(file, file->find(initial), initial);
+  if (const SafetensorsEntry* entry = file->find(blocks)) {
+    tensor.blocks = view_entry(file, entry, blocks, "U8");
+    return tensor;
   }
+  tensor.weights = view_entry(file, file->find(tensor.name), tensor.name);
+  if (tensor.scale_ratios.defined())
+    tensor.initial_scales = view_entry(file, file->find(initial), initial);
   return tensor;
 }
 
@@ -115,7 +125,20 @@ const TrainedTensor* Checkpoint::find(const std::string& name) const {
   return nullptr;
 }
 
+bool Checkpoint::has_stored_codes() const {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const TrainedTensor& tensor) { return tensor.blocks.defined(); });
+}
+
 FakeQuantizer restore_quantizer(const TrainedTensor& tensor) {
+  if (tensor.blocks.defined()) {
+    FakeQuantizer stored(tensor.name, require_decoder(tensor.type), tensor.blocks);
+    check(stored.scale_ratios().defined() == tensor.scale_ratios.defined(), "tensor '", tensor.name,
+          "': stored blocks of ", type_name(tensor.type),
+          tensor.scale_ratios.defined() ? " have no scales that train" : " without scale ratios");
+    if (tensor.scale_ratios.defined()) stored.scale_ratios().copy_(tensor.scale_ratios);
+    return stored;
+  }
   check(tensor.type != GgmlType::kF32, "tensor '", tensor.name, "' was trained unquantized");
   return FakeQuantizer(tensor.name, require_format(tensor.type), tensor.mode, tensor.weights,
                        tensor.scale_ratios, tensor.initial_scales);
@@ -128,6 +151,7 @@ void save_checkpoint(const std::string& path, const Checkpoint& checkpoint,
   for (const TrainedTensor& tensor : checkpoint.tensors) {
     tensors.push_back(describe(tensor));
     all.add(tensor.name, tensor.weights);
+    all.add(tensor.name + kBlocks, tensor.blocks);
     all.add(tensor.name + kRatios, tensor.scale_ratios);
     all.add(tensor.name + kInitial, tensor.initial_scales);
   }

@@ -5,7 +5,8 @@
 // There is no state of a sampler or of random numbers: which sequences a step reads is a function
 // of seed and step (training/data.h), and nothing else is random.
 //
-// Layout: per trained tensor NAME (GGUF's) an F32 entry "NAME" with the masters,
+// Layout: per trained tensor NAME (GGUF's) an F32 entry "NAME" with the masters, or a U8 entry
+// "NAME:blocks" where codes are stored (its scales are the initial ones),
 // "NAME:scale_ratios" and "NAME:initial_scales" where scales exist, and "NAME:moment1",
 // "NAME:moment2", "NAME:scale_ratios:moment1", ... when moments are kept. Metadata: nibble.format =
 // "2", nibble.state and nibble.tensors as JSON, nibble.plan (plan.json), nibble.options (JSON). The
@@ -26,7 +27,8 @@ struct TrainedTensor {
   std::string name;                            // GGUF's
   GgmlType type = GgmlType::kF32;              // that the plan gives it; kF32: trained as it is
   ScaleMode mode = ScaleMode::kLearned;        // meaningful where the type has scales
-  torch::Tensor weights;                       // masters, float32, the Weight's shape
+  torch::Tensor weights;                       // masters, float32, the Weight's shape; or
+  torch::Tensor blocks;                        // stored, uint8, as FakeQuantizer has them
   torch::Tensor scale_ratios, initial_scales;  // float32, or undefined
   uint64_t materialized_hash = 0;              // content_hash of W^ as it was evaluated
 };
@@ -46,10 +48,12 @@ struct Checkpoint {
 
   /// nullptr when the run did not train that tensor.
   const TrainedTensor* find(const std::string& name) const;
+  /// Whether only scales were trained.
+  bool has_stored_codes() const;
 };
 
 /// The state of a trained tensor as a quantizer, for materialize() and blocks(). Throws for a
-/// tensor of type F32.
+/// tensor of type F32 without blocks.
 FakeQuantizer restore_quantizer(const TrainedTensor& tensor);
 
 /// Writes aside and renames. keep_old_as: the path that an old file of this name is renamed to when

@@ -128,8 +128,11 @@ Sums sums_of(const States& tensor) {
   return sums;
 }
 
-/// F32, F16 and BF16 have none.
-bool has_codes(GgmlType type) { return require_format(type).codes_of != nullptr; }
+/// F32, F16 and BF16 have none, nor does what is only decoded.
+bool has_codes(GgmlType type) {
+  const Format* format = find_format(type);
+  return format && format->codes_of != nullptr;
+}
 
 double ratio(double part, double whole) { return part == 0 ? 0.0 : part / whole; }
 
@@ -161,8 +164,10 @@ TensorDiagnosis diagnose_tensor(const GgufTensor& source, const GgufTensor& star
   found.type = format.name;
   found.weights = source.num_weights();
   found.moved = sums.moved;
-  found.clamped_start = count_clamped_at_start(source, trained);
-  found.clamped = count_clamped(quantizer);
+  if (!trained.blocks.defined()) {  // stored codes are what they are, whatever the range
+    found.clamped_start = count_clamped_at_start(source, trained);
+    found.clamped = count_clamped(quantizer);
+  }
   found.groups = found.weights / format.group_size;
   found.floored_start = sums.floored_start;
   found.floored = sums.floored;
@@ -176,8 +181,10 @@ TensorDiagnosis diagnose_tensor(const GgufTensor& source, const GgufTensor& star
 bool belongs_to(const GgufFile& start, const Checkpoint& checkpoint) {
   for (const TrainedTensor& trained : checkpoint.tensors) {
     const GgufTensor* tensor = start.find_tensor(trained.name);
-    if (!tensor || tensor->type != trained.type || tensor->num_weights() != trained.weights.numel())
-      return false;
+    if (!tensor || tensor->type != trained.type) return false;
+    const bool fits = trained.blocks.defined() ? std::ssize(tensor->data) == trained.blocks.numel()
+                                               : tensor->num_weights() == trained.weights.numel();
+    if (!fits) return false;
   }
   return true;
 }

@@ -17,7 +17,7 @@ void start_weight(Weight& weight, GgmlType type, const torch::Tensor& hessian,
   const torch::Tensor scales = searched_scales(format, original, hessian.diagonal().contiguous());
   GptqResult found = gptq(format, original, hessian, scales);
   weight.value.detach().copy_(found.rounded);
-  points[weight.name] = {std::move(found.weights), std::move(found.scales)};
+  points[weight.name] = {std::move(found.weights), std::move(found.scales), {}};
 }
 
 }  // namespace

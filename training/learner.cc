@@ -2,8 +2,10 @@
 
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "base/error.h"
+#include "model/layers.h"
 #include "quant/fake/torch_device.h"
 
 namespace nibble {
@@ -136,16 +138,19 @@ void Learner::learn(const Batch& batch, const Totals& totals, torch::Tensor& tea
   LossInputs loss_inputs = inputs(batch, hidden, teacher_hidden);
   loss_inputs.kl_weight = shares_.kl / totals.positions;
   loss_inputs.ce_weight = totals.targets > 0 ? shares_.ce / totals.targets : 0.0;
-  torch::Tensor& output_gradient = student_->model().output_weight().mutable_grad();
-  LossGradients gradients{{}, output_gradient};
+  const torch::Tensor& output = student_->model().output_weight();
+  LossGradients gradients{{}, output.mutable_grad(), output.requires_grad()};
   const LossSums sums = loss_.run(loss_inputs, &gradients);
-  output_gradient = gradients.output_weight;
+  if (output.requires_grad()) {
+    output.mutable_grad() = std::move(gradients.output_weight);
+    run_gradient_hook(output);
+  }
   result.sums += sums;
   watch.add_to(result.times.loss);
   if (!std::isfinite(sums.kl + sums.ce))
     fail_not_finite("loss", mean_loss(sums), hidden, teacher_hidden);
 
-  hidden.backward(gradients.hidden);
+  if (hidden.requires_grad()) hidden.backward(gradients.hidden);
   watch.add_to(result.times.backward);
 }
 

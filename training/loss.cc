@@ -169,7 +169,8 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
     }
     if (!gradients) continue;
     products.multiply(gradients->hidden.narrow(0, begin, count), student, output);
-    products.accumulate(gradients->output_weight, student.t(), hidden);
+    if (gradients->of_output_weight)
+      products.accumulate(gradients->output_weight, student.t(), hidden);
   }
   return in.hidden.is_cpu() ? sums : device_loss.sums();
 }

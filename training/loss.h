@@ -27,8 +27,9 @@ struct LossInputs {
 };
 
 struct LossGradients {
-  torch::Tensor hidden;         // [N, D], written
-  torch::Tensor output_weight;  // [V, D]: added to where defined, else made
+  torch::Tensor hidden;          // [N, D], written
+  torch::Tensor output_weight;   // [V, D]: added to where defined, else made
+  bool of_output_weight = true;  // whether that one is wanted
 };
 
 /// Unweighted sums over positions, nats.

@@ -22,6 +22,8 @@ struct Counts {
   int64_t weights = 0;  // of all tensors
   int64_t masters = 0;  // of those that train on a grid
   int64_t scales = 0;   // of those
+  int64_t blocks = 0;   // bytes of stored ones
+  int64_t largest = 0;  // weights of the largest tensor
 };
 
 Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant) {
@@ -29,10 +31,16 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
   for (const PlanEntry& entry : plan.entries) {
     const int64_t weights = source.tensor(entry.tensor).num_weights();
     counts.weights += weights;
+    counts.largest = std::max(counts.largest, weights);
     if (quant.type == "none" || entry.target == GgmlType::kF32) continue;
-    const Format& format = require_format(entry.target);
-    counts.masters += weights;
-    if (quant.scales != "dynamic") counts.scales += weights / format.block_size * format.num_scales;
+    const Format& format = require_decoder(entry.target);
+    const bool stored = quant.weights == "scales";
+    if (stored)
+      counts.blocks += entry.bytes_as(entry.target);
+    else
+      counts.masters += weights;
+    if (quant.scales != "dynamic" && !(stored && format.has_byte_scales))
+      counts.scales += weights / format.block_size * format.num_scales;
   }
   return counts;
 }
@@ -105,9 +113,10 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
 
   MemoryEstimate estimate;
   estimate.process = process;
-  estimate.weights = kFloat * (counts.weights + counts.masters + 2 * counts.scales);
+  estimate.weights = kFloat * (counts.weights + counts.masters + 2 * counts.scales) + counts.blocks;
   if (distils) estimate.weights += teacher_bytes(source, plan, dtype);
-  const int64_t trained = counts.weights + (learned ? counts.scales : 0);
+  const bool stored = options.quant.weights == "scales";
+  const int64_t trained = (stored ? 0 : counts.weights) + (learned ? counts.scales : 0);
   estimate.optimizer = kFloat * 2 * trained;
   estimate.logits = kFloat * outputs * chunk * vocab;
   if (dtype != torch::kFloat32)
@@ -126,7 +135,9 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   // freed activations, but not all of it: half of the smaller is what SmolLM2 was seen to need on
   // top (512 to 2,048 positions, both dtypes, with and without activation checkpointing: 0 to 5 %
   // off).
-  const int64_t at_loss = activations + kFloat * vocab * width, at_end = kFloat * trained;
+  const int64_t at_loss = activations + kFloat * vocab * width;
+  // With stored codes a weight's gradient is gone before the next one is made.
+  const int64_t at_end = kFloat * (trained + (stored ? counts.largest : 0));
   estimate.activations = activations;
   estimate.gradients =
       std::max(at_loss, at_end) + std::min(at_loss, at_end) / 2 - estimate.activations;

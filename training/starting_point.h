@@ -9,10 +9,11 @@
 
 namespace nibble {
 
-/// The state that a FakeQuantizer starts from.
+/// The state that a FakeQuantizer starts from: masters and scales, or stored blocks.
 struct StartingPoint {
   torch::Tensor weights;  // masters, [rows, in] float32
   torch::Tensor scales;   // initial scales, [rows, blocks per row * num_scales] float32
+  torch::Tensor blocks;   // [rows, bytes of a row] uint8
 };
 
 /// By tensor name.

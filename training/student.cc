@@ -1,12 +1,15 @@
 #include "training/student.h"
 
 #include <cmath>
+#include <memory>
 #include <utility>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/progress.h"
 #include "quant/mix/quantize_file.h"
 #include "training/calibrate.h"
+#include "training/stored_start.h"
 
 namespace nibble {
 namespace {
@@ -16,6 +19,25 @@ bool learns_scales(const FakeQuantizer& quantizer) {
 }
 
 bool all_finite(const torch::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
+
+/// Maps what a backward pass adds to dL/dW^ to the scales of stored codes and lets go of it, so
+/// that no two weights' gradients exist at once.
+class ToScales : public torch::autograd::PostAccumulateGradHook {
+ public:
+  /// Both must outlive it.
+  ToScales(const FakeQuantizer& quantizer, torch::Tensor& ratio_gradients)
+      : quantizer_(quantizer), ratio_gradients_(ratio_gradients) {}
+  void operator()(const torch::Tensor& weight) override {
+    if (!weight.grad().defined()) return;  // autograd's own call: it has nothing to add
+    const torch::NoGradGuard no_grad;
+    quantizer_.add_scale_gradients(weight.grad().contiguous(), ratio_gradients_);
+    weight.mutable_grad() = torch::Tensor();
+  }
+
+ private:
+  const FakeQuantizer& quantizer_;
+  torch::Tensor& ratio_gradients_;
+};
 
 void copy_saved(const std::string& name, const torch::Tensor& saved, torch::Tensor& into) {
   check(saved.defined() == into.defined() && (!into.defined() || saved.sizes() == into.sizes()),
@@ -30,6 +52,7 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
     : model_(std::move(model)) {
   const torch::NoGradGuard no_grad;
   const bool quantized = plan && options.type != "none";
+  const bool scales_only = options.weights == "scales";
   const ScaleMode mode = parse_scale_mode(options.scales);
   // A calibration's starting points come in `start`; a search is for what has none.
   const EncodeMethod initial =
@@ -39,21 +62,45 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
   for (Weight* weight : weights) {
     Trainable& trainable = trainables_.emplace_back(Trainable{weight, {}, {}});
     progress.update(static_cast<int64_t>(trainables_.size()));
-    weight->value.set_requires_grad(true);
+    weight->value.set_requires_grad(!scales_only);
     if (!quantized) continue;
     const PlanEntry* entry = plan->find(weight->name);
     check(entry, "the plan has no tensor '", weight->name, "'");
     if (entry->target == GgmlType::kF32) continue;
+    if (scales_only) {
+      trainable.quantizer.emplace(stored_quantizer(*weight, entry->target, start, initial));
+      continue;
+    }
     if (const auto point = start.find(weight->name); point != start.end()) {
-      const auto& [masters, scales] = point->second;
-      trainable.quantizer.emplace(weight->name, require_format(entry->target), mode, masters,
-                                  torch::ones_like(scales), scales);
+      const StartingPoint& from = point->second;
+      trainable.quantizer.emplace(weight->name, require_format(entry->target), mode, from.weights,
+                                  torch::ones_like(from.scales), from.scales);
       continue;
     }
     trainable.quantizer.emplace(weight->name, require_format(entry->target), mode,
                                 weight->value.detach().clone(), torch::Tensor(), initial);
   }
+  if (scales_only) train_stored_scales();
   materialize();
+}
+
+void Student::train_stored_scales() {
+  int64_t num_trained = 0, num_left = 0;
+  for (Trainable& trainable : trainables_) {
+    if (!trainable.quantizer) continue;
+    const bool learns = learns_scales(*trainable.quantizer);
+    ++(learns ? num_trained : num_left);
+    if (!learns) continue;
+    const torch::Tensor& value = trainable.weight->value;
+    value.set_requires_grad(true);
+    torch::autograd::impl::set_post_acc_grad_hooks(
+        value, std::make_unique<ToScales>(*trainable.quantizer, trainable.ratio_gradients));
+  }
+  if (num_trained == 0)
+    fail_usage("quant.weights is scales, but no tensor's type has scales that can be trained");
+  if (num_left > 0)
+    note(num_left, " of ", num_left + num_trained,
+         " quantized tensors stay as they are: their types have no scales that can be trained");
 }
 
 void Student::add_parameters(AdamW& optimizer) const {
@@ -62,7 +109,8 @@ void Student::add_parameters(AdamW& optimizer) const {
     const bool matrix = trainable.weight->value.dim() > 1;
     const torch::Tensor& masters =
         trainable.quantizer ? trainable.quantizer->weights() : trainable.weight->value;
-    optimizer.add(name, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector, masters);
+    if (trainable.trains_weights())
+      optimizer.add(name, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector, masters);
     if (trainable.quantizer && learns_scales(*trainable.quantizer))
       optimizer.add(name + ":scale_ratios", ParameterGroup::kScales,
                     trainable.quantizer->scale_ratios());
@@ -82,6 +130,12 @@ double Student::backward() {
   double sum = 0;
   for (Trainable& trainable : trainables_) {
     const bool learned = trainable.quantizer && learns_scales(*trainable.quantizer);
+    if (!trainable.trains_weights()) {
+      if (!learned) continue;
+      const torch::Tensor& mapped = gradients_.emplace_back(trainable.ratio_gradients);
+      if (mapped.defined()) sum += squared_norm(mapped);
+      continue;
+    }
     torch::Tensor gradient = trainable.weight->value.grad();
     if (!gradient.defined()) {  // a weight that this batch did not use
       gradients_.resize(gradients_.size() + 1 + learned);
@@ -104,14 +158,18 @@ double Student::backward() {
 
 void Student::clear_gradients() {
   gradients_.clear();
-  for (Trainable& trainable : trainables_) trainable.weight->value.mutable_grad() = torch::Tensor();
+  for (Trainable& trainable : trainables_) {
+    trainable.weight->value.mutable_grad() = torch::Tensor();
+    if (!trainable.trains_weights()) trainable.ratio_gradients = torch::Tensor();
+  }
 }
 
 std::string Student::first_bad_weight() const {
   for (const Trainable& trainable : trainables_) {
     if (!all_finite(trainable.weight->value)) return trainable.weight->name;
     if (!trainable.quantizer) continue;
-    if (!all_finite(trainable.quantizer->weights())) return "masters of " + trainable.weight->name;
+    const torch::Tensor& masters = trainable.quantizer->weights();
+    if (masters.defined() && !all_finite(masters)) return "masters of " + trainable.weight->name;
     const torch::Tensor& ratios = trainable.quantizer->scale_ratios();
     if (ratios.defined() && !all_finite(ratios)) return "scales of " + trainable.weight->name;
   }
@@ -122,6 +180,9 @@ std::string Student::first_bad_gradient() const {
   for (const Trainable& trainable : trainables_) {
     const torch::Tensor& gradient = trainable.weight->value.grad();
     if (gradient.defined() && !all_finite(gradient)) return "gradient of " + trainable.weight->name;
+    const torch::Tensor& of_scales = trainable.ratio_gradients;
+    if (!trainable.trains_weights() && of_scales.defined() && !all_finite(of_scales))
+      return "gradient of the scales of " + trainable.weight->name;
   }
   return "";
 }
@@ -138,8 +199,10 @@ std::vector<TrainedTensor> Student::tensors() const {
     tensor.type = trainable.quantizer->format().type;
     tensor.mode = trainable.quantizer->mode();
     tensor.weights = trainable.quantizer->weights();
+    tensor.blocks = trainable.quantizer->stored_blocks();
     tensor.scale_ratios = trainable.quantizer->scale_ratios();
-    tensor.initial_scales = trainable.quantizer->initial_scales();
+    if (!trainable.quantizer->is_stored())  // else they are in the blocks
+      tensor.initial_scales = trainable.quantizer->initial_scales();
   }
   return all;
 }
@@ -162,7 +225,10 @@ void Student::restore(const std::vector<TrainedTensor>& tensors) {
     }
     copy_saved(saved.name, saved.weights, trainable.quantizer->weights());
     copy_saved(saved.name, saved.scale_ratios, trainable.quantizer->scale_ratios());
-    copy_saved(saved.name, saved.initial_scales, trainable.quantizer->initial_scales());
+    if (trainable.quantizer->is_stored())
+      trainable.quantizer->copy_blocks(saved.blocks);
+    else
+      copy_saved(saved.name, saved.initial_scales, trainable.quantizer->initial_scales());
   }
   materialize();
 }

@@ -1,7 +1,9 @@
 // The model that trains: each of its weights on the grid that the plan gives it. A weight of a
 // quantized type has its masters and scales in a FakeQuantizer and holds W^ in Weight::value; one
 // of type F32 (norms, biases) is its own parameter. A tied output is one weight, so it has one
-// state and its gradient is the sum of both uses.
+// state and its gradient is the sum of both uses. Where scales alone train (`weights: scales`), a
+// FakeQuantizer stores blocks, everything else is frozen, and a weight's gradient is gone as soon
+// as the backward pass has made it.
 #pragma once
 
 #include <cstdint>
@@ -55,8 +57,15 @@ class Student {
   struct Trainable {
     Weight* weight;
     std::optional<FakeQuantizer> quantizer;
-    torch::Tensor ratio_gradients;  // reused from step to step
+    torch::Tensor ratio_gradients;  // reused from step to step; of stored codes, a step's sum
+
+    /// The weight itself, or its masters.
+    bool trains_weights() const {
+      return weight->value.requires_grad() && !(quantizer && quantizer->is_stored());
+    }
   };
+  /// Of all stored blocks that have such; the gradients of their W^ go there.
+  void train_stored_scales();
   std::unique_ptr<Model> model_;
   std::vector<Trainable> trainables_;
   std::vector<torch::Tensor> gradients_;

@@ -26,6 +26,7 @@
 #include "training/metrics.h"
 #include "training/model_file.h"
 #include "training/schedule.h"
+#include "training/stored_start.h"
 
 namespace nibble {
 namespace {
@@ -54,6 +55,8 @@ void check_options(const TrainOptions& options) {
   if (options.max_tokens < options.batch_tokens)
     fail_usage("max_tokens is ", options.max_tokens, ", less than one step's batch_tokens, ",
                options.batch_tokens);
+  if (options.quant.weights == "scales" && options.device.cuda)
+    fail_usage("quant.weights: scales alone train on the CPU only");
 }
 
 Json to_json(const TrainOptions& o) {
@@ -82,7 +85,9 @@ Json to_json(const TrainOptions& o) {
            {{"type", o.quant.type},
             {"scales", o.quant.scales},
             {"initial", o.quant.initial},
-            {"calibration_tokens", o.quant.calibration_tokens}}},
+            {"calibration_tokens", o.quant.calibration_tokens},
+            {"weights", o.quant.weights},
+            {"init_file", o.quant.init_file}}},
           {"batch_tokens", o.batch_tokens},
           {"micro_batch_tokens", o.micro_batch_tokens},
           {"max_tokens", o.max_tokens},
@@ -245,13 +250,14 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   if (options.data.sequence_length > model->shape().context_length)
     fail_usage("data.sequence_length is ", options.data.sequence_length,
                ", the model's context is ", model->shape().context_length);
-  if (distils) {
-    teacher_ = std::move(model);
+  StartingPoints start;
+  if (distils) teacher_ = std::move(model);
+  if (!options.quant.init_file.empty())
+    model = load_stored(options.quant.init_file, start);
+  else if (distils)
     model = copy_model(*teacher_);
-  }
   model->set_activation_checkpointing(options.activation_checkpointing);
   QuantOptions quant = options.quant;
-  StartingPoints start;
   if (!fresh)
     quant.initial = "rtn";  // the checkpoint's takes its place: the quickest will do
   else if (quant.type != "none" && is_calibrated(quant.initial) && quant.scales != "dynamic")
@@ -357,7 +363,9 @@ StepMetrics Run::take_step() {
   metrics.loss = step.loss;
   metrics.kl = step.sums.mean_kl();
   metrics.ce = step.sums.mean_ce();
-  metrics.learning_rate = options_.optimizer.learning_rate * factor;
+  metrics.learning_rate =
+      factor * (options_.quant.weights == "scales" ? options_.optimizer.scale_learning_rate
+                                                   : options_.optimizer.learning_rate);
   metrics.grad_norm = step.grad_norm;
   metrics.tokens_per_second = static_cast<double>(options_.batch_tokens) / step_seconds_;
   metrics.seconds = seconds();

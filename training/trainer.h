@@ -48,6 +48,12 @@ struct QuantOptions {
   std::string scales = "learned";      // "learned", "dynamic", "frozen"
   std::string initial = "search";      // "search", "gptq", "awq", "imatrix", "ggml", "rtn"
   int64_t calibration_tokens = 32768;  // of training text that gptq, awq and imatrix see
+  /// "full", or "scales": codes stay as they start, norms and what is not quantized as they are,
+  /// and only the scales train, with the optimizer's rate for scales.
+  std::string weights = "full";
+  /// With "scales": path of the GGUF file whose codes and scales are the start (and whose types the
+  /// plan has), or "". The model that is trained for it is then the teacher alone.
+  std::string init_file;
 };
 
 struct TrainOptions {

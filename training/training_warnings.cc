@@ -37,12 +37,14 @@ std::string percent(double share) { return short_number(100 * share) + " %"; }
 
 std::string nothing_moved(const Diagnosis& diagnosis, const TrainOptions& options) {
   const TensorDiagnosis all = diagnosis.total();
-  if (all.weights == 0 || share_of(all.moved, all.weights) >= kMovedAtLeast) return "";
+  const bool may_move = options.quant.weights == "full";
+  if (!may_move || all.weights == 0 || share_of(all.moved, all.weights) >= kMovedAtLeast) return "";
   const auto steps = static_cast<double>(std::max<int64_t>(1, diagnosis.step));
   // Adam moves a weight by at most about the learning rate a step; the next code begins half a
   // step away, less for most.
   const double rate = options.optimizer.learning_rate, way = all.mean_step / 2;
   const std::string what = concat("no code moved in ", diagnosis.step, " steps: ");
+  if (options.optimizer.relative) return what + "raise optimizer.learning_rate, or train longer";
   if (rate * steps >= way)
     return what +
            "the loss gives the weights no gradient that would; is the source on the grid of its "

@@ -8,18 +8,13 @@
 
 #include "base/checksum.h"
 #include "base/error.h"
-#include "base/threads.h"
+#include "quant/fake/pieces.h"
 #include "quant/fake/torch_device.h"
 #include "quant/format/kernels.h"
 #include "quant/format/rows.h"
 
 namespace nibble {
 namespace {
-
-/// Weights that a thread works on at once: inputs and outputs of a piece stay in its first-level
-/// caches. Sums are made per piece, so a fixed size also makes them independent of the number of
-/// threads.
-constexpr int64_t kPieceWeights = 4096;
 
 void check_float32(const torch::Tensor& tensor, const std::string& name, const char* what,
                    torch::Device device) {
@@ -40,15 +35,6 @@ double squared_norm_of(const float* values, int64_t count) {
   for (float lane : lanes) sum += lane;
   for (; i < count; ++i) sum += static_cast<double>(values[i]) * values[i];
   return sum;
-}
-
-/// Runs body(piece, begin, end) on pieces of `size` that cover [0, count), on all threads.
-template <class Body>
-void for_each_piece(int64_t count, int64_t size, const Body& body) {
-  parallel_for((count + size - 1) / size, 1, [&](int64_t first, int64_t last) {
-    for (int64_t piece = first; piece < last; ++piece)
-      body(piece, piece * size, std::min(count, (piece + 1) * size));
-  });
 }
 
 double total(const std::vector<double>& sums) {
@@ -155,6 +141,7 @@ void FakeQuantizer::scales_of_blocks(int64_t begin, int64_t end, float* out) con
 }
 
 void FakeQuantizer::materialize(torch::Tensor& out) const {
+  if (is_stored()) return materialize_stored(out);
   check_like_weights(out, "W^");
   check(out.sizes() == weights_.sizes(), "tensor '", name_, "': W^ has another shape than W");
   if (weights_.is_cuda()) return materialize_on_cuda(out);
@@ -171,7 +158,7 @@ void FakeQuantizer::materialize(torch::Tensor& out) const {
     });
     return;
   }
-  const int64_t piece_blocks = std::max<int64_t>(1, kPieceWeights / format.block_size);
+  const int64_t piece_blocks = blocks_in_piece(format);
   for_each_piece(num_blocks(), piece_blocks, [&](int64_t, int64_t begin, int64_t end) {
     thread_local std::vector<float> scales;
     scales.resize(piece_blocks * format.num_scales);
@@ -217,6 +204,7 @@ void FakeQuantizer::backward_on_cuda(torch::Tensor& grad_out, torch::Tensor& gra
 
 FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
                                                  torch::Tensor grad_ratios) const {
+  check(!is_stored(), "tensor '", name_, "': stored codes have no gradient");
   check_like_weights(grad_out, "the gradient");
   check(grad_out.sizes() == weights_.sizes(), "tensor '", name_,
         "': the gradient has another shape than W");
@@ -236,7 +224,7 @@ FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
   const float* initial = initial_scales_.const_data_ptr<float>();
   float* grads = grad_out.mutable_data_ptr<float>();
   float* ratio_grads = learned ? grad_ratios.mutable_data_ptr<float>() : nullptr;
-  const int64_t piece_blocks = std::max<int64_t>(1, kPieceWeights / format.block_size);
+  const int64_t piece_blocks = blocks_in_piece(format);
   std::vector<double> sums((num_blocks() + piece_blocks - 1) / piece_blocks);
   for_each_piece(num_blocks(), piece_blocks, [&](int64_t piece, int64_t begin, int64_t end) {
     thread_local std::vector<float> scales, scale_grads;
@@ -258,6 +246,14 @@ FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
 }
 
 std::vector<std::byte> FakeQuantizer::blocks() const {
+  if (is_stored()) {
+    std::vector<std::byte> bytes(stored_.numel());
+    for_each_piece(num_blocks(), blocks_in_piece(*format_),
+                   [&](int64_t, int64_t begin, int64_t end) {
+                     trained_blocks(begin, end, bytes.data() + begin * format_->block_bytes);
+                   });
+    return bytes;
+  }
   if (!weights_.is_cpu()) {
     const auto on_cpu = [](const torch::Tensor& tensor) {
       return tensor.defined() ? tensor.cpu() : tensor;

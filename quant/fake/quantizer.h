@@ -1,6 +1,6 @@
 // The trainable state of one quantized tensor: float32 master weights and scales, from which
 // materialize() makes the W^ that the forward pass uses, bit-equal to what the exported blocks
-// decode to.
+// decode to. Or stored blocks, whose codes stay as they are, and their scales: no masters then.
 //
 // Scales train as ratios to their initial values: scale = initial * max(ratio, 0), so that one
 // learning rate is relative for all of them and signs are fixed at the start. All of it lies on one
@@ -42,11 +42,23 @@ class FakeQuantizer {
   /// Restores saved state. scale_ratios and initial_scales: as the accessors below give them.
   FakeQuantizer(std::string name, const Format& format, ScaleMode mode, torch::Tensor weights,
                 torch::Tensor scale_ratios, torch::Tensor initial_scales);
+  /// Stored blocks, kept and not copied: uint8 on the CPU, of the weights' shape, but for the last
+  /// size, a row's bytes. Their scales start as they are and train where the format's can; a format
+  /// whose scales are bytes, or that has none, may be one that is only decoded. Throws Error naming
+  /// the tensor for a row that is no whole number of blocks and for scales that are not finite.
+  FakeQuantizer(std::string name, const Format& format, torch::Tensor blocks);
 
   const std::string& name() const { return name_; }
   const Format& format() const { return *format_; }
   ScaleMode mode() const { return mode_; }
-  /// Masters W, float32 [rows, row length].
+  bool is_stored() const { return stored_.defined(); }
+  /// As the third constructor takes them; undefined where there are masters.
+  const torch::Tensor& stored_blocks() const { return stored_; }
+  /// Takes the codes and initial scales of other blocks of the same shape.
+  void copy_blocks(const torch::Tensor& blocks);
+  /// Of W^.
+  std::vector<int64_t> sizes() const;
+  /// Masters W, float32 [rows, row length]; undefined where blocks are stored.
   torch::Tensor& weights() { return weights_; }
   const torch::Tensor& weights() const { return weights_; }
   /// Scales as ratios to their initial values, float32 [rows, blocks per row * num_scales]: what
@@ -57,7 +69,7 @@ class FakeQuantizer {
   torch::Tensor& initial_scales() { return initial_scales_; }
   const torch::Tensor& initial_scales() const { return initial_scales_; }
 
-  /// Writes W^ into `out` ([rows, row length] float32, contiguous, on the weights' device).
+  /// Writes W^ into `out` (float32 of sizes(), contiguous, on the weights' device).
   void materialize(torch::Tensor& out) const;
   struct Gradients {
     torch::Tensor weights, scale_ratios;  // scale_ratios: undefined unless the mode is learned
@@ -68,6 +80,9 @@ class FakeQuantizer {
   /// ratios' gradient, written into `grad_ratios` when that is defined (so that its memory is used
   /// again), else into a new tensor.
   Gradients backward(torch::Tensor grad_out, torch::Tensor grad_ratios = {}) const;
+  /// The same for stored blocks, whose scales train: adds to grad_ratios, which is made where it is
+  /// undefined. Linear in grad_out (float32 of sizes()), so gradients may come in parts.
+  void add_scale_gradients(const torch::Tensor& grad_out, torch::Tensor& grad_ratios) const;
   /// The blocks that decode to exactly W^: what the exporter writes.
   std::vector<std::byte> blocks() const;
 
@@ -75,9 +90,16 @@ class FakeQuantizer {
   bool has_scales() const { return scale_ratios_.defined(); }
   /// Whether scales follow from the weights in each step.
   bool is_dynamic() const { return mode_ == ScaleMode::kDynamic && format_->num_scales > 0; }
-  int64_t num_blocks() const { return weights_.numel() / format_->block_size; }
+  int64_t num_blocks() const {
+    return is_stored() ? stored_.numel() / format_->block_bytes
+                       : weights_.numel() / format_->block_size;
+  }
   /// The scales of blocks [begin, end), num_scales each, into `out`.
   void scales_of_blocks(int64_t begin, int64_t end, float* out) const;
+  /// Stored blocks [begin, end) with the scales as they are now, into `out`.
+  void trained_blocks(int64_t begin, int64_t end, std::byte* out) const;
+  void materialize_stored(torch::Tensor& out) const;
+  void read_initial_scales();
   void check_mode() const;
   void check_shapes() const;
   void check_like_weights(const torch::Tensor& tensor, const char* what) const;
@@ -87,7 +109,7 @@ class FakeQuantizer {
   std::string name_;
   const Format* format_;
   ScaleMode mode_;
-  torch::Tensor weights_, scale_ratios_, initial_scales_;
+  torch::Tensor weights_, stored_, scale_ratios_, initial_scales_;
 };
 
 /// base/checksum.h's of a float32 tensor on any device, computed on the CPU.

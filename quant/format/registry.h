@@ -64,9 +64,16 @@ struct Format {
   void (*codes_of)(const std::byte* blocks, int8_t* codes, int64_t num_blocks);
   /// And the step of each group of group_size weights. Both are nullptr for F32, F16, BF16.
   void (*steps_of)(const std::byte* blocks, float* steps, int64_t num_blocks);
+  /// Training where codes stay as they are. Both are nullptr for F32, F16, BF16.
+  /// Stores the nearest scales that the blocks can hold.
+  void (*set_scales)(const float* scales, std::byte* blocks, int64_t num_blocks);
+  /// dL/dscales, rounding passed straight through: q times grad_out, for a min grad_out itself,
+  /// summed over the weights of each group; of the blocks only the codes are read.
+  void (*scale_gradients)(const std::byte* blocks, const float* scales, const float* grad_out,
+                          float* grad_scales, int64_t num_blocks);
   int64_t group_size;  // weights
   /// Of a format that is only decoded: the type to encode instead. Such a format has no scales, and
-  /// nullptr for encode, scales_of, snap, encode_with, fake_quantize and fake_quantize_backward.
+  /// nullptr for all functions but decode, codes_of and steps_of.
   GgmlType nearest;
 
   double bits_per_weight() const { return 8.0 * block_bytes / block_size; }

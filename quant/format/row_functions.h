@@ -120,6 +120,29 @@ NIBBLE_TARGET_OPTIONS void steps_of(const std::byte* blocks, float* steps, int64
 }
 
 template <class F>
+NIBBLE_TARGET_OPTIONS void set_scales(const float* scales, std::byte* blocks, int64_t num_blocks) {
+  using Block = typename F::Block;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    float snapped[F::kNumScales];
+    F::snap(scales + i * F::kNumScales, snapped);
+    F::set_scales(block_at<Block>(blocks + i * sizeof(Block)), snapped);
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void scale_gradients(const std::byte* blocks, const float* scales,
+                                           const float* grad_out, float* grad_scales,
+                                           int64_t num_blocks) {
+  using Block = typename F::Block;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    float snapped[F::kNumScales];
+    F::snap(scales + i * F::kNumScales, snapped);
+    F::code_gradients(block_at<Block>(blocks + i * sizeof(Block)), snapped,
+                      grad_out + i * F::kBlockSize, grad_scales + i * F::kNumScales);
+  }
+}
+
+template <class F>
 constexpr Format format_row(std::string_view name) {
   Format row = {F::kType,
                 name,
@@ -138,11 +161,15 @@ constexpr Format format_row(std::string_view name) {
                 fake_quantize_backward<F>,
                 nullptr,
                 nullptr,
+                nullptr,
+                nullptr,
                 F::kGroupSize,
                 F::kType};
   if constexpr (F::kNumScales > 0) {
     row.codes_of = codes_of<F>;
     row.steps_of = steps_of<F>;
+    row.set_scales = set_scales<F>;
+    row.scale_gradients = scale_gradients<F>;
   }
   return row;
 }

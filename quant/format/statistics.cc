@@ -1,7 +1,10 @@
 #include "quant/format/statistics.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <functional>
+#include <numeric>
 
 #include "base/float16.h"
 #include "base/threads.h"
@@ -161,6 +164,26 @@ std::vector<Difference> compare_rows(const GgufTensor& reference, const GgufTens
     }
   });
   return differences;
+}
+
+std::optional<int64_t> count_equal_codes(const GgufTensor& a, const GgufTensor& b,
+                                         std::span<const int64_t> rows) {
+  const Format& format = require_decoder(a.type);
+  if (a.type != b.type || !format.codes_of) return std::nullopt;
+  const int64_t length = a.row_length(), row_blocks = length / format.block_size;
+  const int64_t row_bytes = row_blocks * format.block_bytes;
+  std::atomic<int64_t> equal = 0;
+  const int64_t grain = std::max<int64_t>(1, kPieceWeights / 16 / length);
+  parallel_for(static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> left(length), right(length);
+    for (int64_t i = begin; i < end; ++i) {
+      format.codes_of(a.data.data() + rows[i] * row_bytes, left.data(), row_blocks);
+      format.codes_of(b.data.data() + rows[i] * row_bytes, right.data(), row_blocks);
+      equal += std::inner_product(left.begin(), left.end(), right.begin(), int64_t{0},
+                                  std::plus<>(), std::equal_to<>());
+    }
+  });
+  return equal;
 }
 
 std::vector<int64_t> sample_rows(int64_t num_rows, int64_t row_length, int64_t max_weights) {

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -60,6 +61,11 @@ struct Difference {
 /// Throws for a type that nibble does not decode.
 std::vector<Difference> compare_rows(const GgufTensor& reference, const GgufTensor& other,
                                      std::span<const int64_t> rows);
+
+/// How many weights of the given rows have equal codes in two tensors of one shape and type;
+/// nothing where the types differ or have no codes (F32, F16, BF16). On all threads.
+std::optional<int64_t> count_equal_codes(const GgufTensor& a, const GgufTensor& b,
+                                         std::span<const int64_t> rows);
 
 /// Rows, rising, that stand for a tensor: all where they hold at most `max_weights` together;
 /// otherwise as many as do, at least one, each from one of equally long stretches of the tensor. A

@@ -159,6 +159,29 @@ struct Uniform {
     }
     F::scale_gradients(snapped, step_sums, offset_sums, grad_scales);
   }
+
+  /// dL/dscales where the block's codes stay as they are: value = step * q (+ offset) is then
+  /// smooth in step and offset. Its scales are not read: `snapped` are those that hold.
+  template <class Block>
+  static NIBBLE_HD void code_gradients(const Block& block, const float* snapped,
+                                       const float* grad_out, float* grad_scales) {
+    float step_sums[kNumGroups<F>], offset_sums[kNumGroups<F>];
+    for (int group = 0; group < kNumGroups<F>; ++group) {
+      float steps[kChunk] = {}, offsets[kChunk] = {};
+      for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;
+           first += kChunk) {
+        int32_t codes[kChunk];
+        F::unpack(block, first, codes);
+        for (int k = 0; k < kChunk; ++k) {
+          steps[k] += grad_out[first + k] * static_cast<float>(codes[k]);
+          if (F::kHasOffset) offsets[k] += grad_out[first + k];
+        }
+      }
+      step_sums[group] = fold_sums(steps);
+      offset_sums[group] = F::kHasOffset ? fold_sums(offsets) : 0.0f;
+    }
+    F::scale_gradients(snapped, step_sums, offset_sums, grad_scales);
+  }
 };
 
 /// One step d per block.

@@ -244,6 +244,28 @@ void check_requantizing(const GgufFile& source, const Plan& plan) {
                  " of it loses quality twice (--allow-requantize does it all the same)");
 }
 
+Plan plan_like(const GgufFile& source, const GgufFile& file) {
+  Plan plan;
+  plan.file_type = file_type_of_copy(file, file.metadata());
+  plan.type_name = "mixed";
+  for (const FileTypeInfo& info : file_types())  // an alias comes before what it stands for
+    if (static_cast<int>(info.type) == (plan.file_type & ~kGuessed)) plan.type_name = info.name;
+  for (const GgufTensor& tensor : source.tensors()) {
+    const GgufTensor* other = file.find_tensor(tensor.name);
+    if (!other)
+      fail_usage(file.path(), ": has no tensor '", tensor.name, "', which ", source.path(), " has");
+    if (other->shape != tensor.shape)
+      fail_usage(file.path(), ": tensor '", tensor.name, "' has another shape than in ",
+                 source.path());
+    plan.entries.push_back({tensor.name, tensor.shape, tensor.type, other->type,
+                            concat(type_name(other->type), ": as the file has it")});
+  }
+  for (const GgufTensor& tensor : file.tensors())
+    if (!source.find_tensor(tensor.name))
+      fail_usage(file.path(), ": has tensor '", tensor.name, "', which ", source.path(), " lacks");
+  return plan;
+}
+
 const PlanEntry* Plan::find(std::string_view tensor) const {
   for (const PlanEntry& entry : entries)
     if (entry.tensor == tensor) return &entry;

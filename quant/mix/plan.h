@@ -69,6 +69,10 @@ Plan make_plan(const GgufFile& source, const PlanOptions& options);
 /// Throws Error (usage), naming the tensor, where the plan changes the type of one that is
 /// quantized already.
 void check_requantizing(const GgufFile& source, const Plan& plan);
+/// The source's tensors in the types that they have in another file of the same model, which may be
+/// types that nibble only decodes. Throws Error (usage) for a tensor that one of them lacks and for
+/// another shape.
+Plan plan_like(const GgufFile& source, const GgufFile& file);
 /// The names of types that make_plan takes, COPY apart, for --help.
 std::vector<std::string> plan_type_names();
 

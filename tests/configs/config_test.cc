@@ -1,3 +1,5 @@
+#include "configs/config.h"
+
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -6,7 +8,6 @@
 #include <string>
 
 #include "base/error.h"
-#include "configs/config.h"
 #include "quant/mix/tensor_types.h"
 
 namespace nibble {
@@ -315,6 +316,30 @@ TEST_F(ConfigTest, TypesOfNamedTensors) {
             "f.yaml:4:23: quant.tensor_types: wrong.txt: unknown tensor type 'Q9'");
   EXPECT_EQ(error_of(kSmall, {"quant.type=none", "quant.tensor_type=[a=Q4_0]"}),
             "--set: quant.tensor_type: has no effect, since quant.type is none");
+}
+
+TEST_F(ConfigTest, ScalesAloneAndAFileToStartFrom) {
+  const std::string repair = kSmall + "quant: {weights: scales}\ninit: {file: only_there.gguf}\n";
+  const RunConfig config = parse_config(repair, "sub/f.yaml");
+  EXPECT_EQ(config.train.quant.weights, "scales");
+  EXPECT_EQ(config.init_file(), "sub/only_there.gguf");
+  const std::string once = config_yaml(config);
+  EXPECT_EQ(config_yaml(parse_config(once, "other.yaml")), once);
+  EXPECT_EQ(once.find("learning_rate: 1e-04"), std::string::npos) << once;
+  EXPECT_TRUE(parse_config(kSmall, "f.yaml").init_file().empty());
+
+  EXPECT_EQ(error_of(kSmall + "init: {file: m.gguf}\n"),
+            "f.yaml:4:14: init.file: keeps the file's codes, so it wants quant.weights: scales");
+  EXPECT_EQ(error_of(kSmall, {"quant.weights=scales", "init.file=n.gguf"}),
+            "--set: init.file: no such file: n.gguf");
+  EXPECT_EQ(error_of(kSmall, {"quant.weights=scales", "init.file=m.gguf", "quant.type=Q4_0"}),
+            "--set: quant.type: has no effect, since init.file gives types, codes and scales");
+  for (const std::string key : {"quant.scales=learned", "optimizer.learning_rate=1e-3"})
+    EXPECT_EQ(error_of(kSmall, {"quant.weights=scales", key}),
+              "--set: " + key.substr(0, key.find('=')) +
+                  ": has no effect, since quant.weights is scales: nothing else trains");
+  EXPECT_EQ(error_of(kNew, {"init.file=m.gguf"}),
+            "--set: init.file: has no effect, since quant.type is none");
 }
 
 TEST_F(ConfigTest, OverridesWin) {

@@ -223,6 +223,73 @@ TEST(Export, EveryFormat) {
   EXPECT_EQ(stats.weights_checked, static_cast<int64_t>(256 * 3 * tensors.size()));
 }
 
+/// The tensor as training of its scales alone leaves it.
+void store_codes(TrainedTensor& tensor) {
+  const std::vector<std::byte> bytes = restore_quantizer(tensor).blocks();
+  const bool trains = tensor.scale_ratios.defined();
+  const int64_t rows = tensor.weights.size(0);
+  tensor.blocks = torch::empty({rows, static_cast<int64_t>(bytes.size()) / rows}, torch::kUInt8);
+  std::copy(bytes.begin(), bytes.end(),
+            reinterpret_cast<std::byte*>(tensor.blocks.mutable_data_ptr<uint8_t>()));
+  tensor.weights = tensor.initial_scales = torch::Tensor();
+  if (trains) tensor.scale_ratios = torch::full_like(tensor.scale_ratios, 1.125f);
+  tensor.materialized_hash = content_hash(materialized(tensor));
+}
+
+std::vector<int8_t> codes_of(GgmlType type, const std::byte* blocks, int64_t num_weights) {
+  const Format& format = require_format(type);
+  std::vector<int8_t> codes(num_weights);
+  format.codes_of(blocks, codes.data(), num_weights / format.block_size);
+  return codes;
+}
+
+TEST(Export, StoredCodesOfEveryFormat) {
+  std::vector<TinyTensor> tensors;
+  for (const Format& format : formats()) {
+    const ScaleMode mode = format.has_byte_scales ? ScaleMode::kDynamic : ScaleMode::kLearned;
+    if (format.type != GgmlType::kF32)
+      tensors.push_back(
+          {std::string(format.name), {256, 3}, GgmlType::kF32, format.type, true, mode});
+  }
+  TinyRun run = make_tiny_run(tensors);
+  for (TrainedTensor& tensor : run.checkpoint.tensors) store_codes(tensor);
+  const std::string saved = test_path("last.safetensors"), out = test_path("out.gguf");
+  save_checkpoint(saved, run.checkpoint);
+  EXPECT_TRUE(load_checkpoint(saved).has_stored_codes());
+  export_checkpoint(run.source(), run.plan, saved, out, {});
+  const GgufFile file = GgufFile::open(out);
+  for (const TrainedTensor& tensor : run.checkpoint.tensors) {
+    const GgufTensor& written = file.tensor(tensor.name);
+    EXPECT_EQ(content_hash(decoded(written)), tensor.materialized_hash) << tensor.name;
+    const auto* stored =
+        reinterpret_cast<const std::byte*>(tensor.blocks.const_data_ptr<uint8_t>());
+    const bool same_bytes = std::equal(written.data.begin(), written.data.end(), stored);
+    EXPECT_EQ(same_bytes, !tensor.scale_ratios.defined()) << tensor.name;
+    if (!require_format(tensor.type).codes_of) continue;
+    EXPECT_EQ(codes_of(tensor.type, written.data.data(), written.num_weights()),
+              codes_of(tensor.type, stored, written.num_weights()))
+        << tensor.name;
+  }
+}
+
+TEST(Export, RefusesChangedStoredBlocks) {
+  const std::string name = "blk.0.attn_q.weight";
+  TinyRun run = make_usual_run();
+  store_codes(run.trained(name));
+  TrainedTensor& tensor = run.trained(name);
+  const torch::Tensor blocks = tensor.blocks, ratios = tensor.scale_ratios;
+  tensor.blocks = blocks.clone();
+  tensor.blocks.mutable_data_ptr<uint8_t>()[5] ^= 1;  // a code of the first block
+  expect_contains(refusal(run, run.checkpoint), "masters, scales or hash were changed");
+  tensor.blocks = blocks;
+  flip_bit(tensor.scale_ratios, 2, 1u << 22);
+  expect_contains(refusal(run, run.checkpoint), "masters, scales or hash were changed");
+  tensor.scale_ratios = torch::Tensor();
+  expect_contains(refusal(run, run.checkpoint), "without scale ratios");
+  tensor.scale_ratios = ratios;
+  export_checkpoint(run.source(), run.plan, run.checkpoint, test_path("out.gguf"), {});
+}
+
 /// Bits of blocks that may change no weight: the sign of a 4-bit float 0 and the highest bit of
 /// NVFP4's scales, and where TQ1_0 has 8 bits for the 3^5 numbers of five codes or the 3^4 of four,
 /// the lowest of a byte or the lowest two.

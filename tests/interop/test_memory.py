@@ -35,6 +35,33 @@ def test_the_prediction_is_within_a_tenth(train, tokens, settings):
     assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1)
 
 
+SCALES = """
+model: {model}
+quant: {{weights: {weights}, initial: rtn}}
+data: {{files: [{text}], sequence_length: 512, max_bytes: 300000, held_out: 0.001}}
+batch_tokens: 1024
+micro_batch_tokens: 1024
+max_tokens: 2048
+evaluate_every: 0
+dtype: float32
+output: {output}
+"""
+
+
+def test_scales_alone_take_half_the_memory(run_nibble, smollm2_q4_1, shared, tmp_path):
+    peak = {}
+    for weights in ("full", "scales"):
+        config = tmp_path / f"{weights}.yaml"
+        config.write_text(SCALES.format(model=smollm2_q4_1, weights=weights, output=tmp_path / weights,
+                                        text=shared / "text" / "wikitext-2-raw" / "wiki.valid.raw"))
+        result = run_nibble("train", config, "--json", cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+        report = json.loads(result.stdout)
+        peak[weights] = report["peak_bytes"]
+        assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1), weights
+    assert peak["scales"] <= 0.5 * peak["full"], peak
+
+
 def test_a_run_that_cannot_fit_names_settings_that_do(train):
     limit = 5 << 30
 

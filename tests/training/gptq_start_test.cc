@@ -74,12 +74,15 @@ TEST_F(GptqStartTest, SmallPassesDoAsWell) {
 TEST_F(GptqStartTest, TheModelIsLeftAsTheStudentBegins) {
   const std::unique_ptr<Model> model = copy_model(*teacher_);
   const StartingPoints points = gptq_start(*model, plan_, calibration_);
-  Student student(copy_model(*teacher_), &plan_, options_.quant, points);
   ASSERT_FALSE(points.empty());
-  for (const auto& [name, point] : points)
-    EXPECT_TRUE(
-        at::equal(student.model().find_weight(name)->value, model->find_weight(name)->value))
-        << name;
+  for (const char* weights : {"full", "scales"}) {
+    options_.quant.weights = weights;
+    Student student(copy_model(*teacher_), &plan_, options_.quant, points);
+    for (const auto& [name, point] : points)
+      EXPECT_TRUE(
+          at::equal(student.model().find_weight(name)->value, model->find_weight(name)->value))
+          << name << ", " << weights;
+  }
 }
 
 TEST_F(GptqStartTest, WithoutTextItSaysSo) {

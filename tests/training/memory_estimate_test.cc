@@ -69,6 +69,23 @@ TEST_F(MemoryEstimateTest, CountsEveryCopyOfTheWeights) {
   EXPECT_EQ(estimate().optimizer, 8 * weights);
 }
 
+TEST_F(MemoryEstimateTest, StoredCodesHaveNoMastersMomentsOrGradients) {
+  int64_t weights = 0, scales = 0, blocks = 0;
+  for (const PlanEntry& entry : plan_.entries) {
+    const int64_t count = entry.shape[0] * (entry.shape.size() > 1 ? entry.shape[1] : 1);
+    weights += count;
+    if (entry.shape.size() == 1) continue;
+    scales += count / 32;
+    blocks += entry.bytes_as(entry.target);
+  }
+  const MemoryEstimate full = estimate();
+  options_.quant.weights = "scales";
+  EXPECT_EQ(estimate().weights, 4 * (2 * weights + 2 * scales) + blocks);
+  EXPECT_EQ(estimate().optimizer, 8 * scales);
+  EXPECT_EQ(estimate().activations, full.activations);
+  EXPECT_LE(estimate().gradients, full.gradients);
+}
+
 TEST_F(MemoryEstimateTest, ActivationsFollowTheMicroBatchAndTheirCheckpointing) {
   const int64_t whole = estimate().activations;
   options_.activation_checkpointing = true;

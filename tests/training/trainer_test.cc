@@ -167,6 +167,10 @@ class CheckpointKeeper {
   std::thread thread_;
 };
 
+bool same(const torch::Tensor& a, const torch::Tensor& b) {
+  return a.defined() ? at::equal(a, b) : !b.defined();
+}
+
 class ResumedRunTest : public TrainerTest {
  protected:
   void expect_the_run_that_never_stopped();
@@ -195,8 +199,11 @@ void ResumedRunTest::expect_the_run_that_never_stopped() {
                    b = load_checkpoint(resumed.checkpoint);
   ASSERT_EQ(a.tensors.size(), b.tensors.size());
   for (size_t i = 0; i < a.tensors.size(); ++i) {
-    EXPECT_EQ(a.tensors[i].materialized_hash, b.tensors[i].materialized_hash) << a.tensors[i].name;
-    EXPECT_TRUE(at::equal(a.tensors[i].weights, b.tensors[i].weights)) << a.tensors[i].name;
+    const TrainedTensor &one = a.tensors[i], &two = b.tensors[i];
+    EXPECT_EQ(one.materialized_hash, two.materialized_hash) << one.name;
+    EXPECT_TRUE(same(one.weights, two.weights)) << one.name;
+    EXPECT_TRUE(same(one.blocks, two.blocks)) << one.name;
+    EXPECT_TRUE(same(one.scale_ratios, two.scale_ratios)) << one.name;
   }
   const std::vector<std::string> again = lines_of(stopped / "metrics.jsonl");
   ASSERT_EQ(again.size(), written.size());
@@ -205,6 +212,11 @@ void ResumedRunTest::expect_the_run_that_never_stopped() {
     EXPECT_EQ(one["step"], two["step"]);
     EXPECT_EQ(one.value("loss", 0.0), two.value("loss", 0.0)) << "step " << one["step"];
   }
+}
+
+TEST_F(ResumedRunTest, HasTheSameBitsWhereScalesAloneTrain) {
+  options_.quant.weights = "scales";
+  expect_the_run_that_never_stopped();
 }
 
 TEST_F(ResumedRunTest, HasTheSameBits) { expect_the_run_that_never_stopped(); }
@@ -441,6 +453,10 @@ TEST_F(TrainerTest, ImpossibleOptionsAreUsageErrors) {
   options_.max_tokens = 10;
   EXPECT_NE(error_of([&] { train("run"); }, 2).find("max_tokens"), std::string::npos);
   options_.max_tokens = 512;
+  options_.quant.weights = "scales";
+  options_.device.cuda = true;
+  EXPECT_NE(error_of([&] { train("run"); }, 2).find("on the CPU only"), std::string::npos);
+  options_.device.cuda = false;
   options_.loss.kind = "k1";
   EXPECT_NE(error_of([&] { train("run"); }, 2).find("did you mean 'kl'"), std::string::npos);
   options_.loss.kind = "kl";

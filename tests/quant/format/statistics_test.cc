@@ -182,6 +182,27 @@ TEST(CompareRows, RefusesWhatHasNoCodec) {
   EXPECT_THROW(compare_rows(a.tensor, a.tensor, rows), Error);
 }
 
+TEST(CountEqualCodes, SeesCodesNotScales) {
+  std::vector<float> weights = gaussian_row(7, 0.02f);
+  const Format& format = require_format(GgmlType::kQ3_K);
+  std::vector<std::byte> blocks = encode(format, weights, {}, EncodeMethod::kGgml);
+  const Owned a(GgmlType::kQ3_K, kRowLength, blocks);
+  std::vector<float> scales = scales_of(format, blocks);
+  for (float& scale : scales) scale *= 1.25f;
+  format.set_scales(scales.data(), blocks.data(), kRowLength / format.block_size);
+  const Owned rescaled(GgmlType::kQ3_K, kRowLength, blocks);
+  blocks[40] ^= std::byte{0x05};  // two codes' low bits
+  const Owned changed(GgmlType::kQ3_K, kRowLength, blocks);
+  const std::vector<int64_t> rows = {0};
+  EXPECT_EQ(count_equal_codes(a.tensor, rescaled.tensor, rows), kRowLength);
+  EXPECT_EQ(count_equal_codes(a.tensor, changed.tensor, rows), kRowLength - 2);
+  const Owned other(GgmlType::kQ4_K, kRowLength,
+                    encode(require_format(GgmlType::kQ4_K), weights, {}, EncodeMethod::kGgml));
+  EXPECT_EQ(count_equal_codes(a.tensor, other.tensor, rows), std::nullopt);
+  const Owned floats = float_tensor(2, {1, 2});
+  EXPECT_EQ(count_equal_codes(floats.tensor, floats.tensor, rows), std::nullopt);
+}
+
 TEST(SampleRows, TakesAllThatFit) {
   EXPECT_EQ(sample_rows(3, 10, 30), (std::vector<int64_t>{0, 1, 2}));
   EXPECT_EQ(sample_rows(1, 1000, 30), (std::vector<int64_t>{0}));

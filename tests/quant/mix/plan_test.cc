@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "quant/mix/quantize_file.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/quant/mix/model_file.h"
 
@@ -329,6 +330,47 @@ TEST(PlanJson, HostileTextIsRefusedWithItsPlace) {
             "plan: tensor 0: 'w': 'shape': impossible dimension 18446744073709551615");
   EXPECT_EQ(with("[32, 2]", "[32, 1, 1, 1, 1]"),
             "plan: tensor 0: 'w': 'shape': wants an array of at most 4 dimensions");
+}
+
+TEST(PlanLike, TakesTheTypesOfAnotherFile) {
+  const TemporaryFolder folder;
+  const std::string source_path = folder.file("f32.gguf"), path = folder.file("q.gguf");
+  const auto weight = [](size_t, int64_t i) { return static_cast<float>(i % 17) - 8.0f; };
+  write_model(source_path, metadata_of("llama", 1),
+              {{"token_embd.weight", {256, 8}}, {"blk.0.attn_v.weight", {256, 4}}}, weight);
+  const GgufFile source = GgufFile::open(source_path);
+  PlanOptions options;
+  options.type_name = "Q3_K_M";
+  quantize_file(source, make_plan(source, options), EncodeMethod::kGgml, path);
+  const GgufFile file = GgufFile::open(path);
+  const Plan plan = plan_like(source, file);
+  EXPECT_EQ(plan.type_name, "Q3_K_M");
+  EXPECT_EQ(plan.file_type, 12);
+  ASSERT_EQ(plan.entries.size(), 2u);
+  for (const PlanEntry& entry : plan.entries) {
+    EXPECT_EQ(entry.source, GgmlType::kF32);
+    EXPECT_EQ(entry.target, file.tensor(entry.tensor).type);
+  }
+
+  const auto refusal = [&](const Tensors& tensors) {
+    const std::string other = folder.file("other.gguf");
+    write_model(other, metadata_of("llama", 1), tensors, weight);
+    try {
+      plan_like(source, GgufFile::open(other));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.exit_code(), 2);
+      return std::string(error.what()).substr(other.size());
+    }
+    return std::string("none");
+  };
+  EXPECT_EQ(refusal({{"token_embd.weight", {256, 8}}}),
+            ": has no tensor 'blk.0.attn_v.weight', which " + source_path + " has");
+  EXPECT_EQ(refusal({{"token_embd.weight", {256, 8}}, {"blk.0.attn_v.weight", {256, 5}}}),
+            ": tensor 'blk.0.attn_v.weight' has another shape than in " + source_path);
+  EXPECT_EQ(refusal({{"token_embd.weight", {256, 8}},
+                     {"blk.0.attn_v.weight", {256, 4}},
+                     {"output.weight", {256, 8}}}),
+            ": has tensor 'output.weight', which " + source_path + " lacks");
 }
 
 }  // namespace
