@@ -189,23 +189,23 @@ void write_job(const Job& job, GgufWriter& writer) {
   const int64_t most = std::max<int64_t>(1, kPieceWeights / job.row_length);
   const int64_t stride = row_bytes(job.target, job.row_length);
   const std::string frame = frame_of(*job.tensor);
-  writer.write_pieces([&](const GgufWriter::Put& put) {
-    parallel_for(job.rows, most, [&](int64_t begin, int64_t end) {
-      std::vector<std::byte> gathered;
-      std::vector<float> weights;
-      for (int64_t first = begin; first < end; first += most) {
-        const int64_t count = std::min(most, end - first);
-        const auto rows = source_rows(job, first, count, gathered);
-        // Decoded even where the type stays: a NaN is noticed here, not by who uses the file.
-        weights.resize(static_cast<size_t>(count * job.row_length));
-        with_frame(frame, [&] {
-          decode_tensor(job.source, rows, weights);
-          put(first * stride,
-              encode_tensor(job.target, weights, job.row_length, {}, EncodeMethod::kRtn, first));
-        });
-      }
-    });
+  writer.begin_pieces();
+  parallel_for(job.rows, most, [&](int64_t begin, int64_t end) {
+    std::vector<std::byte> gathered;
+    std::vector<float> weights;
+    for (int64_t first = begin; first < end; first += most) {
+      const int64_t count = std::min(most, end - first);
+      const auto rows = source_rows(job, first, count, gathered);
+      // Decoded even where the type stays: a NaN is noticed here, not by who uses the file.
+      weights.resize(static_cast<size_t>(count * job.row_length));
+      with_frame(frame, [&] {
+        decode_tensor(job.source, rows, weights);
+        writer.put(first * stride, encode_tensor(job.target, weights, job.row_length, {},
+                                                 EncodeMethod::kRtn, first));
+      });
+    }
   });
+  writer.end_pieces();
   job.tensor->file->release(*job.tensor->entry);
 }
 
