@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
@@ -25,13 +24,12 @@
 #include "training/memory_estimate.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
+#include "training/options_json.h"
 #include "training/schedule.h"
 #include "training/stored_start.h"
 
 namespace nibble {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 /// The most that a teacher's states may take.
 constexpr int64_t kMaxTeacherBytes = int64_t{1} << 30;
@@ -57,47 +55,6 @@ void check_options(const TrainOptions& options) {
                options.batch_tokens);
   if (options.quant.weights == "scales" && options.device.cuda)
     fail_usage("quant.weights: scales alone train on the CPU only");
-}
-
-Json to_json(const TrainOptions& o) {
-  return {{"data",
-           {{"files", o.data.files},
-            {"text_field", o.data.text_field},
-            {"sequence_length", o.data.sequence_length},
-            {"held_out", o.data.held_out},
-            {"max_bytes", o.data.max_bytes}}},
-          {"loss",
-           {{"kind", o.loss.kind},
-            {"ce_weight", o.loss.ce_weight},
-            {"chunk_positions", o.loss.chunk_positions}}},
-          {"optimizer",
-           {{"learning_rate", o.optimizer.learning_rate},
-            {"scale_learning_rate", o.optimizer.scale_learning_rate},
-            {"relative", o.optimizer.relative},
-            {"weight_decay", o.optimizer.weight_decay},
-            {"beta1", o.optimizer.beta1},
-            {"beta2", o.optimizer.beta2},
-            {"epsilon", o.optimizer.epsilon},
-            {"clip_norm", o.optimizer.clip_norm},
-            {"warmup", o.optimizer.warmup},
-            {"final_ratio", o.optimizer.final_ratio}}},
-          {"quant",
-           {{"type", o.quant.type},
-            {"scales", o.quant.scales},
-            {"initial", o.quant.initial},
-            {"calibration_tokens", o.quant.calibration_tokens},
-            {"weights", o.quant.weights},
-            {"init_file", o.quant.init_file}}},
-          {"batch_tokens", o.batch_tokens},
-          {"micro_batch_tokens", o.micro_batch_tokens},
-          {"max_tokens", o.max_tokens},
-          {"max_minutes", o.max_minutes},
-          {"evaluate_every", o.evaluate_every},
-          {"early_stop", o.early_stop},
-          {"checkpoint_every", o.checkpoint_every},
-          {"dtype", o.dtype},
-          {"activation_checkpointing", o.activation_checkpointing},
-          {"seed", o.seed}};
 }
 
 /// What a run is gone on from.
@@ -400,7 +357,7 @@ Checkpoint Run::state() const {
   checkpoint.best_held_out_loss = best_loss_;
   checkpoint.best_step = best_step_;
   checkpoint.plan = plan_;
-  checkpoint.options_json = to_json(options_).dump();
+  checkpoint.options_json = options_json(options_);
   checkpoint.tensors = student_->tensors();
   return checkpoint;
 }
@@ -489,7 +446,7 @@ TrainResult train(const GgufFile& source, const Plan& plan, const TrainOptions& 
   std::optional<Latest> latest = resume ? load_latest(run_dir) : std::nullopt;
   if (latest) {
     const Checkpoint& saved = latest->checkpoint;
-    check(saved.options_json == to_json(options).dump() && saved.plan.to_json() == plan.to_json(),
+    check(saved.options_json == options_json(options) && saved.plan.to_json() == plan.to_json(),
           checkpoint_path(run_dir, latest->last_is_whole ? "last" : "previous"),
           ": was made with other options or another plan; train without --resume, or in a new "
           "folder");
