@@ -153,7 +153,8 @@ TEST_F(ConfigTest, ATypeThatIsOnlyDecodedNamesTheNearest) {
 
 TEST_F(ConfigTest, MissingFilesAndKeys) {
   EXPECT_EQ(error_of("data: {files: [a.txt]}\n"),
-            "f.yaml: model: is missing: name a GGUF file, or give new_model to train from scratch");
+            "f.yaml: model: is missing: name a GGUF file or a Hugging Face folder, or give "
+            "new_model to train from scratch");
   EXPECT_EQ(error_of("model: m.gguf\n"), "f.yaml: data.files: is missing and has no default");
   EXPECT_EQ(error_of("model: n.gguf\ndata: {files: [a.txt]}\n"),
             "f.yaml:1:8: model: no such file: n.gguf");
