@@ -16,15 +16,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXACT = ["-fa", "off", "-ctk", "f32", "-ctv", "f32"]
 
 
-def llama_perplexity(llama_bin, llama_env, model, base, text, ctx, *flags):
+def llama_perplexity(run_llama, model, base, text, ctx, *flags):
     """llama-perplexity's figures of a model against a base file that nibble wrote."""
-    result = subprocess.run(
-        [llama_bin("llama-perplexity"), "-m", model, "-f", text, "-c", str(ctx), "-b", str(ctx), "-t", "2",
-         "--kl-divergence-base", base, "--kl-divergence", *flags],
-        env=llama_env, capture_output=True, text=True, timeout=540, stdin=subprocess.DEVNULL,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-3000:]
+    output = "".join(run_llama(
+        "llama-perplexity", "-m", model, "-f", text, "-c", ctx, "-b", ctx, "-t", 2, "--kl-divergence-base", base,
+        "--kl-divergence", *flags, until=r"(?s)Mean PPL\(Q\).*Mean PPL\(base\).*Mean\s+KLD",
+    ))
     number = r"\s*:\s*(-?[\d.eE+-]+)"
     return {
         "mean_kld": float(re.search(r"Mean\s+KLD" + number, output).group(1)),
@@ -78,16 +75,16 @@ def shipped(request):
     return request.getfixturevalue(request.param)
 
 
-def test_float32_form_has_the_same_logits(shipped, llama_bin, llama_env):
-    theirs = llama_perplexity(llama_bin, llama_env, shipped.float32, shipped.base, shipped.text, shipped.ctx, *EXACT)
+def test_float32_form_has_the_same_logits(shipped, run_llama):
+    theirs = llama_perplexity(run_llama, shipped.float32, shipped.base, shipped.text, shipped.ctx, *EXACT)
     # The base file's 16 bits leave about 1e-6; a wrong weight, rope or norm costs 1e-2 and more.
     assert abs(theirs["mean_kld"]) < 1e-4, theirs
     # Both sum the same terms in another order: six digits.
     assert theirs["ppl"] == pytest.approx(shipped.figures["ppl"], rel=1e-4)
 
 
-def test_as_shipped_differs_by_activation_rounding_only(shipped, llama_bin, llama_env):
-    theirs = llama_perplexity(llama_bin, llama_env, shipped.exported, shipped.base, shipped.text, shipped.ctx, *EXACT)
+def test_as_shipped_differs_by_activation_rounding_only(shipped, run_llama):
+    theirs = llama_perplexity(run_llama, shipped.exported, shipped.base, shipped.text, shipped.ctx, *EXACT)
     assert abs(theirs["mean_kld"]) < 0.01, theirs
     assert theirs["ppl"] == pytest.approx(shipped.figures["ppl"], rel=0.01)
 
@@ -106,10 +103,10 @@ def test_float32_form_is_llama_quantizes(stories, llama_bin, llama_env, tmp_path
     assert found == wanted
 
 
-def test_the_measure_sees_a_wrong_model(stories, report_run, llama_bin, llama_env):
+def test_the_measure_sees_a_wrong_model(stories, report_run, run_llama):
     """Negative control: the untrained rounding of the same model is another model, and the figures say so."""
     other = next(report_run.glob("*-Q4_0-ggml.gguf"))
-    theirs = llama_perplexity(llama_bin, llama_env, other, stories.base, stories.text, stories.ctx, *EXACT)
+    theirs = llama_perplexity(run_llama, other, stories.base, stories.text, stories.ctx, *EXACT)
     assert theirs["mean_kld"] > 0.01, theirs
 
 
