@@ -13,6 +13,12 @@
 
 namespace nibble {
 
+/// A flag that is known but not taken, and why.
+struct RefusedFlag {
+  const char* name;
+  const char* reason;
+};
+
 /// Adds --help and parses. Nothing when help was asked for, which is then on stdout: the options of
 /// the unnamed group (positional arguments belong in another, so that they are not listed as
 /// options), then `examples`. Throws Error (usage) for an unknown option, a bad value, or an

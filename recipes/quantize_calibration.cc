@@ -10,11 +10,6 @@
 namespace nibble {
 namespace {
 
-struct RefusedFlag {
-  const char* name;
-  const char* reason;
-};
-
 constexpr RefusedFlag kRefusedFlags[] = {
     {"imatrix", "it finds out by itself which columns matter"},
     {"include-weights", "it takes no importance matrix"},

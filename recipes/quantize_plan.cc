@@ -11,14 +11,10 @@
 #include "io/atomic_file.h"
 #include "quant/mix/file_type.h"
 #include "quant/mix/tensor_types.h"
+#include "recipes/arguments.h"
 
 namespace nibble {
 namespace {
-
-struct RefusedFlag {
-  const char* name;
-  const char* reason;
-};
 
 constexpr RefusedFlag kRefusedFlags[] = {
     {"max-buffer-size",

@@ -41,7 +41,7 @@ StartingPoints searched(Model& model, const Plan& plan, const Energies& energies
       const Format& format = format_of(plan, tensor);
       if (format.num_scales == 0) return;
       const torch::Tensor weights = model.find_weight(tensor)->value.detach().clone();
-      points[tensor] = {weights, searched_scales(format, weights, importance), {}};
+      points[tensor] = {weights, chosen_scales(format, weights, importance), {}};
     });
     progress.update(static_cast<int64_t>(points.size()));
   }

@@ -14,7 +14,7 @@ void start_weight(Weight& weight, GgmlType type, const torch::Tensor& hessian,
   const Format& format = require_format(type);
   if (format.num_scales == 0) return;
   const torch::Tensor original = weight.value.detach().contiguous();
-  const torch::Tensor scales = searched_scales(format, original, hessian.diagonal().contiguous());
+  const torch::Tensor scales = chosen_scales(format, original, hessian.diagonal().contiguous());
   GptqResult found = gptq(format, original, hessian, scales);
   weight.value.detach().copy_(found.rounded);
   points[weight.name] = {std::move(found.weights), std::move(found.scales), {}};

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "io/gguf.h"
+#include "quant/fake/on_grid.h"
 #include "quant/format/rows.h"
 
 namespace nibble {
@@ -40,9 +41,8 @@ FakeQuantizer stored_quantizer(const Weight& weight, GgmlType type, const Starti
             block_tensor(ptq_blocks(weight, type, method), weight.value.sizes().vec())};
   const StartingPoint& point = found->second;
   if (point.blocks.defined()) return {weight.name, format, point.blocks};
-  const FakeQuantizer rounded(weight.name, format, ScaleMode::kFrozen, point.weights,
-                              torch::ones_like(point.scales), point.scales);
-  return {weight.name, format, block_tensor(rounded.blocks(), weight.value.sizes().vec())};
+  return {weight.name, format,
+          block_tensor(encoded(format, point.weights, point.scales), weight.value.sizes().vec())};
 }
 
 std::unique_ptr<Model> load_stored(const std::string& path, StartingPoints& start) {

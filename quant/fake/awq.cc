@@ -35,7 +35,7 @@ double error_with(const std::vector<AwqMatrix>& matrices, const torch::Tensor& h
   for (const auto& [format, weights] : matrices) {
     if (format->num_scales == 0) continue;
     const torch::Tensor multiplied = weights * factors;
-    const torch::Tensor scales = searched_scales(*format, multiplied, importance);
+    const torch::Tensor scales = chosen_scales(*format, multiplied, importance);
     error += output_error(weights, fake_quantized(*format, multiplied, scales) / factors, hessian);
   }
   return error;

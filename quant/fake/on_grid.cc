@@ -21,14 +21,14 @@ void for_each_row(const Format& format, const torch::Tensor& weights,
 
 }  // namespace
 
-torch::Tensor searched_scales(const Format& format, const torch::Tensor& weights,
-                              const torch::Tensor& importance) {
+torch::Tensor chosen_scales(const Format& format, const torch::Tensor& weights,
+                            const torch::Tensor& importance, EncodeMethod method) {
   std::span<const float> shared;
   if (importance.defined())
     shared = {importance.const_data_ptr<float>(), static_cast<size_t>(importance.numel())};
   const std::vector<std::byte> blocks = encode_tensor(
       format.type, {weights.const_data_ptr<float>(), static_cast<size_t>(weights.numel())},
-      weights.size(1), shared, EncodeMethod::kSearch);
+      weights.size(1), shared, method);
   const int64_t row_blocks = weights.size(1) / format.block_size;
   torch::Tensor scales = torch::empty({weights.size(0), row_blocks * format.num_scales});
   format.scales_of(blocks.data(), scales.mutable_data_ptr<float>(), weights.size(0) * row_blocks);

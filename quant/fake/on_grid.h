@@ -12,10 +12,11 @@ namespace nibble {
 // Everywhere: weights [rows, in] float32, contiguous, on the CPU; scales [rows, blocks per row *
 // num_scales] float32, as Format::scales_of() gives them, of a format that has scales.
 
-/// The scales that search finds. importance: [in] float32, or undefined. Throws Error naming the
-/// row for weights that the format cannot hold.
-torch::Tensor searched_scales(const Format& format, const torch::Tensor& weights,
-                              const torch::Tensor& importance);
+/// The scales that an encoder chooses. importance: [in] float32, or undefined. Throws Error naming
+/// the row for weights that the format cannot hold.
+torch::Tensor chosen_scales(const Format& format, const torch::Tensor& weights,
+                            const torch::Tensor& importance,
+                            EncodeMethod method = EncodeMethod::kSearch);
 
 /// [rows, in]: what encoded() decodes to, without the blocks.
 torch::Tensor fake_quantized(const Format& format, const torch::Tensor& weights,

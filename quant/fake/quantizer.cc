@@ -8,10 +8,10 @@
 
 #include "base/checksum.h"
 #include "base/error.h"
+#include "quant/fake/on_grid.h"
 #include "quant/fake/pieces.h"
 #include "quant/fake/torch_device.h"
 #include "quant/format/kernels.h"
-#include "quant/format/rows.h"
 
 namespace nibble {
 namespace {
@@ -71,20 +71,11 @@ FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode m
   check_mode();
   check_shapes();
   if (mode_ == ScaleMode::kDynamic || format.num_scales == 0) return;
-  const torch::Tensor on_cpu = weights_.cpu();
-  const std::span<const float> values(on_cpu.const_data_ptr<float>(), on_cpu.numel());
-  std::span<const float> shared;
-  if (importance.defined()) {
-    check_float32(importance, name_, "importance", torch::kCPU);
-    shared = {importance.const_data_ptr<float>(), static_cast<size_t>(importance.numel())};
-  }
-  const std::vector<std::byte> blocks = with_frame("tensor '" + name_ + "'", [&] {
-    return encode_tensor(format.type, values, weights_.size(-1), shared, initial);
+  if (importance.defined()) check_float32(importance, name_, "importance", torch::kCPU);
+  const torch::Tensor scales = with_frame("tensor '" + name_ + "'", [&] {
+    return chosen_scales(format, weights_.cpu(), importance, initial);
   });
-  initial_scales_ =
-      torch::empty({weights_.size(0), num_blocks() / weights_.size(0) * format.num_scales});
-  format.scales_of(blocks.data(), initial_scales_.mutable_data_ptr<float>(), num_blocks());
-  initial_scales_ = initial_scales_.to(weights_.device());
+  initial_scales_ = scales.to(weights_.device());
   scale_ratios_ = torch::ones_like(initial_scales_);
 }
 

@@ -15,13 +15,19 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 SITE_PACKAGES = pathlib.Path(sysconfig.get_path("purelib"))
+PROGRAM = pathlib.Path(os.environ.get("NIBBLE", ROOT / "build" / "nibble"))
+
+
+def built_library(name):
+    """A shared library of tests/CMakeLists.txt, from the build that the tested program is of; None if not built."""
+    path = PROGRAM.resolve().parent / "tests" / f"lib{name}.so"
+    return ctypes.CDLL(str(path)) if path.exists() else None
 
 
 @pytest.fixture(scope="session")
 def nibble():
-    path = pathlib.Path(os.environ.get("NIBBLE", ROOT / "build" / "nibble"))
-    assert path.exists(), f"{path} is not built: run scripts/setup"
-    return path
+    assert PROGRAM.exists(), f"{PROGRAM} is not built: run scripts/setup"
+    return PROGRAM
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,22 @@
 """Block formats against ggml's own codecs (libggml-base by ctypes) and gguf-py: decode bit for bit, encode byte for byte.
 
-NIBBLE_FORMAT_C names the shared library of tests/interop/format_c.cc; without it, the newest one under build/ is used.
+nibble's are called in the shared library of tests/interop/format_c.cc.
 """
 
 import ctypes
-import os
-import pathlib
 
 import numpy as np
 import pytest
+from conftest import built_library
 
 GGML, RTN, SEARCH = 0, 1, 2
 ROW_LENGTH = 256
 
 
 def _load():
-    named = os.environ.get("NIBBLE_FORMAT_C")
-    root = pathlib.Path(__file__).resolve().parents[2]
-    built = sorted(root.glob("build/*/tests/libnibble_format_c.so"), key=lambda p: p.stat().st_mtime)
-    path = named or (built[-1] if built else None)
-    if path is None:
+    library = built_library("nibble_format_c")
+    if library is None:
         return None
-    library = ctypes.CDLL(str(path))
     library.nibble_num_formats.restype = ctypes.c_int64
     library.nibble_format_name.restype = ctypes.c_char_p
     library.nibble_encode.restype = ctypes.c_char_p
@@ -65,7 +60,7 @@ def _pointer(array):
 DECODERS = [Format(i) for i in range(LIBRARY.nibble_num_formats())] if LIBRARY else []
 FORMATS = [fmt for fmt in DECODERS if fmt.encodes]
 DECODE_ONLY = [fmt for fmt in DECODERS if not fmt.encodes]
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libnibble_format_c.so is not built (NIBBLE_FORMAT_C)")
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libnibble_format_c.so is not built")
 each_decoder = pytest.mark.parametrize("fmt", DECODERS, ids=lambda f: f.name)
 each_decode_only = pytest.mark.parametrize("fmt", DECODE_ONLY, ids=lambda f: f.name)
 each_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)

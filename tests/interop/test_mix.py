@@ -1,11 +1,10 @@
 """Which tensor gets which type: every file type against llama_model_quantize itself, refusals included.
 
-NIBBLE_PLAN_C names the shared library of tests/interop/plan_c.cc; without it, the newest one under build/ is used.
+nibble's plan is asked for in the shared library of tests/interop/plan_c.cc.
 """
 
 import ctypes
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -14,24 +13,22 @@ import sys
 import gguf_table
 import numpy as np
 import pytest
+from conftest import built_library
 from generated_llama import write_llama, write_skeleton
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
 def _load():
-    named = os.environ.get("NIBBLE_PLAN_C")
-    built = sorted(HERE.parents[1].glob("build/*/tests/libnibble_plan_c.so"), key=lambda p: p.stat().st_mtime)
-    path = named or (built[-1] if built else None)
-    if path is None:
+    library = built_library("nibble_plan_c")
+    if library is None:
         return None
-    library = ctypes.CDLL(str(path))
     library.nibble_plan.restype = ctypes.c_char_p
     return library
 
 
 LIBRARY = _load()
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libnibble_plan_c.so is not built (NIBBLE_PLAN_C)")
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libnibble_plan_c.so is not built")
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ TEST_F(AwqTest, ItsErrorIsThatOfTheFoldedAndRoundedMatrix) {
   const AwqFactors found = awq_factors({{&format, weights_}}, h, each_, kWidth);
   const torch::Tensor folded = weights_ * found.of_channels;
   const torch::Tensor scales =
-      searched_scales(format, folded, (h.diagonal() / found.of_channels.square()).contiguous());
+      chosen_scales(format, folded, (h.diagonal() / found.of_channels.square()).contiguous());
   const torch::Tensor back = fake_quantized(format, folded, scales) / found.of_channels;
   EXPECT_EQ(found.error, output_error(weights_, back, h));
   EXPECT_LE(found.error, found.error_without);

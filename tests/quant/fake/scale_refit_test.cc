@@ -22,7 +22,7 @@ class ScaleRefitTest : public testing::TestWithParam<const Format*> {
   /// The nearest codes for searched scales of weights that are `factor` times as large.
   OnGrid start(double factor) const {
     const torch::Tensor weights = weights_ * factor;
-    const torch::Tensor scales = searched_scales(format(), weights, {});
+    const torch::Tensor scales = chosen_scales(format(), weights, {});
     return {scales, fake_quantized(format(), weights, scales)};
   }
   torch::Tensor codes(const OnGrid& on_grid) const {
