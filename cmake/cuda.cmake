@@ -35,10 +35,18 @@ function(nibble_use_cuda target)
   target_link_libraries(${target} PRIVATE nibble_cudart)
 endfunction()
 
-# nibble_format_kernels(target): a source for the kernels of each format in formats.def, whose header is named after
-# it, so that they compile side by side and a changed format compiles alone.
-function(nibble_format_kernels target)
+# nibble_format_kernels(library): adds the kernels to quant/format's library, as objects that can be built alone
+# (nibble_kernels). Each format in formats.def has a source, whose header is named after it, so that they compile side
+# by side and a changed format compiles alone.
+function(nibble_format_kernels library)
   set(folder quant/format)
+  add_library(nibble_kernels OBJECT ${folder}/kernels.cu)
+  target_include_directories(nibble_kernels PRIVATE ${PROJECT_SOURCE_DIR})
+  nibble_use_cuda(nibble_kernels)
+  # One rounding per operation, as on the CPU; numbers (std::numeric_limits) from the same headers as the CPU's code.
+  target_compile_options(nibble_kernels PRIVATE -fmad=false -Xcompiler=-ffp-contract=off --expt-relaxed-constexpr)
+  target_link_libraries(${library} PRIVATE nibble_kernels)
+  set_source_files_properties(${folder}/kernels_absent.cc PROPERTIES HEADER_FILE_ONLY ON)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${folder}/formats.def)
   file(STRINGS ${folder}/formats.def rows REGEX "^NIBBLE_[A-Z_]+\\(")
   foreach(row ${rows})
@@ -55,6 +63,6 @@ function(nibble_format_kernels target)
 #include \"${folder}/format_kernels.cuh\"
 template ${instance};
 ")
-    target_sources(${target} PRIVATE ${source})
+    target_sources(nibble_kernels PRIVATE ${source})
   endforeach()
 endfunction()

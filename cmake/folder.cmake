@@ -1,14 +1,11 @@
 # nibble_folder(path [PART name patterns...] [TORCH] LINKS targets...): a static library nibble_<path with _> of the
-# .cc files in a folder (and of its .cu files when CUDA is on), but for those that an earlier PART took.
+# .cc files in a folder, but for those that an earlier PART took.
 # PART: a library nibble_<name> of the files that match, as "tokenizer*". TORCH: links LibTorch and uses its
 # precompiled header.
 function(nibble_folder path)
   cmake_parse_arguments(arg "TORCH" "" "LINKS;PART" ${ARGN})
   string(REPLACE "/" "_" name ${path})
   set(patterns *.cc *.h *.def)
-  if(NIBBLE_CUDA)
-    list(APPEND patterns *.cu)
-  endif()
   if(arg_PART)
     list(POP_FRONT arg_PART name)
     set(patterns ${arg_PART})

@@ -129,14 +129,15 @@ NIBBLE_HD SharedScales find_shared_scales(const SearchGroups<F>& block) {
   if constexpr (!F::kHasOffset) {
     const SharedUnit other = find_shared_unit<F>(block.steps, costs, largest_step, F::kTMin);
     return {other.loss < d.loss ? other.unit : d.unit, 0.0f};
+  } else {
+    PerGroup<F> downs;
+    NIBBLE_EACH_LANE (l, kGroups) {
+      const float t = snap_sub_scale<F>(block.steps[l] * inverse_of(d.unit));
+      downs[l] = block.down[l] + (d.unit * t - block.steps[l]) * block.levels[l];
+    }
+    const float* weights = block.tile.importance_sum;
+    return {d.unit, find_shared_unit<F>(downs, weights, largest_down, F::kTMax).unit};
   }
-  PerGroup<F> downs;
-  NIBBLE_EACH_LANE (l, kGroups) {
-    const float t = snap_sub_scale<F>(block.steps[l] * inverse_of(d.unit));
-    downs[l] = block.down[l] + (d.unit * t - block.steps[l]) * block.levels[l];
-  }
-  const float* weights = block.tile.importance_sum;
-  return {d.unit, find_shared_unit<F>(downs, weights, largest_down, F::kTMax).unit};
 }
 
 /// For each group the best of the integers around its nearest.

@@ -93,7 +93,7 @@ NIBBLE_HD void starting_grids(const GroupTile<F>& tile, int start, GroupScales<F
   const float share = kDeepest<F> / kCuts<F> * static_cast<float>(cuts);
   const float part = 0.5f * static_cast<float>((start + 2) % 3);
   NIBBLE_EACH_LANE (l, kNumGroups<F>) {
-    if (F::kHasOffset) {
+    if constexpr (F::kHasOffset) {
       const float min = tile.min[l] < 0.0f ? tile.min[l] : 0.0f;
       const float range = tile.max[l] - min, cut = range * share;
       const float offset = min + cut * part;

@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import pytest
 
-from test_model import BROKEN, TOLERANCE, largest_difference, llama_log_probs, rewrite
+from test_model import BROKEN, TOLERANCE, bos_token, largest_difference, llama_log_probs
 
 CHILD = pathlib.Path(__file__).with_name("transformers_child.py")
 CTX = 64
@@ -129,11 +129,6 @@ def make_model(shared, torch_env, tmp_path_factory):
     return make
 
 
-@pytest.fixture(params=MODELS)
-def model(request, make_model):
-    return make_model(request.param)
-
-
 def convert(run_nibble, folder, out, *arguments):
     result = run_nibble("convert", folder, out, "-q", *arguments)
     assert result.returncode == 0, result.stderr
@@ -144,56 +139,80 @@ def text_of(shared):
     return shared / "text" / "wikitext-2-raw" / "wiki.test.raw"
 
 
-def difference_to_transformers(run_nibble, torch_env, folder, path, shared, tmp_path):
-    """Largest |ln p(nibble on path) - ln p(transformers on folder)|."""
+class Converted:
+    """A model in float32 GGUF, what transformers computes with the folder that it came of, and where its tensors lie."""
 
-    def log_probs(tokens):
-        np.save(tmp_path / "tokens.npy", tokens)
-        run_child(torch_env, "log_probs", folder, tmp_path / "tokens.npy", tmp_path / "out.npy")
-        return np.load(tmp_path / "out.npy")
+    def __init__(self, folder, path, shared, torch_env):
+        self.folder, self.path, self._text, self._torch_env = folder, path, text_of(shared), torch_env
+        self.bos = bos_token(path)
+        self.tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
+        self._tokens = self._log_probs = None
 
-    return largest_difference(run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX, log_probs=log_probs)
+    def transformers_log_probs(self, tokens):
+        """Of the first tokens asked for; the others must be the same."""
+        if self._tokens is None:
+            asked, answer = self.path.with_name("tokens.npy"), self.path.with_name("log_probs.npy")
+            np.save(asked, tokens)
+            run_child(self._torch_env, "log_probs", self.folder, asked, answer)
+            self._tokens, self._log_probs = tokens, np.load(answer)
+        assert np.array_equal(tokens, self._tokens)
+        return self._log_probs
+
+    def difference(self, run_nibble, tmp_path, path=None, log_probs=None):
+        """Largest |ln p(nibble on path) - ln p| to what `log_probs` says, transformers if nothing else."""
+        return largest_difference(run_nibble, path or self.path, self._text, tmp_path, chunks=2, ctx=CTX, bos=self.bos,
+                                  log_probs=log_probs or self.transformers_log_probs)
 
 
-def test_log_probs_are_those_of_transformers(run_nibble, torch_env, model, shared, tmp_path):
-    path = convert(run_nibble, model, tmp_path / "f32.gguf", "--outtype", "f32")
-    assert difference_to_transformers(run_nibble, torch_env, model, path, shared, tmp_path) < TOLERANCE
+@pytest.fixture(scope="session")
+def converted(run_nibble, make_model, shared, torch_env, tmp_path_factory):
+    made = {}
+
+    def make(name):
+        if name not in made:
+            path = convert(run_nibble, make_model(name), tmp_path_factory.mktemp("f32") / "f32.gguf", "--outtype", "f32")
+            made[name] = Converted(make_model(name), path, shared, torch_env)
+        return made[name]
+
+    return make
 
 
-def test_log_probs_are_those_of_llama_cpp(run_nibble, model, shared, tmp_path):
-    path = convert(run_nibble, model, tmp_path / "f32.gguf", "--outtype", "f32")
+@pytest.mark.parametrize("name", MODELS)
+def test_log_probs_are_those_of_transformers(run_nibble, converted, name, tmp_path):
+    assert converted(name).difference(run_nibble, tmp_path) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_probs_are_those_of_llama_cpp(run_nibble, converted, name, tmp_path):
+    model = converted(name)
     # Of all our float32 comparisons the loosest that a family is held to; these reach 1e-4.
-    assert largest_difference(run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX) < 5e-3
+    assert model.difference(
+        run_nibble, tmp_path, log_probs=lambda tokens: llama_log_probs(model.path, tokens, tmp_path)) < 5e-3
 
 
 @pytest.mark.parametrize("name, part", [(name, part) for name, parts in PARTS.items() for part in parts])
-def test_no_part_can_be_left_out(run_nibble, torch_env, make_model, name, part, shared, tmp_path):
-    folder = make_model(name)
-    path = convert(run_nibble, folder, tmp_path / "f32.gguf", "--outtype", "f32")
+def test_no_part_can_be_left_out(run_nibble, converted, name, part, tmp_path):
+    model = converted(name)
     pattern, instead = PARTS[name][part]
-    dropped = []
-
-    def change(tensor, data):
-        if not re.match(pattern, tensor):
-            return data
-        dropped.append(tensor)
-        return instead(data)
-
-    broken = rewrite(path, tmp_path / "broken.gguf", change=change)
+    dropped = [tensor for tensor in model.tensors.values() if re.match(pattern, tensor.name)]
     assert dropped
-    assert difference_to_transformers(run_nibble, torch_env, folder, broken, shared, tmp_path) > BROKEN
+    broken = shutil.copy(model.path, tmp_path / "broken.gguf")
+    with open(broken, "r+b") as file:
+        for tensor in dropped:
+            file.seek(tensor.data_offset)
+            file.write(instead(tensor.data).tobytes())
+    assert model.difference(run_nibble, tmp_path, path=broken) > BROKEN
 
 
-def fields_of(path):
-    return {
+def contents_of(path):
+    """Keys with their types and values, tensors with their bytes."""
+    reader = gguf.GGUFReader(path)
+    fields = {
         name: ([kind.name for kind in field.types[:2]], field.contents())
-        for name, field in gguf.GGUFReader(path).fields.items()
+        for name, field in reader.fields.items()
         if not name.startswith("GGUF.")
     }
-
-
-def tensors_of(path):
-    return [(t.name, t.shape.tolist(), t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors]
+    return fields, [(t.name, t.shape.tolist(), t.tensor_type.name, t.data.tobytes()) for t in reader.tensors]
 
 
 def run_converter(converter, torch_env, folder, out, outtype):
@@ -204,21 +223,27 @@ def run_converter(converter, torch_env, folder, out, outtype):
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16"])
-def test_keys_and_bytes_are_those_of_llama_cpps_converter(run_nibble, torch_env, converter, model, outtype, tmp_path):
-    run_converter(converter, torch_env, model, tmp_path / "theirs.gguf", outtype)
-    convert(run_nibble, model, tmp_path / "ours.gguf", "--outtype", outtype)
-    ours, theirs = fields_of(tmp_path / "ours.gguf"), fields_of(tmp_path / "theirs.gguf")
+# Every family, and of each stored type every type asked for.
+@pytest.mark.parametrize(
+    "name, outtype",
+    [(name, outtype) for name in ("llama", "llama3", "mistral") for outtype in ("f32", "f16", "bf16")]
+    + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16")],
+)
+def test_keys_and_bytes_are_those_of_llama_cpps_converter(
+    run_nibble, torch_env, converter, make_model, name, outtype, tmp_path
+):
+    run_converter(converter, torch_env, make_model(name), tmp_path / "theirs.gguf", outtype)
+    convert(run_nibble, make_model(name), tmp_path / "ours.gguf", "--outtype", outtype)
+    (ours, a), (theirs, b) = contents_of(tmp_path / "ours.gguf"), contents_of(tmp_path / "theirs.gguf")
     assert list(ours) == list(theirs)
     for key in ours:
         assert ours[key] == theirs[key], key
-    a, b = tensors_of(tmp_path / "ours.gguf"), tensors_of(tmp_path / "theirs.gguf")
     assert [row[:3] for row in a] == [row[:3] for row in b]
     assert [row[0] for row, other in zip(a, b) if row[3] != other[3]] == []
 
 
 def test_auto_keeps_the_stored_type(run_nibble, torch_env, converter, make_model, tmp_path):
-    for name, wanted in [("llama", "F32"), ("mistral", "F16"), ("qwen2", "BF16")]:
+    for name, wanted in [("llama", "F32"), ("mistral", "F16"), ("llama3", "BF16")]:
         result = run_nibble("convert", make_model(name), tmp_path / "auto.gguf", "--json")
         assert json.loads(result.stdout)["type"] == wanted
         run_converter(converter, torch_env, make_model(name), tmp_path / "theirs.gguf", "auto")

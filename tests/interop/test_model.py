@@ -18,6 +18,7 @@ from kl_base import read_kl_base
 TOLERANCE = 1e-3
 # A broken model must miss by far more than the tolerance allows.
 BROKEN = 10 * TOLERANCE
+READ_IT = object()
 
 
 def llama_log_probs(model, tokens, folder):
@@ -41,16 +42,20 @@ def bos_token(model):
     return fields["tokenizer.ggml.bos_token_id"].contents()
 
 
-def largest_difference(run_nibble, model, text, folder, reference=None, chunks=3, ctx=512, log_probs=None):
+def largest_difference(
+    run_nibble, model, text, folder, reference=None, chunks=3, ctx=512, log_probs=None, bos=READ_IT
+):
     """Largest |ln p(nibble) - ln p(llama.cpp)| over the scored rows; `reference`: the model that llama.cpp runs;
-    `log_probs`: what to ask in llama.cpp's place, a function of tokens [chunks, ctx]."""
+    `log_probs`: what to ask in llama.cpp's place, a function of tokens [chunks, ctx]; `bos`: bos_token() if known,
+    which takes seconds for a large vocabulary."""
     result = run_nibble(
         "perplexity", model, text, "--ctx", ctx, "--chunks", chunks, "--kl-divergence-base", folder / "base.kld"
     )
     assert result.returncode == 0, result.stderr
     base = read_kl_base(folder / "base.kld")
     tokens = base.tokens.copy()
-    if (bos := bos_token(model)) is not None:
+    bos = bos_token(model) if bos is READ_IT else bos
+    if bos is not None:
         tokens[:, 0] = bos
     rows = slice(base.first, base.ctx - 1)
     theirs = log_probs(tokens) if log_probs else llama_log_probs(reference or model, tokens, folder)

@@ -61,7 +61,8 @@ def smollm2(smollm2_q4_1, run_nibble, shared, tmp_path_factory):
         "run", ROOT / "configs" / "smollm2_q4_0_wikitext.yaml", "--set", f"output={folder / 'run'}",
         "--set", f"model={smollm2_q4_1}", "--set", "max_tokens=512", "--set", "batch_tokens=256",
         "--set", "micro_batch_tokens=256", "--set", "data.sequence_length=256", "--set", "data.max_bytes=200000",
-        "--set", "evaluate_every=0", "--set", "checkpoint_every=0", "--set", "baselines=[ggml]",
+        "--set", "quant.initial=search", "--set", "evaluate_every=0", "--set", "checkpoint_every=0",
+        "--set", "baselines=[ggml]",
         "--set", "compare.types=[]", "--set", "compare.ctx=128", "--set", "compare.chunks=1", "--set", "prompts=[]",
         cwd=ROOT, timeout=580,
     )

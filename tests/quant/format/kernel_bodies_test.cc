@@ -94,7 +94,7 @@ void check_decode(const std::vector<std::byte>& blocks, const std::vector<float>
 
 template <class F, int kWeights, class Out>
 void check_decode_to(const std::vector<std::byte>& blocks, const std::vector<float>& expected,
-                     uint16_t (*convert)(float)) {
+                     const auto& convert) {
   const auto num_weights = static_cast<int64_t>(expected.size());
   std::vector<Out> out(expected.size());
   for (int64_t lane = 0; lane < num_lanes(num_weights, kWeights); ++lane)
@@ -195,10 +195,12 @@ void check_bodies(int64_t num_blocks) {
   const std::vector<float> decoded = decode(format, blocks);
   check_decode<F, 1>(blocks, decoded);
   check_decode<F, kVectorFloats>(blocks, decoded);
-  check_decode_to<F, 1, Float16>(blocks, decoded, float_to_float16);
-  check_decode_to<F, 8, Float16>(blocks, decoded, float_to_float16);
-  check_decode_to<F, 1, Bfloat16>(blocks, decoded, float_to_bfloat16);
-  check_decode_to<F, 8, Bfloat16>(blocks, decoded, float_to_bfloat16);
+  const auto to_float16 = [](float x) { return float_to_float16(x); };
+  const auto to_bfloat16 = [](float x) { return float_to_bfloat16(x); };
+  check_decode_to<F, 1, Float16>(blocks, decoded, to_float16);
+  check_decode_to<F, 8, Float16>(blocks, decoded, to_float16);
+  check_decode_to<F, 1, Bfloat16>(blocks, decoded, to_bfloat16);
+  check_decode_to<F, 8, Bfloat16>(blocks, decoded, to_bfloat16);
   check_encode<F>(weights, snapped, blocks);
   check_training<F, 1>(weights, initial, ratios);
   check_training<F, kVectorFloats>(weights, initial, ratios);
