@@ -216,10 +216,8 @@ def test_llama_cpp_loads_and_generates(exported, type_name):
 
 
 @pytest.mark.parametrize("type_name", ["Q4_0", "Q2_0"])
-def test_llama_completion_generates(exported, run_llama, type_name):
-    _, path = exported(type_name)
-    prompt = "Once upon a time"
-    run_llama("llama-completion", "-m", path, "-p", prompt, "-n", "16", "-no-cnv", "--temp", "0", until=prompt + r"\W+\w")
+def test_llama_completion_generates(exported, llama_generates, type_name):
+    llama_generates(exported(type_name)[1], "Once upon a time")
 
 
 def test_inspect_agrees_with_gguf(exported, run_nibble):

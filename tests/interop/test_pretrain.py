@@ -98,9 +98,8 @@ def test_llama_cpp_has_the_same_perplexity(pretrained, corpus, run_nibble, run_l
     assert json.loads(ours.stdout)["ppl"] < 200, "an untrained model has 512"
 
 
-def test_llama_cpp_generates(pretrained, run_llama):
-    run_llama("llama-completion", "-m", pretrained[1], "-p", "import ", "-n", "8", "-no-cnv", "--temp", "0",
-              until=r"import .*\w")
+def test_llama_cpp_generates(pretrained, llama_generates):
+    llama_generates(pretrained[1], "import ")
 
 
 def test_it_is_trained_onto_a_grid_next(pretrained, corpus, run_nibble):

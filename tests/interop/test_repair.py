@@ -76,9 +76,8 @@ def test_the_file_is_the_checkpoint(repaired, run_nibble, tmp_path):
     assert again.read_bytes() == trained.read_bytes()
 
 
-def test_llama_cpp_generates_from_it(repaired, run_llama):
-    run_llama("llama-completion", "-m", repaired[2], "-p", "Once upon a time", "-n", 16, "-no-cnv", "--temp", 0,
-              until="Once upon a time")
+def test_llama_cpp_generates_from_it(repaired, llama_generates):
+    llama_generates(repaired[2], "Once upon a time")
 
 
 def test_a_file_of_another_model_is_refused(run_nibble, stories260k, smollm2_q4_1, shared, tmp_path):

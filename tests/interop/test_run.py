@@ -66,14 +66,8 @@ def test_the_rounded_file_is_llama_quantizes(report_run, stories260k, llama_bin,
     assert found == wanted
 
 
-def test_llama_cpp_generates_from_the_trained_file(report_run, llama_bin, llama_env):
-    model = next(report_run.glob("*-Q4_0-trained.gguf"))
-    result = subprocess.run(
-        [llama_bin("llama-completion"), "-m", model, "-p", "Once upon a time", "-n", "16", "-no-cnv", "--temp", "0"],
-        env=llama_env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert len(result.stdout.strip()) > len("Once upon a time")
+def test_llama_cpp_generates_from_the_trained_file(report_run, llama_generates):
+    llama_generates(next(report_run.glob("*-Q4_0-trained.gguf")), "Once upon a time")
 
 
 def test_the_resolved_configuration_runs_again(report_run, run_nibble, tmp_path):
