@@ -26,7 +26,7 @@ def train(run_nibble, smollm2_q4_1, shared, tmp_path):
 
 @pytest.mark.parametrize(
     "tokens, settings",
-    [(512, ["dtype=float32"]), (1024, ["dtype=bfloat16"]), (512, ["dtype=float32", "activation_checkpointing=true"])],
+    [(512, ["dtype=float32"]), (512, ["dtype=bfloat16"]), (512, ["dtype=float32", "activation_checkpointing=true"])],
 )
 def test_the_prediction_is_within_a_tenth(train, tokens, settings):
     result = train(tokens, *settings)
@@ -39,9 +39,9 @@ SCALES = """
 model: {model}
 quant: {{weights: {weights}, initial: rtn}}
 data: {{files: [{text}], sequence_length: 512, max_bytes: 300000, held_out: 0.001}}
-batch_tokens: 1024
-micro_batch_tokens: 1024
-max_tokens: 2048
+batch_tokens: 512
+micro_batch_tokens: 512
+max_tokens: 1024
 evaluate_every: 0
 dtype: float32
 output: {output}
