@@ -14,10 +14,14 @@
 namespace nibble {
 namespace {
 
-/// The signal that ends a child which runs `body`, or minus its exit status.
+/// The signal that ends a child which runs `body`, or minus its exit status. It ignores none,
+/// though nohup or a shell's background job may have started the tests.
 int ending_of(const std::function<int()>& body) {
   const pid_t child = fork();
-  if (child == 0) _exit(body());
+  if (child == 0) {
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::signal(signal, SIG_DFL);
+    _exit(body());
+  }
   int status = 0;
   waitpid(child, &status, 0);
   return WIFSIGNALED(status) ? WTERMSIG(status) : -WEXITSTATUS(status);

@@ -24,12 +24,10 @@ def train(run_nibble, smollm2_q4_1, shared, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    "tokens, settings",
-    [(512, ["dtype=float32"]), (512, ["dtype=bfloat16"]), (512, ["dtype=float32", "activation_checkpointing=true"])],
-)
-def test_the_prediction_is_within_a_tenth(train, tokens, settings):
-    result = train(tokens, *settings)
+# Beside float32, all weights or scales alone, which the next test asks for.
+@pytest.mark.parametrize("settings", [["dtype=bfloat16"], ["dtype=float32", "activation_checkpointing=true"]])
+def test_the_prediction_is_within_a_tenth(train, settings):
+    result = train(512, *settings)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1)
@@ -59,7 +57,7 @@ def test_scales_alone_take_less_memory(run_nibble, smollm2_q4_1, shared, tmp_pat
         report = json.loads(result.stdout)
         peak[weights] = report["peak_bytes"]
         assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1), weights
-    # 0.66 was measured: the activations of 1,024 positions, teacher and W^ are the same in both.
+    # 0.66 was measured with 1,024 positions: their activations, teacher and W^ are the same in both.
     assert peak["scales"] <= 0.7 * peak["full"], peak
 
 

@@ -21,15 +21,20 @@ SHORT = [
 
 @pytest.fixture
 def start(nibble, stories260k, tmp_path):
-    """start(folder, *arguments) -> a process in a folder of its own, which hears Ctrl-C whoever started the tests."""
+    """start(folder, *arguments) -> a process in a folder of its own, which hears every signal whoever started the tests:
+    a background job ignores Ctrl-C, and what nohup started SIGHUP."""
     started = []
+
+    def hear():
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
 
     def run(name, *arguments):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         process = subprocess.Popen(
             [str(nibble), *map(str, arguments)], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=hear,
         )
         started.append(process)
         return process, folder / "run"
