@@ -7,6 +7,7 @@ import ctypes
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sysconfig
 
@@ -38,6 +39,12 @@ def run_nibble(nibble):
         )
 
     return run
+
+
+def hear_signals():
+    """For preexec_fn: a background job ignores Ctrl-C, and what nohup started SIGHUP; what is tested hears both."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -118,8 +125,10 @@ def llama_generates(run_llama):
     printed them, half of the time; after two hundred it did not."""
 
     def generate(model, prompt):
-        run_llama("llama-completion", "-m", model, "-p", prompt, "-n", 200, "-t", 1, "-no-cnv", "--temp", 0,
-                  until=re.escape(prompt) + r"\W*\w")
+        more = re.escape(prompt.strip()) + r"\W+\w"
+        stdout, _ = run_llama(
+            "llama-completion", "-m", model, "-p", prompt, "-n", 200, "-t", 1, "-no-cnv", "--temp", 0, until=more)
+        assert re.search(more, stdout)
 
     return generate
 

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from conftest import hear_signals
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "stories260k_q4_0.yaml"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,7 +106,7 @@ def test_a_stopped_control_is_gone_on_with(controlled, nibble, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
         [str(nibble), "run", str(CONFIG), *settings(folder)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stderr=subprocess.PIPE, preexec_fn=hear_signals,
     )
     metrics = folder / "control" / "metrics.jsonl"
     deadline = time.monotonic() + 120

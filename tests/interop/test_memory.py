@@ -24,10 +24,12 @@ def train(run_nibble, smollm2_q4_1, shared, tmp_path):
     return run
 
 
-# Beside float32, all weights or scales alone, which the next test asks for.
-@pytest.mark.parametrize("settings", [["dtype=bfloat16"], ["dtype=float32", "activation_checkpointing=true"]])
-def test_the_prediction_is_within_a_tenth(train, settings):
-    result = train(512, *settings)
+@pytest.mark.parametrize(
+    "tokens, settings",
+    [(512, ["dtype=float32"]), (1024, ["dtype=bfloat16"]), (1024, ["dtype=float32", "activation_checkpointing=true"])],
+)
+def test_the_prediction_is_within_a_tenth(train, tokens, settings):
+    result = train(tokens, *settings)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1)
@@ -37,9 +39,9 @@ SCALES = """
 model: {model}
 quant: {{weights: {weights}, initial: rtn}}
 data: {{files: [{text}], sequence_length: 512, max_bytes: 300000, held_out: 0.001}}
-batch_tokens: 512
-micro_batch_tokens: 512
-max_tokens: 1024
+batch_tokens: 1024
+micro_batch_tokens: 1024
+max_tokens: 2048
 evaluate_every: 0
 dtype: float32
 output: {output}
@@ -57,7 +59,7 @@ def test_scales_alone_take_less_memory(run_nibble, smollm2_q4_1, shared, tmp_pat
         report = json.loads(result.stdout)
         peak[weights] = report["peak_bytes"]
         assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1), weights
-    # 0.66 was measured with 1,024 positions: their activations, teacher and W^ are the same in both.
+    # 0.66 was measured: the activations of 1,024 positions, teacher and W^ are the same in both.
     assert peak["scales"] <= 0.7 * peak["full"], peak
 
 

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from conftest import hear_signals
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "stories260k_q4_0.yaml"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,20 +23,15 @@ SHORT = [
 
 @pytest.fixture
 def start(nibble, stories260k, tmp_path):
-    """start(folder, *arguments) -> a process in a folder of its own, which hears every signal whoever started the tests:
-    a background job ignores Ctrl-C, and what nohup started SIGHUP."""
+    """start(folder, *arguments) -> a process in a folder of its own, which hears every signal whoever started the tests."""
     started = []
-
-    def hear():
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
 
     def run(name, *arguments):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         process = subprocess.Popen(
             [str(nibble), *map(str, arguments)], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=hear,
+            preexec_fn=hear_signals,
         )
         started.append(process)
         return process, folder / "run"
