@@ -12,6 +12,7 @@ namespace nibble {
 namespace {
 
 std::atomic<bool> all_quiet{false};
+std::atomic<int> unfinished{0};
 
 constexpr auto kTerminalPeriod = std::chrono::milliseconds(100);
 constexpr auto kLogPeriod = std::chrono::seconds(10);
@@ -30,6 +31,7 @@ Progress::Progress(std::string title, int64_t total, std::string unit)
       total_(total),
       start_(std::chrono::steady_clock::now()),
       drawn_(start_),
+      inner_(unfinished++ > 0),
       terminal_(isatty(STDERR_FILENO)) {}
 
 Progress::~Progress() { finish(); }
@@ -54,11 +56,12 @@ void Progress::update(int64_t done, std::string_view note) {
 void Progress::finish() {
   if (finished_) return;
   finished_ = true;
+  --unfinished;
   if (terminal_ ? done_ > 0 : drew_) draw(true);
 }
 
 void Progress::draw(bool last) {
-  if (all_quiet) return;
+  if (all_quiet || inner_) return;
   drew_ = true;
   const auto now = std::chrono::steady_clock::now();
   const double share = total_ > 0 ? std::min(1.0, static_cast<double>(done_) / total_) : 0.0;

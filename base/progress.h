@@ -11,7 +11,8 @@ namespace nibble {
 
 class Progress {
  public:
-  /// `total` steps of `unit` ("tensors", "steps", "chunks"), under a title. Nothing is drawn while quiet.
+  /// `total` steps of `unit` ("tensors", "steps", "chunks"), under a title. Nothing is drawn while quiet, nor inside of
+  /// another's work, which shows itself.
   Progress(std::string title, int64_t total, std::string unit);
   ~Progress();
   Progress(const Progress&) = delete;
@@ -32,7 +33,7 @@ class Progress {
   int64_t total_, done_ = 0;
   int64_t first_done_ = -1;  // of the first update: a resumed run does not begin at 0
   std::chrono::steady_clock::time_point start_, first_, drawn_;
-  bool terminal_, finished_ = false, drew_ = false;
+  bool inner_, terminal_, finished_ = false, drew_ = false;
 };
 
 /// 75 -> "1:15", 4000 -> "1:06:40".

@@ -102,6 +102,11 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"optimizer.clip_norm", &t.optimizer.clip_norm, 0, 1e6},
       {"optimizer.warmup", &t.optimizer.warmup, 0, 1},
       {"optimizer.final_ratio", &t.optimizer.final_ratio, 0, 1},
+      {"blockwise.tokens", &t.blockwise.tokens, 0, kMaxTokens},
+      {"blockwise.epochs", &t.blockwise.epochs, 1, 1000},
+      {"blockwise.batch_tokens", &t.blockwise.batch_tokens, 1, 1e9},
+      {"blockwise.learning_rate", &t.blockwise.learning_rate, 0, 1},
+      {"blockwise.scale_learning_rate", &t.blockwise.scale_learning_rate, 0, 1},
       {"batch_tokens", &t.batch_tokens, 1, 1e9},
       {"micro_batch_tokens", &t.micro_batch_tokens, 1, 1e9},
       {"max_tokens", &t.max_tokens, 1, kMaxTokens},
@@ -112,7 +117,11 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"dtype", &t.dtype, 0, 0, {"auto", "float32", "bfloat16"}},
       {"activation_checkpointing", &t.activation_checkpointing},
       {"seed", &t.seed},
-      {"baselines", &c.baselines, 0, 0, {"ggml", "search", "imatrix", "gptq", "awq", "rtn"}},
+      {"baselines",
+       &c.baselines,
+       0,
+       0,
+       {"ggml", "search", "imatrix", "gptq", "awq", "blockwise", "rtn"}},
       {"control", &c.control},
       {"compare.text", &c.compare.text},
       {"compare.ctx", &c.compare.ctx, 4, 1 << 20},
@@ -142,13 +151,18 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
       none, "quant.type is none",
       {"quant.weights", "quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
        "quant.output_tensor_type", "quant.token_embedding_type", "quant.tensor_type",
-       "quant.tensor_types", "init.file", "baselines", "control", "compare.matrix"});
+       "quant.tensor_types", "init.file", "blockwise.tokens", "baselines", "control",
+       "compare.matrix"});
   ignore(!none && t.quant.weights == "scales", "quant.weights is scales: nothing else trains",
          {"quant.scales", "optimizer.learning_rate", "optimizer.relative", "optimizer.weight_decay",
           "compare.matrix"});
   ignore(!none && !c.init_file().empty(), "init.file gives types, codes and scales",
          {"quant.type", "quant.pure", "quant.output_tensor_type", "quant.token_embedding_type",
-          "quant.tensor_type", "quant.tensor_types", "quant.initial", "quant.calibration_tokens"});
+          "quant.tensor_type", "quant.tensor_types", "quant.initial", "quant.calibration_tokens",
+          "blockwise.tokens"});
+  ignore(none || t.blockwise.tokens == 0, "blockwise.tokens is 0",
+         {"blockwise.epochs", "blockwise.batch_tokens", "blockwise.learning_rate",
+          "blockwise.scale_learning_rate"});
   ignore(none || t.quant.scales != "learned",
          "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
   ignore(!none && t.quant.scales == "dynamic",
@@ -156,7 +170,8 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
          {"quant.initial"});
   const bool calibrates = is_calibrated(t.quant.initial) ||
                           std::any_of(c.baselines.begin(), c.baselines.end(), is_calibrated);
-  ignore(!none && !calibrates, "neither quant.initial nor a baseline is gptq, awq or imatrix",
+  ignore(!none && !calibrates,
+         "neither quant.initial nor a baseline is gptq, awq, imatrix or blockwise",
          {"quant.calibration_tokens"});
   ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
   ignore(std::none_of(t.data.files.begin(), t.data.files.end(),
@@ -274,6 +289,13 @@ class Checker {
     if (t.max_tokens < t.batch_tokens)
       refuse("max_tokens", t.max_tokens, " is less than one step (batch_tokens ", t.batch_tokens,
              ')');
+    const BlockwiseOptions& b = t.blockwise;
+    if (b.tokens > 0 && b.batch_tokens % t.data.sequence_length != 0)
+      refuse("blockwise.batch_tokens", b.batch_tokens, " is no multiple of data.sequence_length ",
+             t.data.sequence_length);
+    if (b.tokens > 0 && b.tokens < b.batch_tokens)
+      refuse("blockwise.tokens", b.tokens, " is less than one step (blockwise.batch_tokens ",
+             b.batch_tokens, ')');
     if (config_.compare.chunks == 0) refuse("compare.chunks", "wants -1 (all) or at least 1");
   }
 

@@ -8,6 +8,7 @@
 #include "model/attention.h"
 #include "model/layers.h"
 #include "model/recompute.h"
+#include "quant/mix/rules.h"
 
 namespace nibble {
 namespace {
@@ -70,6 +71,14 @@ const LlamaArchitecture& require_architecture(const std::string& name) {
   for (const LlamaArchitecture& each : llama_architectures())
     known += concat(known.empty() ? "" : ", ", each.name);
   fail("unknown architecture '", name, "'; nibble has ", known);
+}
+
+/// Whether a model of these blocks, with or without what is around them, has the tensor.
+bool is_in_part(const std::string& name, const LlamaOptions& options, bool ends) {
+  if (name == kRopeDivisors) return true;
+  const std::optional<int64_t> block = layer_of(name);
+  if (!block) return ends;
+  return *block >= options.first_block && *block < options.first_block + options.shape.num_layers;
 }
 
 torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
@@ -194,7 +203,8 @@ void Llama::bind() {
   layers_.resize(options_.shape.num_layers);
   for (size_t i = 0; i < layers_.size(); ++i)
     for (const LlamaTensorRow& row : llama_tensor_rows())
-      layers_[i].*row.slot = find(layer_tensor(static_cast<int64_t>(i), row));
+      layers_[i].*row.slot =
+          find(layer_tensor(options_.first_block + static_cast<int64_t>(i), row));
 }
 
 std::vector<Weight*> Llama::weights() {
@@ -244,17 +254,25 @@ torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, cons
   return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_));
 }
 
-torch::Tensor Llama::hidden(const Batch& batch) {
+torch::Tensor Llama::embed(const Batch& batch) {
+  return embed_tokens(token_embedding_->value, batch.tokens.flatten().to(device()));
+}
+
+torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
   const Packing packing = pack_documents(batch);
   const torch::Tensor rotation = rope_.rotation(packing.positions.to(device()), packing.longest);
-  torch::Tensor x = embed_tokens(token_embedding_->value, batch.tokens.flatten().to(device()));
+  torch::Tensor states = x;
   for (const LlamaLayer& layer : layers_) {
     const auto run = [this, &layer, packing, rotation](const torch::Tensor& in) {
       return block(layer, in, packing, rotation);
     };
-    x = activation_checkpointing_ ? recompute_in_backward(run, x) : run(x);
+    states = activation_checkpointing_ ? recompute_in_backward(run, states) : run(states);
   }
-  return rms_norm(x, output_norm_->value, options_.norm_epsilon)
+  return states;
+}
+
+torch::Tensor Llama::hidden(const Batch& batch) {
+  return rms_norm(blocks(embed(batch), batch), output_norm_->value, options_.norm_epsilon)
       .view({batch.tokens.size(0), batch.tokens.size(1), options_.shape.width});
 }
 
@@ -311,9 +329,18 @@ std::unique_ptr<Model> Llama::copy() {
   return model;
 }
 
-std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device) {
+std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device,
+                                  const ModelPart& part) {
   LlamaOptions options = read_llama_options(file);
-  std::vector<std::unique_ptr<Weight>> weights = load_weights(file, llama_tensors(options), device);
+  const std::vector<TensorSpec> specs = llama_tensors(options);
+  options.first_block = part.first_block;
+  const int64_t following = options.shape.num_layers - part.first_block;
+  options.shape.num_layers = part.num_blocks < 0 ? following : part.num_blocks;
+  check(options.first_block >= 0 && options.shape.num_layers <= following, file.path(),
+        ": has no blocks ", part.first_block, " to ", part.first_block + part.num_blocks);
+  std::vector<std::unique_ptr<Weight>> weights =
+      load_weights(file, specs, device,
+                   [&](const std::string& name) { return is_in_part(name, options, part.ends); });
   const auto divisors = std::find_if(weights.begin(), weights.end(), [](const auto& weight) {
     return weight->name == kRopeDivisors;
   });

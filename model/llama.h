@@ -20,6 +20,7 @@ namespace nibble {
 
 struct LlamaOptions {
   ModelShape shape;
+  int64_t first_block = 0;  // of a model that has some of them: shape.num_layers from here on
   int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
   double norm_epsilon = 0;
   RopeOptions rope;
@@ -38,13 +39,17 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
 
 class Llama : public Model {
  public:
-  /// `weights` are those of llama_tensors(options), complete and of the right shapes.
+  /// `weights` are those of llama_tensors(options), of the right shapes; complete, or of a part of
+  /// the model.
   Llama(LlamaOptions options, std::vector<std::unique_ptr<Weight>> weights);
 
   const ModelShape& shape() const override { return options_.shape; }
   std::vector<Weight*> weights() override;
   torch::Tensor hidden(const Batch& batch) override;
+  torch::Tensor embed(const Batch& batch) override;
+  torch::Tensor blocks(const torch::Tensor& x, const Batch& batch) override;
   const torch::Tensor& output_weight() const override;
+  torch::Device device() const override { return weights_.front()->value.device(); }
   std::vector<ChannelLink> channel_links() override;
   std::unique_ptr<KvCache> new_cache() override;
   torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) override;
@@ -74,6 +79,7 @@ class Llama : public Model {
   torch::Dtype dtype_ = torch::kFloat32;
 };
 
-std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device);
+std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device,
+                                  const ModelPart& part = {});
 
 }  // namespace nibble

@@ -43,12 +43,15 @@ void check_model(const GgufFile& file) {
   check_tensors(file, llama_tensors(read_llama_options(file)));
 }
 
+ModelShape model_shape(const GgufFile& file) { return read_llama_options(file).shape; }
+
 ActivationBytes activation_bytes(const GgufFile& file, torch::Dtype dtype) {
   return llama_activation_bytes(read_llama_options(file), dtype);
 }
 
-std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device) {
-  return load_llama(file, device);
+std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device,
+                                  const ModelPart& part) {
+  return load_llama(file, device, part);
 }
 
 std::unique_ptr<Model> copy_model(Model& model) { return model.copy(); }

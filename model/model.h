@@ -70,10 +70,15 @@ class Model {
 
   /// [B, T, D] after the last norm: what the output matrix is applied to.
   virtual torch::Tensor hidden(const Batch& batch) = 0;
+  /// The steps of hidden(), N = B * T positions: [N, D] that enters the first block, and what
+  /// leaves the last one when `x` [N, D] enters the first. Of a model that was loaded in part, its
+  /// own blocks.
+  virtual torch::Tensor embed(const Batch& batch) = 0;
+  virtual torch::Tensor blocks(const torch::Tensor& x, const Batch& batch) = 0;
   /// [V, D]: output.weight, or token_embd.weight where tied.
   virtual const torch::Tensor& output_weight() const = 0;
   /// Where all weights lie, and what hidden() returns.
-  torch::Device device() const { return output_weight().device(); }
+  virtual torch::Device device() const { return output_weight().device(); }
   /// [B, T, V] float32.
   torch::Tensor logits(const Batch& batch);
 
@@ -132,15 +137,25 @@ struct ActivationBytes {
   int64_t num_blocks = 0;
 };
 
+/// Which of a file's weights to load: by default all.
+struct ModelPart {
+  int64_t first_block = 0;
+  int64_t num_blocks = -1;  // -1: all that follow
+  bool ends = true;         // what comes before the blocks and after them
+};
+
 /// Throws what load_model() would throw for the file's architecture and tensor table, without
 /// decoding a weight.
 void check_model(const GgufFile& file);
+/// From the file's metadata.
+ModelShape model_shape(const GgufFile& file);
 /// Of the file's model with matmuls in `dtype`, from its metadata.
 ActivationBytes activation_bytes(const GgufFile& file, torch::Dtype dtype);
 /// Loads the weights of a GGUF file of any type nibble decodes, as float32, frozen (no gradient).
 /// Throws for an unknown architecture, a missing tensor, or one of another shape than the metadata
 /// wants.
-std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device = torch::kCPU);
+std::unique_ptr<Model> load_model(const GgufFile& file, torch::Device device = torch::kCPU,
+                                  const ModelPart& part = {});
 /// As model.copy().
 std::unique_ptr<Model> copy_model(Model& model);
 

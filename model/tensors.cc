@@ -58,11 +58,14 @@ void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs) {
 
 std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
                                                   const std::vector<TensorSpec>& specs,
-                                                  torch::Device device) {
+                                                  torch::Device device,
+                                                  const std::function<bool(const std::string&)>&
+                                                      wanted) {
   check_tensors(file, specs);
   return with_frame(file.path(), [&] {
     std::vector<std::unique_ptr<Weight>> weights;
     for (const GgufTensor& tensor : file.tensors()) {
+      if (!wanted(tensor.name)) continue;
       with_frame(concat("tensor '", tensor.name, "'"),
                  [&] { weights.push_back(decode(tensor, device)); });
       file.release(tensor);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,10 +23,13 @@ struct TensorSpec {
 /// its spec, or one has no spec. Decodes nothing.
 void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs);
 
-/// Decodes every tensor of `file` to float32 on `device`, in file order, after check_tensors().
+/// Decodes every tensor of `file` that is wanted to float32 on `device`, in file order, after
+/// check_tensors().
 std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
                                                   const std::vector<TensorSpec>& specs,
-                                                  torch::Device device);
+                                                  torch::Device device,
+                                                  const std::function<bool(const std::string&)>&
+                                                      wanted);
 
 /// "[576 x 49152]", in ggml order.
 std::string shape_text(const std::vector<int64_t>& shape);

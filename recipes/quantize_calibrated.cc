@@ -1,4 +1,4 @@
-// nibble quantize --method gptq, awq: activations are made by LibTorch.
+// nibble quantize --method gptq, awq, blockwise: activations are made by LibTorch.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -37,7 +37,7 @@ std::vector<Batch> calibration_text(const QuantizeJob& job) {
   if (data.tokens.numel() < tokens)
     note(text, " has ", data.tokens.numel(), " tokens in whole sequences of ",
          options.sequence_length, ", fewer than the ", tokens, " of --calibration-tokens");
-  return calibration_batches(data, tokens, kSeed);
+  return calibration_batches(data, tokens, kSeed, calibration_batch_tokens(job.method));
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ constexpr RefusedFlag kRefusedFlags[] = {
     {"prune-layers", "the activations would be those of all layers"},
 };
 
-const std::vector<std::string> kCalibrated = {"gptq", "awq"};
-const std::vector<std::string> kMethods = {"ggml", "rtn", "search", "gptq", "awq"};
+const std::vector<std::string> kCalibrated = {"gptq", "awq", "blockwise"};
+const std::vector<std::string> kMethods = {"ggml", "rtn", "search", "gptq", "awq", "blockwise"};
 
 bool has(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -29,11 +29,11 @@ bool has(const std::vector<std::string>& names, const std::string& name) {
 
 void add_method_options(cxxopts::Options& options) {
   cxxopts::OptionAdder add = options.add_options();
-  add("method", "search, ggml, rtn, gptq or awq",
+  add("method", "search, ggml, rtn, gptq, awq or blockwise",
       cxxopts::value<std::string>()->default_value("search"), "M");
   add("calibration",
-      "of gptq and awq: the text whose activations they look at, a file (.jsonl: its rows' "
-      "\"text\")",
+      "of gptq, awq and blockwise: the text whose activations they look at, a file (.jsonl: its "
+      "rows' \"text\")",
       cxxopts::value<std::string>(), "TEXT");
   add("calibration-tokens", "sequences of so many tokens are drawn from it",
       cxxopts::value<int64_t>()->default_value("65536"), "N");
@@ -43,11 +43,11 @@ std::optional<CalibrationArguments> calibration_arguments(const cxxopts::ParseRe
   const std::string method = arguments["method"].as<std::string>();
   if (!has(kMethods, method))
     fail_usage("unknown method '", method, "'", did_you_mean(method, kMethods),
-               "; search, ggml, rtn, gptq and awq are there");
+               "; search, ggml, rtn, gptq, awq and blockwise are there");
   if (!has(kCalibrated, method)) {
     for (const char* name : {"calibration", "calibration-tokens"})
       if (arguments.count(name))
-        fail_usage("--", name, " is for --method gptq and awq, not for ", method);
+        fail_usage("--", name, " is for --method gptq, awq and blockwise, not for ", method);
     return std::nullopt;
   }
   for (const RefusedFlag& flag : kRefusedFlags)

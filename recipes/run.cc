@@ -114,17 +114,17 @@ const char* baseline_note(const std::string& method) {
        "rounded, with scales found by search that minds the training text's activations"},
       {"gptq", "rounded column by column, each making good for those before (GPTQ)"},
       {"awq", "rounded after its channels were scaled by their activations (AWQ)"},
+      {"blockwise", "trained block by block to give what the unquantized block gives"},
       {"rtn", "rounded to nearest, scales from the range"}};
   return kNotes.at(method);
 }
 
 /// What calibrated baselines see: the text that training sees.
-std::vector<Batch> baseline_text(const Run& run, const GgufFile& original) {
+PackedData baseline_text(const Run& run, const GgufFile& original) {
   const RunConfig& config = run.config;
   if (std::none_of(config.baselines.begin(), config.baselines.end(), is_calibrated)) return {};
   const auto tokenizer = Tokenizer::from_metadata(original.metadata());
-  return calibration_batches(TextData::load(config.train.data, *tokenizer, config.train.seed).train,
-                             config.train.quant.calibration_tokens, config.train.seed);
+  return TextData::load(config.train.data, *tokenizer, config.train.seed).train;
 }
 
 void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
@@ -133,11 +133,15 @@ void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
     run.add(run.report.baseline, run.init_file(), Role::kBaseline,
             "the file whose scales are trained");
   }
-  const std::vector<Batch> text = baseline_text(run, original);
+  const PackedData text = baseline_text(run, original);
+  const TrainOptions& train = run.config.train;
   for (const std::string& method : run.config.baselines) {
     const std::string file = run.path(concat(run.name, '-', run.type, '-', method, ".gguf"));
     if (is_calibrated(method))
-      quantize_calibrated(original, plan, method, text, file);
+      quantize_calibrated(original, plan, method,
+                          calibration_batches(text, train.quant.calibration_tokens, train.seed,
+                                              calibration_batch_tokens(method)),
+                          file);
     else
       quantize_file(original, plan, method_named(method), file, run.device());
     const bool first = run.report.baseline.empty();

@@ -8,13 +8,11 @@
 #include "quant/fake/on_grid.h"
 #include "quant/format/rows.h"
 #include "training/awq_start.h"
+#include "training/blockwise_file.h"
 #include "training/gptq_start.h"
 
 namespace nibble {
 namespace {
-
-/// Tokens that go through the model together: enough for the matmuls' full speed.
-constexpr int64_t kBatchTokens = 2048;
 
 /// A tensor as the model has it now, or nothing where search of the source does as well.
 std::optional<std::vector<std::byte>> bytes_of(const PlanEntry& entry, Model& model,
@@ -35,14 +33,19 @@ std::optional<std::vector<std::byte>> bytes_of(const PlanEntry& entry, Model& mo
 }  // namespace
 
 bool is_calibrated(std::string_view method) {
-  return method == "gptq" || method == "awq" || method == "imatrix";
+  return method == "gptq" || method == "awq" || method == "imatrix" || method == "blockwise";
 }
 
-std::vector<Batch> calibration_batches(const PackedData& data, int64_t tokens, uint64_t seed) {
+int64_t calibration_batch_tokens(std::string_view method) {
+  return method == "blockwise" ? 512 : 2048;
+}
+
+std::vector<Batch> calibration_batches(const PackedData& data, int64_t tokens, uint64_t seed,
+                                       int64_t batch_tokens) {
   const int64_t length = data.sequence_length();
   const int64_t count = std::clamp<int64_t>(tokens / length, 1, data.num_sequences());
   const std::vector<int64_t> rows = step_sequences(seed, 0, count, data.num_sequences());
-  const int64_t together = std::max<int64_t>(1, kBatchTokens / length);
+  const int64_t together = std::max<int64_t>(1, batch_tokens / length);
   std::vector<Batch> batches;
   for (int64_t first = 0; first < count; first += together)
     batches.push_back(
@@ -61,6 +64,7 @@ StartingPoints starting_points(std::string_view method, Model& model, const Plan
 QuantizeStats quantize_calibrated(const GgufFile& source, const Plan& plan,
                                   const std::string& method, const std::vector<Batch>& batches,
                                   const std::string& out_path) {
+  if (method == "blockwise") return quantize_blockwise(source, plan, batches, out_path);
   const auto start = std::chrono::steady_clock::now();
   with_frame(source.path(), [&] { check_encodable(plan); });
   const std::unique_ptr<Model> model = load_model(source);

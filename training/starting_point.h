@@ -12,7 +12,8 @@ namespace nibble {
 /// The state that a FakeQuantizer starts from: masters and scales, or stored blocks.
 struct StartingPoint {
   torch::Tensor weights;  // masters, [rows, in] float32
-  torch::Tensor scales;   // initial scales, [rows, blocks per row * num_scales] float32
+  // Initial scales, [rows, blocks per row * num_scales] float32; undefined where they are dynamic.
+  torch::Tensor scales;
   torch::Tensor blocks;   // [rows, bytes of a row] uint8
 };
 

@@ -73,8 +73,9 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
     }
     if (const auto point = start.find(weight->name); point != start.end()) {
       const StartingPoint& from = point->second;
-      trainable.quantizer.emplace(weight->name, require_format(entry->target), mode, from.weights,
-                                  torch::ones_like(from.scales), from.scales);
+      trainable.quantizer.emplace(
+          weight->name, require_format(entry->target), mode, from.weights,
+          from.scales.defined() ? torch::ones_like(from.scales) : torch::Tensor(), from.scales);
       continue;
     }
     trainable.quantizer.emplace(weight->name, require_format(entry->target), mode,

@@ -16,6 +16,7 @@
 #include "io/line_file.h"
 #include "io/mapped_file.h"
 #include "quant/fake/torch_device.h"
+#include "training/blockwise.h"
 #include "training/calibrate.h"
 #include "training/checkpoint.h"
 #include "training/data.h"
@@ -220,7 +221,14 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   else if (quant.type != "none" && is_calibrated(quant.initial) && quant.scales != "dynamic")
     start =
         starting_points(quant.initial, *model, plan,
-                        calibration_batches(data_.train, quant.calibration_tokens, options.seed));
+                        calibration_batches(data_.train, quant.calibration_tokens, options.seed,
+                                            calibration_batch_tokens(quant.initial)));
+  create_folders(run_dir_ + "/checkpoints");
+  if (fresh && quant.type != "none" && options.blockwise.tokens > 0)
+    start = blockwise_start(source, plan, options,
+                            calibration_batches(data_.train, options.blockwise.tokens, options.seed,
+                                                options.blockwise.batch_tokens),
+                            start, *model, run_dir_);
   student_ = std::make_unique<Student>(std::move(model), &plan, quant, start);
   learner_ = std::make_unique<Learner>(*student_, teacher_.get(), options);
 
@@ -236,7 +244,6 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
     held_out_.push_back(data_.held_out.at(rows));
   }
   held_out_teacher_.resize(held_out_.size());
-  create_folders(run_dir_ + "/checkpoints");
   if (fresh && quant.type != "none")
     write_model_file(run_start_path(run_dir_), source, plan, student_->tensors());
 }

@@ -56,11 +56,21 @@ struct QuantOptions {
   std::string init_file;
 };
 
+/// The stage before the end-to-end one (training/blockwise.h). A step is one batch_tokens.
+struct BlockwiseOptions {
+  int64_t tokens = 0;  // of training text that each block sees; 0: there is no such stage
+  int64_t epochs = 1;  // over them
+  int64_t batch_tokens = 1024;
+  double learning_rate = 1e-2;  // a share of each tensor's root mean square
+  double scale_learning_rate = 1e-3;
+};
+
 struct TrainOptions {
   DataOptions data;
   LossOptions loss;
   OptimizerOptions optimizer;
   QuantOptions quant;
+  BlockwiseOptions blockwise;
   int64_t batch_tokens = 1024;  // per step
   int64_t micro_batch_tokens = 1024;
   int64_t max_tokens = 100'000;  // the budget; steps = max_tokens / batch_tokens

@@ -185,7 +185,9 @@ TEST_F(ConfigTest, SettingsWithoutEffectAreErrors) {
             "f.yaml:4:16: compare.ctx: has no effect, since compare.text is not given");
   EXPECT_EQ(error_of(kSmall + "quant: {calibration_tokens: 100}\n"),
             "f.yaml:4:29: quant.calibration_tokens: has no effect, since neither quant.initial nor "
-            "a baseline is gptq, awq or imatrix");
+            "a baseline is gptq, awq, imatrix or blockwise");
+  EXPECT_NO_THROW(parse_config(
+      kSmall, "f.yaml", {"quant.calibration_tokens=100", "baselines=[blockwise]"}));
   for (const char* method : {"gptq", "awq", "imatrix"})
     for (const char* key : {"quant.initial=", "baselines="}) {
       const std::string value = key[0] == 'b' ? std::string("[") + method + "]" : method;
@@ -200,6 +202,10 @@ TEST_F(ConfigTest, SettingsWithoutEffectAreErrors) {
             "--set: control: has no effect, since compare.text is not given");
   EXPECT_EQ(error_of(kSmall, {"compare.matrix=[Q8_0]"}),
             "--set: compare.matrix: has no effect, since compare.text is not given");
+  EXPECT_EQ(error_of(kSmall, {"blockwise.epochs=2"}),
+            "--set: blockwise.epochs: has no effect, since blockwise.tokens is 0");
+  EXPECT_EQ(error_of(kSmall, {"quant.type=none", "blockwise.tokens=1024"}),
+            "--set: blockwise.tokens: has no effect, since quant.type is none");
   EXPECT_EQ(error_of(kSmall, {"data.held_out=0", "early_stop=3"}),
             "--set: early_stop: has no effect, since data.held_out is 0");
 }
@@ -209,6 +215,10 @@ TEST_F(ConfigTest, ImpossibleSizes) {
             "f.yaml:4:15: batch_tokens: 500 is less than one sequence (data.sequence_length 512)");
   EXPECT_EQ(error_of(kSmall + "batch_tokens: 1000\n"),
             "f.yaml:4:15: batch_tokens: 1000 is no multiple of data.sequence_length 512");
+  EXPECT_EQ(error_of(kSmall, {"blockwise.tokens=4096", "blockwise.batch_tokens=1000"}),
+            "--set: blockwise.batch_tokens: 1000 is no multiple of data.sequence_length 512");
+  EXPECT_EQ(error_of(kSmall, {"blockwise.tokens=600"}),
+            "--set: blockwise.tokens: 600 is less than one step (blockwise.batch_tokens 1024)");
   EXPECT_EQ(error_of(kSmall + "micro_batch_tokens: 768\n"),
             "f.yaml:4:21: micro_batch_tokens: must divide batch_tokens 1024, found 768");
   EXPECT_EQ(error_of(kSmall + "max_tokens: 100\n"),
@@ -368,6 +378,7 @@ TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
       "quant: {scales: dynamic}\n",
       "quant: {tensor_type: [attn_v=Q8_0]}\n",
       "quant: {type: none}\n",
+      "blockwise: {tokens: 4096, epochs: 3}\n",
       "loss: {kind: mix, ce_weight: 0.1}\noptimizer: {learning_rate: 3e-5}\n",
       "prompts: ['def f(x):\n\n  return', '<|im_start|>']\ncompare: {text: b.txt}\n"};
   for (const std::string& extra : endings) {
@@ -386,7 +397,8 @@ TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
     if (value == "\"\"" || value == "[]" || key == "output" || depend.count(key)) continue;
     if (key.starts_with("new_model.")) continue;  // in the place of a model, and all of it
     EXPECT_NO_THROW(
-        parse_config(kSmall, "f.yaml", {"compare.text=b.txt", "prompts=[p]", key + "=" + value}))
+        parse_config(kSmall, "f.yaml", {"compare.text=b.txt", "prompts=[p]",
+                                        "blockwise.tokens=4096", key + "=" + value}))
         << line;
   }
 }

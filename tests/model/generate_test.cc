@@ -23,6 +23,8 @@ class CountingModel final : public Model {
   const ModelShape& shape() const override { return shape_; }
   std::vector<Weight*> weights() override { return {}; }
   torch::Tensor hidden(const Batch&) override { fail("generation reads token by token"); }
+  torch::Tensor embed(const Batch& batch) override { return hidden(batch); }
+  torch::Tensor blocks(const torch::Tensor&, const Batch& batch) override { return hidden(batch); }
   const torch::Tensor& output_weight() const override { return output_; }
   std::unique_ptr<KvCache> new_cache() override { return std::make_unique<CountingCache>(); }
   torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) override {

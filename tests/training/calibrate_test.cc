@@ -41,7 +41,7 @@ class CalibrateTest : public testing::Test {
     data.sequence_length = 128;
     data.max_bytes = 200000;
     text_ = TextData::load(data, *Tokenizer::from_metadata(file_->metadata()), 1);
-    batches_ = calibration_batches(text_.train, 4096, 1);
+    batches_ = calibration_batches(text_.train, 4096, 1, 2048);
     held_out_ = text_.held_out.at({0, 1, 2, 3});
   }
   Plan plan(const std::string& type) const {
@@ -127,11 +127,11 @@ TEST_F(CalibrateTest, FilesHoldWhatTheMethodFound) {
 
 TEST_F(CalibrateTest, BatchesAreTheFirstThatTrainingSees) {
   const std::vector<int64_t> rows = step_sequences(1, 0, 20, text_.train.num_sequences());
-  const std::vector<Batch> batches = calibration_batches(text_.train, 20 * 128 + 5, 1);
+  const std::vector<Batch> batches = calibration_batches(text_.train, 20 * 128 + 5, 1, 2048);
   ASSERT_EQ(batches.size(), 2u);  // of 2048 tokens
   const torch::Tensor all = at::cat({batches[0].tokens, batches[1].tokens});
   EXPECT_TRUE(at::equal(all, text_.train.at(rows).tokens));
-  EXPECT_EQ(calibration_batches(text_.train, 1, 1).front().tokens.size(0), 1);
+  EXPECT_EQ(calibration_batches(text_.train, 1, 1, 2048).front().tokens.size(0), 1);
 }
 
 TEST_F(CalibrateTest, WithoutTextItSaysSo) {

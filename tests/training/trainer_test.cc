@@ -219,6 +219,12 @@ TEST_F(ResumedRunTest, HasTheSameBitsWhereScalesAloneTrain) {
   expect_the_run_that_never_stopped();
 }
 
+TEST_F(ResumedRunTest, HasTheSameBitsAfterABlockwiseStage) {
+  options_.blockwise.tokens = 1024;
+  options_.blockwise.batch_tokens = 128;
+  expect_the_run_that_never_stopped();
+}
+
 TEST_F(ResumedRunTest, HasTheSameBits) { expect_the_run_that_never_stopped(); }
 
 // From the second epoch on the teacher's states are those of the first, but for the resumed run,
