@@ -1,4 +1,4 @@
-"""PTQ that looks at activations (GPTQ, AWQ): the files in the real llama.cpp, beside search, as baselines of a run."""
+"""PTQ that looks at activations: the files in the real llama.cpp, beside search, as baselines of a run."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from generated_llama import write_llama
 from test_perplexity import F32_CACHE, assert_same_figures, figures, number_after
 from test_quantize import SHAPE
 
-METHODS = ["gptq", "awq"]
+METHODS = ["gptq", "awq", "blockwise"]
 CALIBRATION, HELD_OUT = "tinystories/train_v1_first2MiB.txt", "tinystories/valid_v1_nosep.txt"
 
 
@@ -79,7 +79,8 @@ def test_the_plan_is_that_of_the_other_methods(wide, type_name, method, quantize
     assert metadata.pop("nibble.method")[1] == method.encode()
     assert wanted_metadata.pop("nibble.method")[1] == b"search"
     assert repr(metadata) == repr(wanted_metadata)
-    # What sees no activations is searched for, every matrix of the blocks is not; AWQ moves factors out of norms.
+    # What sees no activations is searched for, every matrix of the blocks is not. AWQ moves factors out of norms; block
+    # by block they train.
     same = {name for name in tensors if tensors[name] == wanted[name]}
     norms = {name for name in tensors if name.startswith("blk.") and "_norm" in name}
     matrices = {name for name in tensors if name.startswith("blk.")} - norms
@@ -88,20 +89,21 @@ def test_the_plan_is_that_of_the_other_methods(wide, type_name, method, quantize
     assert run_nibble("verify", path).returncode == 0
 
 
+@pytest.mark.parametrize("method", ["gptq", "blockwise"])
 @pytest.mark.parametrize("type_name", ["Q4_0", "Q2_0"])
-def test_gptq_is_nearer_to_the_source_than_search(stories260k, type_name, quantized, run_nibble, held_out):
-    paths = [quantized(stories260k, type_name, method) for method in ["search", "gptq"]]
+def test_it_is_nearer_to_the_source_than_search(stories260k, type_name, method, quantized, run_nibble, held_out):
+    paths = [quantized(stories260k, type_name, each) for each in ["search", method]]
     result = run_nibble("compare", *paths, "--base", stories260k, "--text", held_out, "--ctx", 256, "--chunks", 20,
                         "--json")
     assert result.returncode == 0, result.stderr
-    search, gptq = (model["mean_kld"] for model in json.loads(result.stdout)["models"])
-    assert gptq < 0.9 * search
+    search, calibrated = (model["mean_kld"] for model in json.loads(result.stdout)["models"])
+    assert calibrated < 0.9 * search
 
 
 @pytest.mark.parametrize("arguments, status, said", [
     (["Q4_0", "--method", "gptq"], 2, "give --calibration TEXT"),
     (["Q4_0", "--method", "awq", "--calibration", "nowhere.txt"], 2, "no such file: nowhere.txt"),
-    (["Q4_0", "--calibration", "TEXT"], 2, "is for --method gptq and awq, not for search"),
+    (["Q4_0", "--calibration", "TEXT"], 2, "is for --method gptq, awq and blockwise, not for search"),
     (["Q4_0", "--method", "gptk"], 2, "(did you mean 'gptq'?)"),
     (["Q4_0", "--method", "gptq", "--calibration", "TEXT", "--imatrix", "x"], 2, "--imatrix does not go with"),
     (["Q4_0", "--method", "gptq", "--calibration", "TEXT", "--prune-layers", "1"], 2, "--prune-layers does not go"),
@@ -137,15 +139,16 @@ quant: {{type: Q4_0, initial: awq, calibration_tokens: 8192}}
 data: {{files: [{calibration}], sequence_length: 128, max_bytes: 400000}}
 batch_tokens: 512
 max_tokens: 2048
-baselines: [ggml, search, imatrix, gptq, awq]
+blockwise: {{tokens: 4096, batch_tokens: 256}}
+baselines: [ggml, search, imatrix, gptq, awq, blockwise]
 compare: {{text: {held_out}, ctx: 128, chunks: 8}}
 """)
     result = run_nibble("run", config, "--json", timeout=900)
     assert result.returncode == 0, result.stderr
     kld = {model["name"]: model["mean_kld"] for model in json.loads(result.stdout)["models"]}
-    for row in ["imatrix", "gptq", "awq"]:
+    for row in ["imatrix", "gptq", "awq", "blockwise"]:
         assert kld[f"Q4_0 {row}"] < kld["Q4_0 llama-quantize"], kld
-    # Four steps from where AWQ is: neither search's beginning nor the original's.
+    # Block by block and four steps from where AWQ is: neither search's beginning nor the original's.
     assert kld["Q4_0 trained"] < kld["Q4_0 awq"], kld
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "GPTQ" in page and "AWQ" in page
+    assert "GPTQ" in page and "AWQ" in page and "block by block" in page
