@@ -147,12 +147,11 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
     for (std::string& key : keys) ignored.push_back({std::move(key), reason});
   };
   const bool none = t.quant.type == "none";
-  ignore(
-      none, "quant.type is none",
-      {"quant.weights", "quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
-       "quant.output_tensor_type", "quant.token_embedding_type", "quant.tensor_type",
-       "quant.tensor_types", "init.file", "blockwise.tokens", "baselines", "control",
-       "compare.matrix"});
+  ignore(none, "quant.type is none",
+         {"quant.weights", "quant.scales", "quant.initial", "quant.calibration_tokens",
+          "quant.pure", "quant.output_tensor_type", "quant.token_embedding_type",
+          "quant.tensor_type", "quant.tensor_types", "init.file", "blockwise.tokens", "baselines",
+          "control", "compare.matrix"});
   ignore(!none && t.quant.weights == "scales", "quant.weights is scales: nothing else trains",
          {"quant.scales", "optimizer.learning_rate", "optimizer.relative", "optimizer.weight_decay",
           "compare.matrix"});

@@ -36,8 +36,8 @@ void ScratchFile::write_at(int64_t offset, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t written = ::pwrite(descriptor_, bytes.data(), bytes.size(), offset);
     if (written < 0 && errno == EINTR) continue;
-    check(written > 0, folder_, ": cannot write byte ", offset, " of a temporary file: ",
-          written < 0 ? std::strerror(errno) : "nothing was taken");
+    check(written > 0, folder_, ": cannot write byte ", offset,
+          " of a temporary file: ", written < 0 ? std::strerror(errno) : "nothing was taken");
     bytes = bytes.subspan(static_cast<size_t>(written));
     offset += written;
   }
@@ -47,8 +47,8 @@ void ScratchFile::read_at(int64_t offset, std::span<std::byte> bytes) const {
   while (!bytes.empty()) {
     const ssize_t taken = ::pread(descriptor_, bytes.data(), bytes.size(), offset);
     if (taken < 0 && errno == EINTR) continue;
-    check(taken > 0, folder_, ": cannot read byte ", offset, " of a temporary file: ",
-          taken < 0 ? std::strerror(errno) : "it ends there");
+    check(taken > 0, folder_, ": cannot read byte ", offset,
+          " of a temporary file: ", taken < 0 ? std::strerror(errno) : "it ends there");
     bytes = bytes.subspan(static_cast<size_t>(taken));
     offset += taken;
   }

@@ -56,11 +56,9 @@ void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs) {
   });
 }
 
-std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
-                                                  const std::vector<TensorSpec>& specs,
-                                                  torch::Device device,
-                                                  const std::function<bool(const std::string&)>&
-                                                      wanted) {
+std::vector<std::unique_ptr<Weight>> load_weights(
+    const GgufFile& file, const std::vector<TensorSpec>& specs, torch::Device device,
+    const std::function<bool(const std::string&)>& wanted) {
   check_tensors(file, specs);
   return with_frame(file.path(), [&] {
     std::vector<std::unique_ptr<Weight>> weights;

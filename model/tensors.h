@@ -25,11 +25,9 @@ void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs);
 
 /// Decodes every tensor of `file` that is wanted to float32 on `device`, in file order, after
 /// check_tensors().
-std::vector<std::unique_ptr<Weight>> load_weights(const GgufFile& file,
-                                                  const std::vector<TensorSpec>& specs,
-                                                  torch::Device device,
-                                                  const std::function<bool(const std::string&)>&
-                                                      wanted);
+std::vector<std::unique_ptr<Weight>> load_weights(
+    const GgufFile& file, const std::vector<TensorSpec>& specs, torch::Device device,
+    const std::function<bool(const std::string&)>& wanted);
 
 /// "[576 x 49152]", in ggml order.
 std::string shape_text(const std::vector<int64_t>& shape);

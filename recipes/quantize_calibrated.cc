@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -20,7 +21,7 @@ constexpr int64_t kSequence = 512;  // tokens, or the model's context where that
 constexpr int64_t kTextBytes = 32'000'000;
 constexpr uint64_t kSeed = 1;
 
-std::vector<Batch> calibration_text(const QuantizeJob& job) {
+CalibrationText calibration_text(const QuantizeJob& job) {
   const auto& [text, tokens] = *job.calibration;
   const GgufMetadata& metadata = job.source.metadata();
   const int64_t context = metadata.get_int_or(
@@ -32,12 +33,12 @@ std::vector<Batch> calibration_text(const QuantizeJob& job) {
   options.max_bytes = kTextBytes;
   const auto tokenizer =
       with_frame(job.source.path(), [&] { return Tokenizer::from_metadata(metadata); });
-  const PackedData data =
+  PackedData data =
       with_frame("--calibration", [&] { return TextData::load(options, *tokenizer, kSeed).train; });
   if (data.tokens.numel() < tokens)
     note(text, " has ", data.tokens.numel(), " tokens in whole sequences of ",
          options.sequence_length, ", fewer than the ", tokens, " of --calibration-tokens");
-  return calibration_batches(data, tokens, kSeed, calibration_batch_tokens(job.method));
+  return {std::move(data), tokens, kSeed};
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
-// nibble run: one YAML file in; PTQ baselines, a trained and exported model, their comparison and a
-// page to look at out.
+// nibble run: a YAML file in; PTQ baselines, a trained and exported model, a page that compares.
 #include <torch/version.h>
 
 #include <algorithm>
@@ -110,8 +109,7 @@ const char* baseline_note(const std::string& method) {
   static const std::map<std::string, const char*> kNotes = {
       {"ggml", "rounded: the bytes that llama-quantize writes"},
       {"search", "rounded, with scales found by search"},
-      {"imatrix",
-       "rounded, with scales found by search that minds the training text's activations"},
+      {"imatrix", "rounded, with scales by search that minds the training text's activations"},
       {"gptq", "rounded column by column, each making good for those before (GPTQ)"},
       {"awq", "rounded after its channels were scaled by their activations (AWQ)"},
       {"blockwise", "trained block by block to give what the unquantized block gives"},
@@ -120,11 +118,13 @@ const char* baseline_note(const std::string& method) {
 }
 
 /// What calibrated baselines see: the text that training sees.
-PackedData baseline_text(const Run& run, const GgufFile& original) {
-  const RunConfig& config = run.config;
-  if (std::none_of(config.baselines.begin(), config.baselines.end(), is_calibrated)) return {};
-  const auto tokenizer = Tokenizer::from_metadata(original.metadata());
-  return TextData::load(config.train.data, *tokenizer, config.train.seed).train;
+CalibrationText baseline_text(const Run& run, const GgufFile& original) {
+  const TrainOptions& train = run.config.train;
+  const std::vector<std::string>& methods = run.config.baselines;
+  if (std::none_of(methods.begin(), methods.end(), is_calibrated)) return {};
+  const TextData text =
+      TextData::load(train.data, *Tokenizer::from_metadata(original.metadata()), train.seed);
+  return {text.train, train.quant.calibration_tokens, train.seed};
 }
 
 void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
@@ -133,15 +133,11 @@ void make_baselines(Run& run, const GgufFile& original, const Plan& plan) {
     run.add(run.report.baseline, run.init_file(), Role::kBaseline,
             "the file whose scales are trained");
   }
-  const PackedData text = baseline_text(run, original);
-  const TrainOptions& train = run.config.train;
+  const CalibrationText text = baseline_text(run, original);
   for (const std::string& method : run.config.baselines) {
     const std::string file = run.path(concat(run.name, '-', run.type, '-', method, ".gguf"));
     if (is_calibrated(method))
-      quantize_calibrated(original, plan, method,
-                          calibration_batches(text, train.quant.calibration_tokens, train.seed,
-                                              calibration_batch_tokens(method)),
-                          file);
+      quantize_calibrated(original, plan, method, text, file);
     else
       quantize_file(original, plan, method_named(method), file, run.device());
     const bool first = run.report.baseline.empty();

@@ -32,8 +32,8 @@ TrainOptions stage_options(TrainOptions options) {
   return options;
 }
 
-/// A position's share of the loss for a squared error of 1 there, [N, 1]. A position whose target is
-/// zero says nothing.
+/// A position's share of the loss for a squared error of 1 there, [N, 1]. A position whose target
+/// is zero says nothing.
 torch::Tensor position_weights(const torch::Tensor& target) {
   const torch::Tensor energy = target.square().sum(1, /*keepdim=*/true);
   return at::where(energy > 0, energy.reciprocal(), torch::zeros_like(energy)) /
@@ -44,8 +44,8 @@ double loss_of(const torch::Tensor& difference, const torch::Tensor& weights) {
   return (difference.square() * weights).sum().item<double>();
 }
 
-/// As the next stage takes it up: masters in the middle of their codes. Training leaves many of them
-/// at the border between two codes (Nagel et al. 2022, "Overcoming Oscillations in
+/// As the next stage takes it up: masters in the middle of their codes. Training leaves many of
+/// them at the border between two codes (Nagel et al. 2022, "Overcoming Oscillations in
 /// Quantization-Aware Training"), and the first steps of an optimizer without moments would tip
 /// them over: on a llama of 6 million weights in Q2_0 the KLD doubled in ten steps of scales alone.
 StartingPoint start_from(const TrainedTensor& tensor) {

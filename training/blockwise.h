@@ -44,8 +44,8 @@ class Blockwise {
   int64_t num_blocks() const { return num_blocks_; }
   /// Not trained: the embedding, the output and the norm before it, on their grids.
   std::vector<TrainedTensor> take_ends();
-  /// Trains the next block; take_ends() comes before the first. Throws Error naming it when the loss
-  /// is not finite.
+  /// Trains the next block; take_ends() comes before the first. Throws Error naming it when the
+  /// loss is not finite.
   TrainedBlock train_block();
 
  private:
@@ -83,8 +83,8 @@ class Blockwise {
   Progress progress_;
 };
 
-/// All blocks, one after the other: where training goes on from, and in `model`, which `start` is for,
-/// the values of what is not quantized. Shows progress.
+/// All blocks, one after the other: where training goes on from, and in `model`, which `start` is
+/// for, the values of what is not quantized. Shows progress.
 StartingPoints blockwise_start(const GgufFile& source, const Plan& plan,
                                const TrainOptions& options, const std::vector<Batch>& batches,
                                const StartingPoints& start, Model& model,

@@ -62,8 +62,10 @@ StartingPoints starting_points(std::string_view method, Model& model, const Plan
 }
 
 QuantizeStats quantize_calibrated(const GgufFile& source, const Plan& plan,
-                                  const std::string& method, const std::vector<Batch>& batches,
+                                  const std::string& method, const CalibrationText& text,
                                   const std::string& out_path) {
+  const std::vector<Batch> batches =
+      calibration_batches(text.data, text.tokens, text.seed, calibration_batch_tokens(method));
   if (method == "blockwise") return quantize_blockwise(source, plan, batches, out_path);
   const auto start = std::chrono::steady_clock::now();
   with_frame(source.path(), [&] { check_encodable(plan); });

@@ -14,7 +14,7 @@ struct StartingPoint {
   torch::Tensor weights;  // masters, [rows, in] float32
   // Initial scales, [rows, blocks per row * num_scales] float32; undefined where they are dynamic.
   torch::Tensor scales;
-  torch::Tensor blocks;   // [rows, bytes of a row] uint8
+  torch::Tensor blocks;  // [rows, bytes of a row] uint8
 };
 
 /// By tensor name.

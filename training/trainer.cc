@@ -219,10 +219,9 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   if (!fresh)
     quant.initial = "rtn";  // the checkpoint's takes its place: the quickest will do
   else if (quant.type != "none" && is_calibrated(quant.initial) && quant.scales != "dynamic")
-    start =
-        starting_points(quant.initial, *model, plan,
-                        calibration_batches(data_.train, quant.calibration_tokens, options.seed,
-                                            calibration_batch_tokens(quant.initial)));
+    start = starting_points(quant.initial, *model, plan,
+                            calibration_batches(data_.train, quant.calibration_tokens, options.seed,
+                                                calibration_batch_tokens(quant.initial)));
   create_folders(run_dir_ + "/checkpoints");
   if (fresh && quant.type != "none" && options.blockwise.tokens > 0)
     start = blockwise_start(source, plan, options,

@@ -186,8 +186,8 @@ TEST_F(ConfigTest, SettingsWithoutEffectAreErrors) {
   EXPECT_EQ(error_of(kSmall + "quant: {calibration_tokens: 100}\n"),
             "f.yaml:4:29: quant.calibration_tokens: has no effect, since neither quant.initial nor "
             "a baseline is gptq, awq, imatrix or blockwise");
-  EXPECT_NO_THROW(parse_config(
-      kSmall, "f.yaml", {"quant.calibration_tokens=100", "baselines=[blockwise]"}));
+  EXPECT_NO_THROW(
+      parse_config(kSmall, "f.yaml", {"quant.calibration_tokens=100", "baselines=[blockwise]"}));
   for (const char* method : {"gptq", "awq", "imatrix"})
     for (const char* key : {"quant.initial=", "baselines="}) {
       const std::string value = key[0] == 'b' ? std::string("[") + method + "]" : method;
@@ -396,9 +396,9 @@ TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
     const std::string value = line.substr(line.find(':') + 2);
     if (value == "\"\"" || value == "[]" || key == "output" || depend.count(key)) continue;
     if (key.starts_with("new_model.")) continue;  // in the place of a model, and all of it
-    EXPECT_NO_THROW(
-        parse_config(kSmall, "f.yaml", {"compare.text=b.txt", "prompts=[p]",
-                                        "blockwise.tokens=4096", key + "=" + value}))
+    EXPECT_NO_THROW(parse_config(
+        kSmall, "f.yaml",
+        {"compare.text=b.txt", "prompts=[p]", "blockwise.tokens=4096", key + "=" + value}))
         << line;
   }
 }

@@ -17,7 +17,8 @@ TEST(ScratchFileTest, GivesBackWhatWasWrittenAndLeavesNothing) {
   file.write_at(5, bytes);
   std::array<std::byte, 4> read = {};
   file.read_at(4, read);
-  EXPECT_EQ(read, (std::array<std::byte, 4>{std::byte{0}, std::byte{1}, std::byte{2}, std::byte{3}}));
+  EXPECT_EQ(read,
+            (std::array<std::byte, 4>{std::byte{0}, std::byte{1}, std::byte{2}, std::byte{3}}));
   EXPECT_EQ(folder.num_files(), 0u);
 }
 

@@ -187,7 +187,8 @@ TEST_F(BlockwiseTest, TheOrderOfTheFileDoesNotMatter) {
   const GgufFile reversed = GgufFile::open(folder_.file("reversed.gguf"));
   quantize_blockwise(*source_, plan_, batches_, folder_.file("a.gguf"));
   quantize_blockwise(reversed, plan_of(reversed), batches_, folder_.file("b.gguf"));
-  const GgufFile a = GgufFile::open(folder_.file("a.gguf")), b = GgufFile::open(folder_.file("b.gguf"));
+  const GgufFile a = GgufFile::open(folder_.file("a.gguf")),
+                 b = GgufFile::open(folder_.file("b.gguf"));
   for (const GgufTensor& tensor : a.tensors()) {
     const GgufTensor& other = b.tensor(tensor.name);
     ASSERT_EQ(tensor.type, other.type);

@@ -106,7 +106,7 @@ TEST_F(CalibrateTest, FilesHoldWhatTheMethodFound) {
     for (const std::string method : {"gptq", "awq", "imatrix"}) {
       plan_ = plan(type);
       const std::string out = folder_.file("out.gguf");
-      quantize_calibrated(*file_, plan_, method, batches_, out);
+      quantize_calibrated(*file_, plan_, method, {text_.train, 4096, 1}, out);
       std::unique_ptr<Model> model = copy_model(*teacher_);
       const StartingPoints start = starting_points(method, *model, plan_, batches_);
       ASSERT_FALSE(start.empty());
