@@ -16,7 +16,7 @@ struct CalibrationArguments {
 /// --method, --calibration, --calibration-tokens.
 void add_method_options(cxxopts::Options& options);
 
-/// Of --method gptq and awq; nothing for other methods. Throws Error (usage) for a method without
+/// Of --method gptq, awq and blockwise; nothing for other methods. Throws Error (usage) for a method without
 /// text, text without such a method, and flags that they do not go together with.
 std::optional<CalibrationArguments> calibration_arguments(const cxxopts::ParseResult& arguments);
 
