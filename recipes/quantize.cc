@@ -30,7 +30,8 @@ constexpr const char* kIntroduction =
     "  rtn     scales from each block's range, codes by rounding to nearest\n"
     "and, looking at a text's activations (--calibration):\n"
     "  gptq    codes that make good for each other's errors, then scales fitted to them\n"
-    "  awq     channels scaled so that those with large activations lose least, then search\n";
+    "  awq     channels scaled so that those with large activations lose least, then search\n"
+    "  blockwise   each block trained to give what the unquantized one gives: takes minutes\n";
 
 constexpr const char* kExamples =
     "\nExamples:\n"
