@@ -19,11 +19,6 @@ namespace {
 constexpr size_t kBufferBytes = size_t{1} << 20;
 constexpr std::string_view kMark = ".tmp.";  // NAME.tmp.<pid>
 
-std::string folder_of(const std::string& path) {
-  const std::string folder = std::filesystem::path(path).parent_path().string();
-  return folder.empty() ? "." : folder;
-}
-
 bool all_digits(std::string_view text) {
   return !text.empty() &&
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
@@ -182,6 +177,11 @@ std::string read_file(const std::string& path) {
 }
 
 void remove_unfinished(const std::string& folder) { remove_leftovers(folder, ""); }
+
+std::string folder_of(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
 
 void create_folders(const std::string& path) {
   std::error_code error;

@@ -55,6 +55,8 @@ std::string read_file(const std::string& path);
 
 /// Removes what killed writers left in a folder: its NAME.tmp.<pid> that no living process writes.
 void remove_unfinished(const std::string& folder);
+/// The folder that a file of this path is in: "." where it names none.
+std::string folder_of(const std::string& path);
 /// Makes a folder and those above it where they are not there. Throws with path and the system's
 /// reason.
 void create_folders(const std::string& path);

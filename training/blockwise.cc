@@ -86,10 +86,10 @@ Blockwise::Blockwise(const GgufFile& source, const Plan& plan, const TrainOption
       batches_(batches),
       start_(start),
       started_(started),
-      num_blocks_(model_shape(source).num_layers),
-      quantized_(scratch_folder, most_positions(batches), model_shape(source).width),
-      full_(scratch_folder, most_positions(batches), model_shape(source).width),
-      progress_("blocks", num_blocks_, "blocks") {
+      shape_(model_shape(source)),
+      quantized_(scratch_folder, most_positions(batches), shape_.width),
+      full_(scratch_folder, most_positions(batches), shape_.width),
+      progress_("blocks", num_blocks(), "blocks") {
   check(!batches.empty(), "block-wise reconstruction needs text");
 }
 

@@ -41,7 +41,7 @@ class Blockwise {
             const std::vector<Batch>& batches, const StartingPoints& start, Model* started,
             const std::string& scratch_folder);
 
-  int64_t num_blocks() const { return num_blocks_; }
+  int64_t num_blocks() const { return shape_.num_layers; }
   /// Not trained: the embedding, the output and the norm before it, on their grids.
   std::vector<TrainedTensor> take_ends();
   /// Trains the next block; take_ends() comes before the first. Throws Error naming it when the
@@ -78,7 +78,8 @@ class Blockwise {
   const std::vector<Batch>& batches_;
   const StartingPoints& start_;
   Model* started_;
-  int64_t num_blocks_, next_ = 0;
+  ModelShape shape_;
+  int64_t next_ = 0;
   States quantized_, full_;
   Progress progress_;
 };

@@ -1,26 +1,16 @@
 #include "training/blockwise_file.h"
 
-#include <filesystem>
 #include <map>
 #include <optional>
-#include <span>
 #include <utility>
 
-#include "base/error.h"
+#include "io/atomic_file.h"
 #include "quant/mix/rules.h"
 #include "training/blockwise.h"
-#include "training/calibrate.h"
+#include "training/model_file.h"
 
 namespace nibble {
 namespace {
-
-std::vector<std::byte> bytes_of(const TrainedTensor& tensor) {
-  if (tensor.type != GgmlType::kF32) return restore_quantizer(tensor).blocks();
-  const torch::Tensor values = tensor.weights.contiguous();
-  const auto bytes =
-      std::as_bytes(std::span(values.const_data_ptr<float>(), static_cast<size_t>(values.numel())));
-  return {bytes.begin(), bytes.end()};
-}
 
 /// Tensors as they are asked for, trained when the first of their block is.
 class OnDemand {
@@ -44,17 +34,10 @@ class OnDemand {
   std::map<std::string, std::vector<std::byte>> kept_;
 };
 
-std::string folder_of(const std::string& path) {
-  const std::string folder = std::filesystem::path(path).parent_path().string();
-  return folder.empty() ? "." : folder;
-}
-
 }  // namespace
 
 QuantizeStats quantize_blockwise(const GgufFile& source, const Plan& plan,
                                  const std::vector<Batch>& batches, const std::string& out_path) {
-  const auto start = std::chrono::steady_clock::now();
-  with_frame(source.path(), [&] { check_encodable(plan); });
   TrainOptions options;
   options.dtype = "auto";
   const StartingPoints none;
@@ -62,10 +45,7 @@ QuantizeStats quantize_blockwise(const GgufFile& source, const Plan& plan,
   OnDemand tensors(stage);
   const Prepared prepared = {"blockwise",
                              [&](const PlanEntry& entry) { return tensors.bytes(entry); }};
-  QuantizeStats stats =
-      quantize_file(source, plan, EncodeMethod::kSearch, out_path, {}, nullptr, &prepared);
-  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return stats;
+  return quantize_file(source, plan, EncodeMethod::kSearch, out_path, {}, nullptr, &prepared);
 }
 
 }  // namespace nibble

@@ -30,6 +30,17 @@ std::optional<std::vector<std::byte>> bytes_of(const PlanEntry& entry, Model& mo
                        value.size(-1), {}, EncodeMethod::kSearch);
 }
 
+QuantizeStats quantize_from_start(const GgufFile& source, const Plan& plan,
+                                  const std::string& method, const std::vector<Batch>& batches,
+                                  const std::string& out_path) {
+  const std::unique_ptr<Model> model = load_model(source);
+  const StartingPoints points =
+      with_frame(source.path(), [&] { return starting_points(method, *model, plan, batches); });
+  const Prepared prepared = {
+      method, [&](const PlanEntry& entry) { return bytes_of(entry, *model, points); }};
+  return quantize_file(source, plan, EncodeMethod::kSearch, out_path, {}, nullptr, &prepared);
+}
+
 }  // namespace
 
 bool is_calibrated(std::string_view method) {
@@ -66,16 +77,11 @@ QuantizeStats quantize_calibrated(const GgufFile& source, const Plan& plan,
                                   const std::string& out_path) {
   const std::vector<Batch> batches =
       calibration_batches(text.data, text.tokens, text.seed, calibration_batch_tokens(method));
-  if (method == "blockwise") return quantize_blockwise(source, plan, batches, out_path);
   const auto start = std::chrono::steady_clock::now();
   with_frame(source.path(), [&] { check_encodable(plan); });
-  const std::unique_ptr<Model> model = load_model(source);
-  const StartingPoints points =
-      with_frame(source.path(), [&] { return starting_points(method, *model, plan, batches); });
-  const Prepared prepared = {
-      method, [&](const PlanEntry& entry) { return bytes_of(entry, *model, points); }};
-  QuantizeStats stats =
-      quantize_file(source, plan, EncodeMethod::kSearch, out_path, {}, nullptr, &prepared);
+  QuantizeStats stats = method == "blockwise"
+                            ? quantize_blockwise(source, plan, batches, out_path)
+                            : quantize_from_start(source, plan, method, batches, out_path);
   stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return stats;
 }

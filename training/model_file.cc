@@ -9,14 +9,6 @@
 namespace nibble {
 namespace {
 
-std::vector<std::byte> bytes_of(const TrainedTensor& tensor) {
-  if (tensor.type != GgmlType::kF32) return restore_quantizer(tensor).blocks();
-  const torch::Tensor values = tensor.weights.cpu().contiguous();
-  const auto bytes =
-      std::as_bytes(std::span(values.const_data_ptr<float>(), static_cast<size_t>(values.numel())));
-  return {bytes.begin(), bytes.end()};
-}
-
 GgufMetadata metadata_of(const GgufFile& source, const Plan& plan) {
   GgufMetadata metadata = quantized_metadata(source.metadata(), plan, EncodeMethod::kSearch);
   metadata.set("nibble.method", std::string("training"));  // and not the search of its metadata
@@ -24,6 +16,14 @@ GgufMetadata metadata_of(const GgufFile& source, const Plan& plan) {
 }
 
 }  // namespace
+
+std::vector<std::byte> bytes_of(const TrainedTensor& tensor) {
+  if (tensor.type != GgmlType::kF32) return restore_quantizer(tensor).blocks();
+  const torch::Tensor values = tensor.weights.cpu().contiguous();
+  const auto bytes =
+      std::as_bytes(std::span(values.const_data_ptr<float>(), static_cast<size_t>(values.numel())));
+  return {bytes.begin(), bytes.end()};
+}
 
 void write_model_file(const std::string& path, const GgufFile& source, const Plan& plan,
                       const std::vector<TrainedTensor>& tensors) {

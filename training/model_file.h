@@ -2,6 +2,7 @@
 // never were on a grid. What ships is written, and checked, by export/export.h.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,9 @@ namespace nibble {
 
 /// The file of a run that holds the model at step 0, quantized as it was then.
 inline std::string run_start_path(const std::string& run_dir) { return run_dir + "/start.gguf"; }
+
+/// What a file holds of a tensor: blocks of its type, float32 where that is F32.
+std::vector<std::byte> bytes_of(const TrainedTensor& tensor);
 
 /// Writes the source's tensors in their order: those of `tensors` as blocks of their type, float32
 /// where that is F32, and all others as they are in the source. Metadata is the source's with the
