@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
+#include <cstdlib>
 #include <exception>
-#include <memory>
+#include <latch>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "base/error.h"
 
 namespace nibble {
 namespace {
@@ -20,73 +23,45 @@ int available_processors() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-/// Workers that sleep until a generation of work starts; the caller works too.
-class Pool {
- public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
-  }
-  ~Pool() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+/// OpenMP's own setting is LibTorch's, and so ours.
+int threads_at_first() {
+  const char* wanted = std::getenv("OMP_NUM_THREADS");
+  const int threads = wanted ? std::atoi(wanted) : 0;
+  return threads > 0 ? threads : available_processors();
+}
 
-  void run(const std::function<void()>& work) {
-    {
-      std::lock_guard lock(mutex_);
-      work_ = &work;
-      busy_ = static_cast<int>(workers_.size());
-      ++generation_;
-    }
-    wake_.notify_all();
-    work();
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
-    work_ = nullptr;
-  }
-
- private:
-  void serve() {
-    uint64_t seen = 0;
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
-      if (stopping_) return;
-      seen = generation_;
-      const std::function<void()>* work = work_;
-      lock.unlock();
-      (*work)();
-      lock.lock();
-      if (--busy_ == 0) done_.notify_one();
-    }
-  }
-
-  std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  const std::function<void()>* work_ = nullptr;
-  uint64_t generation_ = 0;
-  int busy_ = 0;
-  bool stopping_ = false;
-};
-
-std::unique_ptr<Pool>& pool() {
-  static std::unique_ptr<Pool> instance = std::make_unique<Pool>(available_processors());
-  return instance;
+int& threads_in_use() {
+  static int threads = threads_at_first();
+  return threads;
 }
 
 thread_local bool inside_parallel_for = false;
 
+/// Starts `count` threads at once and ends them. OpenMP ends the process where it cannot start one,
+/// with files half written; here it is an exception, and the C library keeps the stacks for
+/// OpenMP's.
+void check_that_threads_start(int count) {
+  static std::atomic<int> started = 0;
+  if (count <= started) return;
+  std::latch all_tried(1);
+  std::vector<std::jthread> threads;
+  try {
+    while (static_cast<int>(threads.size()) < count)
+      threads.emplace_back([&all_tried] { all_tried.wait(); });
+  } catch (const std::system_error& error) {
+    all_tried.count_down();
+    fail("cannot start ", count, " threads beside the first: ", error.code().message(),
+         "; fewer are wanted with OMP_NUM_THREADS");
+  }
+  all_tried.count_down();
+  started = count;
+}
+
 }  // namespace
 
-int num_threads() { return pool()->size(); }
+int num_threads() { return threads_in_use(); }
 
-void set_num_threads(int threads) { pool() = std::make_unique<Pool>(std::max(1, threads)); }
+void set_num_threads(int threads) { threads_in_use() = std::max(1, threads); }
 
 void parallel_for(int64_t count, int64_t grain,
                   const std::function<void(int64_t begin, int64_t end)>& body) {
@@ -95,12 +70,14 @@ void parallel_for(int64_t count, int64_t grain,
   const int64_t num_grains = (count + grain - 1) / grain;
   if (num_grains == 1 || inside_parallel_for || num_threads() == 1) return body(0, count);
 
+  check_that_threads_start(num_threads() - 1);
   // Four pieces a thread: even work without much to hand out.
   const int64_t pieces = std::min<int64_t>(num_grains, int64_t{4} * num_threads());
   std::atomic<int64_t> next{0};
   std::mutex error_mutex;
   std::exception_ptr error;
-  pool()->run([&] {
+#pragma omp parallel num_threads(num_threads())
+  {
     inside_parallel_for = true;
     for (int64_t piece; (piece = next.fetch_add(1)) < pieces;) {
       const int64_t begin = num_grains * piece / pieces * grain;
@@ -113,7 +90,7 @@ void parallel_for(int64_t count, int64_t grain,
       }
     }
     inside_parallel_for = false;
-  });
+  }
   if (error) std::rethrow_exception(error);
 }
 

@@ -11,7 +11,7 @@ list(REMOVE_ITEM recipe_sources ${torch_recipes} ${without_torch})
 add_library(nibble_recipes OBJECT ${recipe_sources})
 # Without std::regex, which is half of a recipe's compile time, cxxopts parses the same.
 target_compile_definitions(nibble_recipes PUBLIC CXXOPTS_NO_REGEX)
-target_link_libraries(nibble_recipes PUBLIC nibble_verify nibble_model_hf nibble_quant_mix cxxopts::cxxopts)
+target_link_libraries(nibble_recipes PUBLIC nibble_verify nibble_model_hf nibble_model_chat nibble_quant_mix cxxopts::cxxopts)
 add_executable(nibble ${without_torch})
 target_link_libraries(nibble PRIVATE nibble_recipes)
 

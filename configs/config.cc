@@ -14,6 +14,7 @@
 #include "quant/mix/file_type.h"
 #include "quant/mix/tensor_types.h"
 #include "training/calibrate.h"
+#include "training/name_patterns.h"
 #include "training/train_tokenizer.h"
 
 namespace nibble {
@@ -57,6 +58,7 @@ std::vector<Field> config_fields(RunConfig& c) {
   return {
       {"name", &c.name},
       {"model", &c.model},
+      {"teacher", &t.teacher},
       {"output", &c.output},
       {"new_model.architecture", &c.new_model.architecture, 0, 0, {"llama"}},
       {"new_model.width", &c.new_model.width, 1, 1 << 17},
@@ -83,8 +85,14 @@ std::vector<Field> config_fields(RunConfig& c) {
        0,
        {"search", "imatrix", "gptq", "awq", "ggml", "rtn"}},
       {"quant.calibration_tokens", &t.quant.calibration_tokens, 1, kMaxTokens},
+      {"quant.estimator", &t.quant.estimator, 0, 0, {"relative", "lsq"}},
+      {"quant.activations", &t.quant.activations, 0, 0, {"none", "llama_cpu", "llama_cuda"}},
+      {"quant.frozen", &t.quant.frozen},
       {"init.file", &t.quant.init_file},
       {"data.files", &t.data.files},
+      {"data.weights", &t.data.weights, 0, 1e6},
+      {"data.format", &t.data.format, 0, 0, {"text", "chat"}},
+      {"data.answers_only", &t.data.answers_only},
       {"data.text_field", &t.data.text_field},
       {"data.sequence_length", &t.data.sequence_length, 2, 1 << 20},
       {"data.held_out", &t.data.held_out, 0, 0.5},
@@ -147,13 +155,17 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
     for (std::string& key : keys) ignored.push_back({std::move(key), reason});
   };
   const bool none = t.quant.type == "none";
-  ignore(none, "quant.type is none",
-         {"quant.weights", "quant.scales", "quant.initial", "quant.calibration_tokens",
-          "quant.pure", "quant.output_tensor_type", "quant.token_embedding_type",
-          "quant.tensor_type", "quant.tensor_types", "init.file", "blockwise.tokens", "baselines",
-          "control", "compare.matrix"});
-  ignore(!none && t.quant.weights == "scales", "quant.weights is scales: nothing else trains",
-         {"quant.scales", "optimizer.learning_rate", "optimizer.relative", "optimizer.weight_decay",
+  ignore(
+      none, "quant.type is none",
+      {"quant.weights", "quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
+       "quant.output_tensor_type", "quant.token_embedding_type", "quant.tensor_type",
+       "quant.tensor_types", "quant.estimator", "quant.activations", "quant.frozen", "init.file",
+       "blockwise.tokens", "baselines", "control", "compare.matrix"});
+  const bool scales_alone = !none && t.quant.weights == "scales";
+  ignore(scales_alone && t.blockwise.tokens == 0, "quant.weights is scales: nothing else trains",
+         {"quant.scales", "quant.estimator"});
+  ignore(scales_alone, "quant.weights is scales: nothing else trains",
+         {"optimizer.learning_rate", "optimizer.relative", "optimizer.weight_decay",
           "compare.matrix"});
   ignore(!none && !c.init_file().empty(), "init.file gives types, codes and scales",
          {"quant.type", "quant.pure", "quant.output_tensor_type", "quant.token_embedding_type",
@@ -163,7 +175,8 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
          {"blockwise.epochs", "blockwise.batch_tokens", "blockwise.learning_rate",
           "blockwise.scale_learning_rate"});
   ignore(none || t.quant.scales != "learned",
-         "scales are not trained (quant.scales is not learned)", {"optimizer.scale_learning_rate"});
+         "scales are not trained (quant.scales is not learned)",
+         {"optimizer.scale_learning_rate", "quant.estimator"});
   ignore(!none && t.quant.scales == "dynamic",
          "quant.scales is dynamic: scales follow from the weights at every step",
          {"quant.initial"});
@@ -173,6 +186,9 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
          "neither quant.initial nor a baseline is gptq, awq, imatrix or blockwise",
          {"quant.calibration_tokens"});
   ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
+  ignore(t.loss.kind == "ce", "loss.kind is ce: nothing is distilled", {"teacher"});
+  ignore(!t.data.is_chat(), "data.format is not chat", {"data.answers_only"});
+  ignore(t.data.is_chat(), "data.format is chat", {"data.text_field", "data.max_bytes"});
   ignore(std::none_of(t.data.files.begin(), t.data.files.end(),
                       [](const std::string& file) { return file.ends_with(".jsonl"); }),
          "data.files names no .jsonl file", {"data.text_field"});
@@ -198,6 +214,9 @@ class Checker {
       if (const GivenKey* key = find(setting.key))
         fail_usage(key->place, ": ", key->key, ": has no effect, since ", setting.reason);
     check_sizes();
+    if (config_.train.quant.activations != "none" && config_.train.dtype != "float32")
+      refuse("dtype", "wants float32 where quant.activations is ", config_.train.quant.activations,
+             ", found ", config_.train.dtype, ", which rounds activations about as coarsely");
     if (config_.makes_model()) check_new_model();
     if (!config_.init_file().empty()) check_init();
     check_paths();
@@ -249,6 +268,7 @@ class Checker {
              m.context);
     if (t.loss.kind != "ce")
       refuse("loss.kind", "wants ce, found ", t.loss.kind, ": a new model has nothing to teach");
+    if (t.data.is_chat()) refuse("data.format", "a new model has no chat template");
   }
   void check_init() const {
     if (config_.makes_model()) refuse("init.file", "there is a new model to start from");
@@ -295,16 +315,31 @@ class Checker {
     if (b.tokens > 0 && b.tokens < b.batch_tokens)
       refuse("blockwise.tokens", b.tokens, " is less than one step (blockwise.batch_tokens ",
              b.batch_tokens, ')');
+    check_weights();
     if (config_.compare.chunks == 0) refuse("compare.chunks", "wants -1 (all) or at least 1");
+  }
+
+  void check_weights() const {
+    const DataOptions& data = config_.train.data;
+    if (data.weights.empty()) return;
+    if (data.weights.size() != data.files.size())
+      refuse("data.weights", "wants one for each of the ", data.files.size(),
+             " entries of data.files, found ", data.weights.size());
+    for (const double weight : data.weights)
+      if (weight <= 0) refuse("data.weights", "wants numbers above 0, found ", weight);
+    if (data.max_bytes > 0)
+      refuse("data.max_bytes", "counts all files together: it has no meaning beside data.weights");
   }
 
   void check_paths() {
     if (!config_.makes_model()) resolve_file("model", config_.model);
+    if (!config_.train.teacher.empty()) resolve_file("teacher", config_.train.teacher);
     if (!config_.init_file().empty()) resolve_file("init.file", config_.train.quant.init_file);
     for (std::string& pattern : config_.train.data.files) resolve_glob(pattern);
     if (!config_.compare.text.empty()) resolve_file("compare.text", config_.compare.text);
     for (std::string& path : config_.compare.also) resolve_file("compare.also", path);
     check_tensor_types();
+    check_readable("quant.frozen", [&] { NamePatterns{config_.train.quant.frozen}; });
   }
   void check_tensor_types() {
     MixOptions& mix = config_.mix;

@@ -80,13 +80,32 @@ struct Reader {
     *member = value;
   }
   void operator()(std::vector<std::string>* member) const {
-    if (node.kind != YamlNode::Kind::kList)
-      refuse(node, field.key, "wants a list ([a, b]), found ", node.description());
+    check_list();
     std::vector<std::string> texts;
     for (const YamlNode& item : node.items) texts.push_back(parse_text(field, item));
     *member = std::move(texts);
   }
+  void operator()(std::vector<double>* member) const {
+    check_list();
+    std::vector<double> numbers;
+    for (const YamlNode& item : node.items) {
+      numbers.push_back(parse_number<double>(field, item, "a number"));
+      check_range(field, item, numbers.back());
+    }
+    *member = std::move(numbers);
+  }
+  void check_list() const {
+    if (node.kind != YamlNode::Kind::kList)
+      refuse(node, field.key, "wants a list ([a, b]), found ", node.description());
+  }
 };
+
+template <class T, class Write>
+std::string list_text(const std::vector<T>& items, const Write& write) {
+  std::string out = "[";
+  for (const T& item : items) out += (out.size() > 1 ? ", " : "") + write(item);
+  return out + ']';
+}
 
 struct Writer {
   std::string operator()(const bool* member) const { return *member ? "true" : "false"; }
@@ -95,9 +114,10 @@ struct Writer {
   std::string operator()(const uint64_t* member) const { return std::to_string(*member); }
   std::string operator()(const double* member) const { return number_text(*member); }
   std::string operator()(const std::vector<std::string>* member) const {
-    std::string out = "[";
-    for (const std::string& text : *member) out += (out.size() > 1 ? ", " : "") + yaml_quoted(text);
-    return out + ']';
+    return list_text(*member, yaml_quoted);
+  }
+  std::string operator()(const std::vector<double>* member) const {
+    return list_text(*member, number_text);
   }
 };
 

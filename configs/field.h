@@ -14,8 +14,8 @@
 namespace nibble {
 
 struct Field {
-  using Member =
-      std::variant<bool*, std::string*, int64_t*, uint64_t*, double*, std::vector<std::string>*>;
+  using Member = std::variant<bool*, std::string*, int64_t*, uint64_t*, double*,
+                              std::vector<std::string>*, std::vector<double>*>;
 
   std::string key;  // "optimizer.learning_rate"
   Member member;

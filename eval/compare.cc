@@ -25,6 +25,7 @@ struct Base {
   std::vector<std::vector<int32_t>> chunks;  // as they go into a model
   KlBase log_probs;
   torch::Device device;
+  ActivationBackend activations;
 };
 
 std::string mismatch(const char* what, const auto& found, const CompareEntry& base,
@@ -109,7 +110,8 @@ Base measure_base(const CompareEntry& entry, const std::string& text,
     comparison.base_ppl_16bit = summarize(own).ppl_base.value;
     comparison.chunks = chunks.size();
     comparison.tokens = result.tokens;
-    return Base{entry, std::move(file), model->shape(), chunks, std::move(log_probs), device};
+    return Base{entry,  std::move(file),    model->shape(), chunks, std::move(log_probs),
+                device, options.activations};
   });
 }
 
@@ -140,6 +142,7 @@ ModelFigures measure_model(const CompareEntry& entry, const Base& base,
   return with_frame(concat("model '", entry.name, "'"), [&] {
     const GgufFile file = GgufFile::open(entry.path);
     const auto model = load_model(file, base.device);
+    set_activation_rounding(*model, base.activations);
     with_frame(entry.path, [&] { check_comparable(file, model->shape(), base); });
     if (const auto warning = warn_of_differences(file, entry, base)) {
       warn(*warning);
@@ -182,6 +185,7 @@ Comparison compare(const CompareEntry& base_entry, const std::vector<CompareEntr
   comparison.base = base_entry.name;
   comparison.text = text_path;
   comparison.ctx = options.ctx;
+  comparison.activations = options.activations;
   const Base base = measure_base(base_entry, read_file(text_path), options, comparison);
   for (const CompareEntry& entry : models)
     comparison.models.push_back(measure_model(entry, base, comparison.warnings));

@@ -38,6 +38,8 @@ struct PairedDifference {
 struct Comparison {
   std::string base, text;
   int64_t ctx = 0, chunks = 0, tokens = 0;
+  ActivationBackend activations =
+      ActivationBackend::kNone;           // whose rounding the models saw, the base excepted
   double base_ppl = 0, base_ppl_err = 0;  // float logits
   double base_ppl_16bit = 0;              // through the 16-bit base form
   std::vector<ModelFigures> models;

@@ -82,6 +82,7 @@ std::string comparison_json(const Comparison& comparison) {
                {"text", comparison.text},
                {"ctx", comparison.ctx},
                {"chunks", comparison.chunks},
+               {"activations", activation_backend_name(comparison.activations)},
                {"tokens", comparison.tokens},
                {"base_ppl", comparison.base_ppl},
                {"base_ppl_err", comparison.base_ppl_err},
@@ -101,7 +102,11 @@ std::string comparison_table(const Comparison& comparison, const std::string& ab
                             with_err("%.4f", comparison.base_ppl, comparison.base_ppl_err), " (",
                             format("%.4f", comparison.base_ppl_16bit), " through 16 bits); ",
                             comparison.text, ", ", comparison.chunks, " chunks of ", comparison.ctx,
-                            ", ", comparison.tokens, " tokens scored\n\n");
+                            ", ", comparison.tokens, " tokens scored\n");
+  if (comparison.activations != ActivationBackend::kNone)
+    text += concat("activations rounded as ", activation_backend_name(comparison.activations),
+                   " does; the base's are not\n");
+  text += "\n";
   std::vector<std::vector<std::string>> rows = {{"model", "size", "bpw", "PPL", "ln PPL ratio",
                                                  "mean KLD", "99.9% KLD", "RMS dp %", "same top %",
                                                  "tokens/s"}};

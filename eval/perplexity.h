@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "model/activation_rounding.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "quant/format/device.h"
@@ -18,6 +19,8 @@ struct PerplexityOptions {
   int64_t ctx = 512;
   int64_t chunks = -1;  // -1: all
   Device device = {};   // that the models of compare() are loaded to
+  /// Whose rounding of activations the models of compare() see, the base excepted.
+  ActivationBackend activations = ActivationBackend::kNone;
 };
 
 /// The chunks of a text as llama-perplexity cuts them, each of ctx tokens of the text. Throws when

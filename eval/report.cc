@@ -171,7 +171,13 @@ std::string table(const ReportData& data) {
                 " tokens, the second half of each scored, as llama-perplexity does it. ± is one "
                 "standard error. KL divergence is taken through llama.cpp’s 16-bit form of the "
                 "original’s predictions (perplexity in that form: ",
-                fixed(c.base_ppl_16bit, 2), ").</p>\n");
+                fixed(c.base_ppl_16bit, 2), ").",
+                c.activations == ActivationBackend::kNone
+                    ? ""
+                    : concat(" Activations of all but the original are rounded as llama.cpp’s ",
+                             c.activations == ActivationBackend::kLlamaCpu ? "CPU" : "CUDA",
+                             " backend does."),
+                "</p>\n");
   for (const std::string& warning : c.warnings)
     out += "<p class=\"warning\">" + escape_html(warning) + "</p>\n";
   return out;

@@ -152,7 +152,7 @@ GgufMetadata make_metadata(const GgufFile& source, const Plan& plan, const Check
 
 torch::Tensor materialized(const TrainedTensor& tensor) {
   if (tensor.type == GgmlType::kF32) return tensor.weights;
-  const FakeQuantizer quantizer = restore_quantizer(tensor);
+  FakeQuantizer quantizer = restore_quantizer(tensor);
   torch::Tensor out = torch::empty(quantizer.sizes());
   quantizer.materialize(out);
   return out;

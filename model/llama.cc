@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/activation_rounding.h"
 #include "model/attention.h"
 #include "model/layers.h"
 #include "model/recompute.h"
@@ -271,8 +272,13 @@ torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
   return states;
 }
 
+torch::Tensor Llama::finish(const torch::Tensor& x) const {
+  return round_activations(rms_norm(x, output_norm_->value, options_.norm_epsilon),
+                           (output_ ? output_ : token_embedding_)->activations);
+}
+
 torch::Tensor Llama::hidden(const Batch& batch) {
-  return rms_norm(blocks(embed(batch), batch), output_norm_->value, options_.norm_epsilon)
+  return finish(blocks(embed(batch), batch))
       .view({batch.tokens.size(0), batch.tokens.size(1), options_.shape.width});
 }
 
@@ -316,14 +322,14 @@ torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& ca
     x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_));
   }
   stored.advance(tokens.size(0));
-  return rms_norm(x, output_norm_->value, options_.norm_epsilon);
+  return finish(x);
 }
 
 std::unique_ptr<Model> Llama::copy() {
   std::vector<std::unique_ptr<Weight>> copies;
   for (const auto& weight : weights_)
     copies.push_back(std::make_unique<Weight>(
-        Weight{weight->name, weight->value.detach().clone(), weight->source}));
+        Weight{weight->name, weight->value.detach().clone(), weight->source, weight->activations}));
   auto model = std::make_unique<Llama>(options_, std::move(copies));
   model->set_compute_dtype(dtype_);
   return model;

@@ -67,6 +67,8 @@ class Llama : public Model {
   torch::Tensor block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
                       const torch::Tensor& rotation) const;
   /// x plus the attention output, plus the feed-forward of that.
+  /// What leaves the last block, as the output matrix takes it.
+  torch::Tensor finish(const torch::Tensor& x) const;
   torch::Tensor finish_block(const LlamaLayer& layer, const torch::Tensor& x,
                              const torch::Tensor& attended) const;
   void bind();

@@ -1,5 +1,8 @@
 #include "model/model.h"
 
+#include <algorithm>
+
+#include "model/activation_rounding.h"
 #include "model/layers.h"
 #include "model/llama.h"
 #include "model/tensors.h"
@@ -28,9 +31,19 @@ void Model::keep_matrices_cast() {
 std::vector<torch::Tensor> Model::project(const torch::Tensor& x,
                                           const std::vector<const Weight*>& weights) const {
   if (observer_) observer_(x, weights);
+  const auto alike = [&](const Weight* weight) {
+    return weight->activations == weights[0]->activations;
+  };
+  if (!std::all_of(weights.begin(), weights.end(), alike)) {
+    std::vector<torch::Tensor> results;
+    for (const Weight* weight : weights)
+      results.push_back(
+          linear(round_activations(x, weight->activations), weight->value, {}, compute_dtype()));
+    return results;
+  }
   std::vector<torch::Tensor> values;
   for (const Weight* weight : weights) values.push_back(weight->value);
-  return nibble::project(x, values, compute_dtype());
+  return nibble::project(round_activations(x, weights[0]->activations), values, compute_dtype());
 }
 
 int64_t Model::num_parameters() {

@@ -16,11 +16,17 @@
 
 namespace nibble {
 
+/// How what enters a matmul is rounded first (model/activation_rounding.h). kQ8_0: 8 bits in blocks
+/// of 32 with a float16 scale, also ggml's Q8_1, whose values are the same. kQ8_K: blocks of 256
+/// with a float32 scale.
+enum class ActivationRounding { kNone, kFloat16, kBfloat16, kQ8_0, kQ8_K };
+
 struct Weight {
   std::string name;     // GGUF's: "blk.0.attn_q.weight"
   torch::Tensor value;  // float32 (see keep_matrices_cast); a linear layer's is [rows, row length]
                         // = [out, in]
   GgmlType source = GgmlType::kF32;
+  ActivationRounding activations = ActivationRounding::kNone;  // of what it is multiplied with
 };
 
 /// Shape letters: B sequences, T positions, D model width, V vocabulary. It may lie on the CPU
@@ -31,6 +37,7 @@ struct Batch {
       document;  // [B, T] int64, or undefined: each row is one document. A document is a run of
                  // equal numbers within a row; a position attends to its document's positions up to
                  // itself, and rotary positions count from the document's first token.
+  torch::Tensor trained = {};  // [B, T] bool: tokens that count in a loss; undefined: all
 };
 
 /// Keys and values of what was read so far, for generation.
@@ -68,7 +75,7 @@ class Model {
   virtual std::vector<Weight*> weights() = 0;
   Weight* find_weight(const std::string& name);
 
-  /// [B, T, D] after the last norm: what the output matrix is applied to.
+  /// [B, T, D] after the last norm: what the output matrix is applied to, rounded as it wants it.
   virtual torch::Tensor hidden(const Batch& batch) = 0;
   /// The steps of hidden(), N = B * T positions: [N, D] that enters the first block, and what
   /// leaves the last one when `x` [N, D] enters the first. Of a model that was loaded in part, its
@@ -106,7 +113,8 @@ class Model {
   int64_t num_parameters();
 
  protected:
-  /// x [N, in] by each of the weights [out_i, in], in compute_dtype(): {[N, out_i]}.
+  /// x [N, in], rounded as each wants it, by each of the weights [out_i, in], in compute_dtype():
+  /// {[N, out_i]}.
   std::vector<torch::Tensor> project(const torch::Tensor& x,
                                      const std::vector<const Weight*>& weights) const;
 

@@ -27,6 +27,9 @@ class Tokenizer {
   /// as they are.
   virtual std::string decode(const std::vector<int32_t>& ids, bool special = false) const = 0;
 
+  /// Where each id ends in decode(ids, special = true), in bytes.
+  virtual std::vector<size_t> byte_ends(const std::vector<int32_t>& ids) const = 0;
+
   virtual int64_t vocab_size() const = 0;
   virtual int32_t bos() const = 0;  // -1 when there is none
   virtual int32_t eos() const = 0;  // -1 when there is none

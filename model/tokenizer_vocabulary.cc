@@ -193,6 +193,18 @@ std::vector<int32_t> VocabularyTokenizer::encode(std::string_view text, bool add
 }
 
 std::string VocabularyTokenizer::decode(const std::vector<int32_t>& ids, bool special) const {
+  std::vector<size_t> ends;
+  return decode(ids, special, ends);
+}
+
+std::vector<size_t> VocabularyTokenizer::byte_ends(const std::vector<int32_t>& ids) const {
+  std::vector<size_t> ends;
+  decode(ids, /*special=*/true, ends);
+  return ends;
+}
+
+std::string VocabularyTokenizer::decode(const std::vector<int32_t>& ids, bool special,
+                                        std::vector<size_t>& ends) const {
   std::string text;
   bool starts = adds_space();
   for (int32_t id : ids) {
@@ -202,11 +214,12 @@ std::string VocabularyTokenizer::decode(const std::vector<int32_t>& ids, bool sp
     if (is_special(type)) {
       if (special || type == TokenType::kUserDefined) text += vocabulary_.text(id);
       starts = adds_space();
-      continue;
+    } else {
+      const std::string bytes = piece(id);
+      text.append(bytes, starts && bytes.starts_with(' ') ? 1 : 0);
+      starts = false;
     }
-    const std::string bytes = piece(id);
-    text.append(bytes, starts && bytes.starts_with(' ') ? 1 : 0);
-    starts = false;
+    ends.push_back(text.size());
   }
   return text;
 }

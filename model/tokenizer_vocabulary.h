@@ -90,6 +90,7 @@ class VocabularyTokenizer : public Tokenizer {
   std::vector<int32_t> encode(std::string_view text, bool add_special,
                               bool parse_special) const final;
   std::string decode(const std::vector<int32_t>& ids, bool special = false) const final;
+  std::vector<size_t> byte_ends(const std::vector<int32_t>& ids) const final;
   int64_t vocab_size() const final { return vocabulary_.size(); }
   int32_t bos() const final { return vocabulary_.bos(); }
   int32_t eos() const final { return vocabulary_.eos(); }
@@ -102,6 +103,9 @@ class VocabularyTokenizer : public Tokenizer {
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
  private:
+  /// decode(), telling `ends` where each id ends.
+  std::string decode(const std::vector<int32_t>& ids, bool special,
+                     std::vector<size_t>& ends) const;
   /// Appends the ids of text that holds no special token. `starts`: nothing or a special token
   /// precedes it.
   virtual void encode_text(std::string_view text, bool starts, std::vector<int32_t>& ids) const = 0;

@@ -104,7 +104,8 @@ std::vector<Operation> operations(Buffers& b) {
            }},
           {"fake_quantize_backward", kNumWeights, [&b](const Format& format) -> Written {
              format.fake_quantize_backward(b.weights.data(), b.scales.data(), b.weights.data(),
-                                           b.out.data(), b.grad_scales.data(), b.num_blocks);
+                                           b.out.data(), b.grad_scales.data(), b.num_blocks,
+                                           Estimator::kRelative);
              return {std::as_bytes(std::span(b.out)), std::as_bytes(std::span(b.grad_scales))};
            }}};
 }

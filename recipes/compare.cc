@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "eval/report.h"
+#include "recipes/activations_argument.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 
@@ -50,6 +51,7 @@ int run_compare(int argc, char** argv) {
       "report", "also write a page, DIR/index.html", cxxopts::value<std::string>(), "DIR")(
       "json", "one JSON object on stdout");
   add_device_option(options, "computes");
+  add_activations_option(options);
   options.parse_positional({"models"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
@@ -58,7 +60,7 @@ int run_compare(int argc, char** argv) {
                     text = required(*arguments, "text", "--text FILE");
   const PerplexityOptions measure = {(*arguments)["ctx"].as<int64_t>(),
                                      (*arguments)["chunks"].as<int64_t>(),
-                                     device_argument(*arguments)};
+                                     device_argument(*arguments), activations_argument(*arguments)};
   const Comparison comparison =
       compare({std::filesystem::path(base).filename().string(), base},
               named((*arguments)["models"].as<std::vector<std::string>>()), text, measure);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/gguf.h"
+#include "model/chat/chat_template.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "recipes/arguments.h"
@@ -21,11 +22,18 @@ namespace nibble {
 namespace {
 
 constexpr const char* kExamples =
-    "\nThe prompt is taken as it is: no chat template. The text of control tokens "
-    "(\"<|im_start|>\")\nbecomes these tokens, BOS is added where the model adds one.\n"
+    "\nA model with a chat template is asked the prompt as a user's message; --raw goes on from "
+    "the prompt as it is.\n"
+    "The text of control tokens (\"<|im_start|>\") becomes these tokens, BOS is added where the "
+    "model adds one.\n"
     "\nexamples:\n"
     "  nibble generate model.gguf -p \"Once upon a time\"\n"
-    "  nibble generate f32.gguf q4_0.gguf qat.gguf -p \"The capital of France is\" -n 32\n";
+    "  nibble generate f32.gguf q4_0.gguf qat.gguf -p \"The capital of France is\" -n 32 --raw\n";
+
+struct Prompt {
+  std::string text, system;
+  bool raw = false;  // no chat template
+};
 
 struct Continuation {
   std::string path, text;
@@ -34,21 +42,38 @@ struct Continuation {
   double seconds = 0;
 };
 
+bool is_chat(const Prompt& prompt, const GgufMetadata& metadata) {
+  return !prompt.raw && metadata.contains("tokenizer.chat_template");
+}
+
+std::vector<int32_t> prompt_ids(const Prompt& prompt, const GgufMetadata& metadata,
+                                const Tokenizer& tokenizer) {
+  if (!is_chat(prompt, metadata)) return tokenizer.encode(prompt.text, true, true);
+  ChatInput input = {nlohmann::ordered_json::array(), {}, /*add_generation_prompt=*/true};
+  if (!prompt.system.empty())
+    input.messages.push_back({{"role", "system"}, {"content", prompt.system}});
+  input.messages.push_back({{"role", "user"}, {"content", prompt.text}});
+  const ChatTemplate chat = ChatTemplate::from_metadata(metadata, tokenizer);
+  return chat.encode(chat.render(input), tokenizer);
+}
+
 /// `show` is called with each bit of text as it comes, the prompt first.
-Continuation continue_prompt(const std::string& path, const std::string& prompt,
+Continuation continue_prompt(const std::string& path, const Prompt& prompt,
                              const GenerateOptions& options,
                              const std::function<void(std::string_view)>& show) {
   const GgufFile file = GgufFile::open(path);
   const auto tokenizer =
       with_frame(path, [&] { return Tokenizer::from_metadata(file.metadata()); });
   const auto model = load_model(file);
-  std::vector<int32_t> all = tokenizer->encode(prompt, true, true);
+  std::vector<int32_t> all =
+      with_frame(path, [&] { return prompt_ids(prompt, file.metadata(), *tokenizer); });
   // Decoded from the start: a sentencepiece text's first space is not part of it.
   const size_t prompt_end = tokenizer->decode(all).size();
   Continuation result;
   result.path = path;
   result.bytes = file.file_bytes();
-  show(prompt);
+  show(prompt.text);
+  if (is_chat(prompt, file.metadata())) show("\n\n");
   size_t shown = prompt_end;
   const auto start = std::chrono::steady_clock::now();
   result.ids = generate(*model, *tokenizer, all, options, [&](int32_t id) {
@@ -103,12 +128,17 @@ int run_generate(int argc, char** argv) {
       "temp", "temperature; 0: the likeliest token every time",
       cxxopts::value<double>()->default_value("0"))("seed", "of the draws at a temperature above 0",
                                                     cxxopts::value<uint64_t>()->default_value("0"))(
-      "json", "one JSON object: prompt, models: [name, text, ids, ...]");
+      "raw", "no chat template: go on from the prompt as it is")(
+      "system", "a system message before the prompt, where there is a chat template",
+      cxxopts::value<std::string>(),
+      "TEXT")("json", "one JSON object: prompt, models: [name, text, ids, ...]");
   options.parse_positional({"models"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
   if (arguments->count("models") == 0) fail_usage("no MODEL.gguf given; see --help");
-  const std::string prompt = required(*arguments, "prompt", "--prompt");
+  const Prompt prompt = {required(*arguments, "prompt", "--prompt"),
+                         text_or_empty(*arguments, "system"), arguments->count("raw") > 0};
+  if (prompt.raw && !prompt.system.empty()) fail_usage("--system is no part of a --raw prompt");
   const GenerateOptions how = {.max_tokens = (*arguments)["max-tokens"].as<int64_t>(),
                                .temperature = (*arguments)["temp"].as<double>(),
                                .seed = (*arguments)["seed"].as<uint64_t>()};
@@ -127,7 +157,7 @@ int run_generate(int argc, char** argv) {
   }
   // A continuation may end inside a character.
   if (json)
-    std::printf("%s\n", to_json(prompt, all)
+    std::printf("%s\n", to_json(prompt.text, all)
                             .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
                             .c_str());
   return 0;

@@ -15,6 +15,7 @@
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "quant/fake/torch_device.h"
+#include "recipes/activations_argument.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 
@@ -54,11 +55,13 @@ std::optional<Request> parse(int argc, char** argv) {
       cxxopts::value<std::string>())("kl-divergence", "measure the divergence from that base")(
       "json", "one JSON object on stdout");
   add_device_option(options, "computes");
+  add_activations_option(options);
   options.parse_positional({"model", "text"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return std::nullopt;
   Request request;
   request.device = device_argument(*arguments);
+  request.options.activations = activations_argument(*arguments);
   request.divergence = arguments->count("kl-divergence") > 0;
   request.json = arguments->count("json") > 0;
   request.model = required(*arguments, "model", "MODEL");
@@ -187,6 +190,7 @@ int run_perplexity(int argc, char** argv) {
   const auto tokenizer =
       with_frame(request->model, [&] { return Tokenizer::from_metadata(file.metadata()); });
   const auto model = load_model(file, torch_device(request->device));
+  set_activation_rounding(*model, request->options.activations);
   const Measurement measured = request->divergence
                                    ? measure_divergence(*request, *model, *tokenizer)
                                    : measure(*request, *model, *tokenizer);

@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/processor.h"
 #include "base/progress.h"
 #include "base/threads.h"
 #include "base/version.h"
@@ -39,6 +39,8 @@
 #include "training/diagnosis.h"
 #include "training/loss.h"
 #include "training/model_file.h"
+#include "training/name_patterns.h"
+#include "training/teacher.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -122,8 +124,7 @@ CalibrationText baseline_text(const Run& run, const GgufFile& original) {
   const TrainOptions& train = run.config.train;
   const std::vector<std::string>& methods = run.config.baselines;
   if (std::none_of(methods.begin(), methods.end(), is_calibrated)) return {};
-  const TextData text =
-      TextData::load(train.data, *Tokenizer::from_metadata(original.metadata()), train.seed);
+  const TextData text = TextData::load(train.data, original.metadata(), train.seed);
   return {text.train, train.quant.calibration_tokens, train.seed};
 }
 
@@ -208,16 +209,20 @@ void make_control(Run& run, const GgufFile& original, const TrainResult& trained
                                                   result.best_step, ", lowest held-out loss"));
 }
 
+std::string loss_name(const TrainOptions& options) {
+  if (options.loss.kind == "ce") return "Cross-entropy, nats per token";
+  if (options.loss.kind == "mix")
+    return "KL divergence and cross-entropy, weighted, nats per token";
+  return concat("KL divergence from the ", options.teacher.empty() ? "original" : "teacher",
+                "’s predictions, nats per token");
+}
+
 std::string train_and_export(Run& run, const GgufFile& original, const Plan& plan) {
   const TrainResult result = train_model(run, run.config, original, plan);
   for (const StepMetrics& m : read_metrics(run.config.output))
     run.report.losses.push_back({m.step, m.tokens, m.step > 0 ? m.loss : -1.0, m.held_out_loss});
   run.report.diagnosis = diagnose_run(original, run.config.train, run.config.output, result);
-  const std::string kind = run.config.train.loss.kind;
-  run.report.loss_name =
-      kind == "kl"   ? "KL divergence from the original’s predictions, nats per token"
-      : kind == "ce" ? "Cross-entropy, nats per token"
-                     : "KL divergence and cross-entropy, weighted, nats per token";
+  run.report.loss_name = loss_name(run.config.train);
   const bool scales_only = run.config.train.quant.weights == "scales";
   const std::string file = run.path(concat(run.name, '-', run.type, "-trained.gguf"));
   ExportInfo info;
@@ -305,7 +310,8 @@ void measure_matrix(Run& run, const PerplexityOptions& options) {
 
 void compare_all(Run& run) {
   const CompareOptions& options = run.config.compare;
-  const PerplexityOptions measure = {options.ctx, options.chunks, run.device()};
+  const PerplexityOptions measure = {options.ctx, options.chunks, run.device(),
+                                     parse_activation_backend(run.config.train.quant.activations)};
   run.report.comparison =
       compare({run.original_name(), run.original_path}, run.entries, options.text, measure);
   if (!run.control_path.empty()) compare_with_control(run, measure);
@@ -336,13 +342,6 @@ void answer_prompts(Run& run) {
     }
     bar.update(++done);
   }
-}
-
-std::string processor_name() {
-  std::ifstream cpuinfo("/proc/cpuinfo");
-  for (std::string line; std::getline(cpuinfo, line);)
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  return "unknown processor";
 }
 
 /// What llama.cpp's own program is called with: a chat for a model that has a template, else a
@@ -401,6 +400,7 @@ void check_plan(const RunConfig& config, const GgufFile& source) {
   const bool repairs = !config.init_file().empty();
   const Plan plan = with_frame(repairs ? "" : "quant", [&] { return run_plan(config, source); });
   if (repairs) check_model(GgufFile::open(config.init_file()));
+  with_frame("quant.frozen", [&] { NamePatterns(config.train.quant.frozen).check_all_name(plan); });
   // Codes that are kept may be of types that nibble only decodes.
   if (!repairs || !config.baselines.empty())
     with_frame(repairs ? "baselines" : "quant", [&] { check_encodable(plan); });
@@ -412,6 +412,8 @@ void check_inputs(const RunConfig& config) {
   const GgufFile source = GgufFile::open(config.model);
   check_model(source);
   check_plan(config, source);
+  if (!config.train.teacher.empty())
+    with_frame("teacher", [&] { check_teacher(config.train.teacher, source); });
   for (const auto& [key, types] : {std::pair{"compare.types", &config.compare.types},
                                    {"compare.matrix", &config.compare.matrix}})
     for (const std::string& type : *types)
@@ -423,7 +425,7 @@ void check_inputs(const RunConfig& config) {
   const auto tokenizer =
       with_frame(config.model, [&] { return Tokenizer::from_metadata(source.metadata()); });
   with_frame("data.files",
-             [&] { TextData::load(config.train.data, *tokenizer, config.train.seed); });
+             [&] { TextData::load(config.train.data, source.metadata(), config.train.seed); });
   with_frame(config.compare.text, [&] {
     perplexity_chunks(*tokenizer, read_file(config.compare.text),
                       {config.compare.ctx, config.compare.chunks});

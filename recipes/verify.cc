@@ -21,9 +21,13 @@ constexpr const char* kExamples =
     "checkpoint.\n"
     "Where there is a GPU it decodes every tensor too, and must get the same bits.\n"
     "Exit status 1 when anything differs.\n"
+    "--chat looks at the chat template instead: every conversation must give tokens with one BOS "
+    "at most, and after each\n"
+    "answer a token that ends the generation.\n"
     "\nexamples:\n"
     "  nibble verify model.gguf\n"
-    "  nibble verify model.gguf --against runs/demo\n";
+    "  nibble verify model.gguf --against runs/demo\n"
+    "  nibble verify model.gguf --chat conversations.jsonl\n";
 
 const char* word(VerifyOutcome outcome) {
   switch (outcome) {
@@ -103,6 +107,8 @@ std::optional<VerifyArguments> verify_arguments(int argc, char** argv) {
                         cxxopts::value<std::string>(), "RUN_DIR");
   options.add_options()("checkpoint", "best (lowest held-out loss; the default) or last",
                         cxxopts::value<std::string>(), "best|last");
+  options.add_options()("chat", "conversations to take through the file's chat template",
+                        cxxopts::value<std::string>(), "FILE.jsonl");
   options.add_options()("all", "a line for every tensor, not only for those with a problem");
   options.add_options()("json", "one JSON object on stdout");
   options.parse_positional({"file"});
@@ -113,8 +119,11 @@ std::optional<VerifyArguments> verify_arguments(int argc, char** argv) {
   VerifyArguments given = {.path = required(*arguments, "file", "FILE.gguf"),
                            .against = {},
                            .checkpoint = text_or_empty(*arguments, "checkpoint"),
+                           .chat = text_or_empty(*arguments, "chat"),
                            .all = arguments->count("all") > 0,
                            .json = arguments->count("json") > 0};
+  if (!given.chat.empty() && (arguments->count("against") > 0 || given.all))
+    fail_usage("--chat looks at no tensor: it goes with neither --against nor --all");
   if (arguments->count("against") > 0) given.against = (*arguments)["against"].as<std::string>();
   return given;
 }
@@ -138,6 +147,7 @@ int verify_and_print(const VerifyArguments& arguments, const TrainedWeights* aga
 int run_verify(int argc, char** argv) {
   const auto arguments = verify_arguments(argc, argv);
   if (!arguments) return 0;
+  if (!arguments->chat.empty()) return verify_chat(*arguments);
   if (arguments->against) return run_verify_against(argc, argv);
   return verify_and_print(*arguments, nullptr);
 }

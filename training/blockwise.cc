@@ -124,7 +124,7 @@ TrainedBlock Blockwise::train_block() {
   set_targets(*block);
   const std::unique_ptr<Student> student = student_of(std::move(block));
   const double before = error_of(student->model(), /*pass_on=*/false);
-  with_frame(name, [&] { train(*student); });
+  if (student->trains()) with_frame(name, [&] { train(*student); });
   const double after = error_of(student->model(), /*pass_on=*/true);
   char text[64];
   std::snprintf(text, sizeof text, "%s: error %.4f -> %.4f", name.c_str(), before, after);
@@ -154,7 +154,7 @@ double Blockwise::error_of(Model& block, bool pass_on) {
 
 void Blockwise::train(Student& student) {
   Model& block = student.model();
-  AdamW optimizer(options_.optimizer);
+  AdamW optimizer(options_.optimizer, student.coarseness());
   student.add_parameters(optimizer);
   const auto count = static_cast<int64_t>(batches_.size());
   const int64_t steps = count * options_.blockwise.epochs;

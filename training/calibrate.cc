@@ -55,7 +55,7 @@ std::vector<Batch> calibration_batches(const PackedData& data, int64_t tokens, u
                                        int64_t batch_tokens) {
   const int64_t length = data.sequence_length();
   const int64_t count = std::clamp<int64_t>(tokens / length, 1, data.num_sequences());
-  const std::vector<int64_t> rows = step_sequences(seed, 0, count, data.num_sequences());
+  const std::vector<int64_t> rows = step_sequences(seed, 0, count, data);
   const int64_t together = std::max<int64_t>(1, batch_tokens / length);
   std::vector<Batch> batches;
   for (int64_t first = 0; first < count; first += together)

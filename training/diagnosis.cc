@@ -137,7 +137,7 @@ bool has_codes(GgmlType type) {
 double ratio(double part, double whole) { return part == 0 ? 0.0 : part / whole; }
 
 /// Straight-through lets a gradient of 1 pass wherever the rounding did not clamp.
-int64_t count_clamped(const FakeQuantizer& quantizer) {
+int64_t count_clamped(FakeQuantizer quantizer) {
   const torch::Tensor passed = quantizer.backward(torch::ones_like(quantizer.weights())).weights;
   return passed.eq(0).sum().item<int64_t>();
 }
@@ -206,8 +206,7 @@ double squared_output(const torch::Tensor& x, const torch::Tensor& matrix) {
 /// is.
 Batch held_out_batch(const GgufFile& source, const TrainOptions& options) {
   if (options.data.held_out == 0) return {};
-  const TextData data =
-      TextData::load(options.data, *Tokenizer::from_metadata(source.metadata()), options.seed);
+  const TextData data = TextData::load(options.data, source.metadata(), options.seed);
   const int64_t there = data.held_out.num_sequences();
   const int64_t wanted =
       std::min(there, std::max<int64_t>(1, kDiagnosisTokens / options.data.sequence_length));

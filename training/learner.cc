@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "model/layers.h"
 #include "quant/fake/torch_device.h"
+#include "training/data.h"
 
 namespace nibble {
 namespace {
@@ -33,23 +34,33 @@ torch::Tensor by_position(const torch::Tensor& hidden) {
   return hidden.reshape({-1, hidden.size(-1)});
 }
 
+/// The positions that count in the loss, [n] int64: those before a token that does. Undefined: all.
+torch::Tensor counted_positions(const Batch& batch) {
+  if (!batch.trained.defined()) return {};
+  return next_token_targets(batch).ge(0).nonzero().flatten();
+}
+
+int64_t num_counted(const Batch& batch) {
+  return batch.trained.defined() ? counted_positions(batch).numel() : batch.tokens.numel();
+}
+
+/// Rows of a tensor that count.
+torch::Tensor counted(const torch::Tensor& rows, const torch::Tensor& positions) {
+  return positions.defined() ? rows.index_select(0, positions.to(rows.device())) : rows;
+}
+
 bool all_finite(const torch::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
 
-}  // namespace
-
-torch::Tensor next_token_targets(const Batch& batch) {
-  const torch::Tensor& tokens = batch.tokens;
-  const int64_t length = tokens.size(1);
-  torch::Tensor targets = torch::full_like(tokens, -1);
-  if (length < 2) return targets.flatten();
-  const torch::Tensor next = tokens.narrow(1, 1, length - 1);
-  torch::Tensor into = targets.narrow(1, 0, length - 1);
-  into.copy_(next);
-  if (batch.document.defined())
-    into.masked_fill_(
-        batch.document.narrow(1, 1, length - 1).ne(batch.document.narrow(1, 0, length - 1)), -1);
-  return targets.flatten();
+/// Gradients of the positions that count, with zeros at the others.
+torch::Tensor at_all_positions(const torch::Tensor& gradients, const Batch& batch,
+                               const torch::Tensor& hidden) {
+  const torch::Tensor positions = counted_positions(batch);
+  if (!positions.defined()) return gradients;
+  return torch::zeros_like(hidden, gradients.options())
+      .index_copy_(0, positions.to(hidden.device()), gradients);
 }
+
+}  // namespace
 
 torch::Dtype parse_compute_dtype(const std::string& name, torch::Device device) {
   if (name == "float32") return torch::kFloat32;
@@ -68,7 +79,7 @@ Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
       shares_(loss_shares(options.loss)),
       loss_(options.loss.chunk_positions,
             parse_compute_dtype(options.dtype, student.model().device())),
-      optimizer_(options.optimizer) {
+      optimizer_(options.optimizer, options.optimizer.relative ? student.coarseness() : 1) {
   check(teacher || shares_.kl == 0, "a KL loss needs a teacher");
   const torch::Dtype dtype = parse_compute_dtype(options.dtype, student.model().device());
   student.model().set_compute_dtype(dtype);
@@ -91,12 +102,13 @@ torch::Tensor Learner::ask_teacher(const Batch& batch) {
 
 LossInputs Learner::inputs(const Batch& batch, const torch::Tensor& hidden,
                            const torch::Tensor& teacher_hidden) const {
+  const torch::Tensor positions = counted_positions(batch);
   LossInputs inputs;
-  inputs.hidden = hidden.detach();
+  inputs.hidden = counted(hidden.detach(), positions);
   inputs.output_weight = student_->model().output_weight().detach();
-  inputs.targets = next_token_targets(batch);
+  inputs.targets = counted(next_token_targets(batch), positions);
   if (!teacher_) return inputs;
-  inputs.teacher_hidden = teacher_hidden;
+  inputs.teacher_hidden = counted(teacher_hidden, positions);
   inputs.teacher_output = teacher_->output_weight().detach();
   return inputs;
 }
@@ -106,7 +118,7 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
   StepResult result;
   Totals totals;
   for (const Batch& batch : micro_batches) {
-    totals.positions += static_cast<double>(batch.tokens.numel());
+    totals.positions += static_cast<double>(num_counted(batch));
     totals.targets += next_token_targets(batch).ge(0).sum().item<double>();
   }
   for (size_t i = 0; i < micro_batches.size(); ++i) {
@@ -150,7 +162,7 @@ void Learner::learn(const Batch& batch, const Totals& totals, torch::Tensor& tea
   if (!std::isfinite(sums.kl + sums.ce))
     fail_not_finite("loss", mean_loss(sums), hidden, teacher_hidden);
 
-  if (hidden.requires_grad()) hidden.backward(gradients.hidden);
+  if (hidden.requires_grad()) hidden.backward(at_all_positions(gradients.hidden, batch, hidden));
   watch.add_to(result.times.backward);
 }
 

@@ -70,8 +70,6 @@ class Learner {
   AdamW optimizer_;
 };
 
-/// [B * T] int64: the token that follows each position, -1 at the last of a document or sequence.
-torch::Tensor next_token_targets(const Batch& batch);
 /// "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it natively. Throws Error
 /// (usage) for another name.
 torch::Dtype parse_compute_dtype(const std::string& name, torch::Device device);

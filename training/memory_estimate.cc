@@ -11,6 +11,7 @@
 #include "quant/format/registry.h"
 #include "training/learner.h"
 #include "training/loss.h"
+#include "training/name_patterns.h"
 
 namespace nibble {
 namespace {
@@ -19,18 +20,22 @@ constexpr int64_t kFloat = sizeof(float);
 constexpr int64_t kBfloat16 = 2;
 
 struct Counts {
-  int64_t weights = 0;  // of all tensors
-  int64_t masters = 0;  // of those that train on a grid
-  int64_t scales = 0;   // of those
-  int64_t blocks = 0;   // bytes of stored ones
-  int64_t largest = 0;  // weights of the largest tensor
+  int64_t weights = 0;                      // of all tensors
+  int64_t masters = 0;                      // of those that train on a grid
+  int64_t scales = 0;                       // of those
+  int64_t blocks = 0;                       // bytes of stored ones
+  int64_t largest = 0;                      // weights of the largest tensor
+  int64_t trained = 0, trained_scales = 0;  // of weights and scales, those that are not frozen
 };
 
 Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant) {
   Counts counts;
+  const NamePatterns frozen(quant.frozen);
   for (const PlanEntry& entry : plan.entries) {
     const int64_t weights = source.tensor(entry.tensor).num_weights();
+    const bool trains = !frozen.match(entry.tensor);
     counts.weights += weights;
+    if (trains) counts.trained += weights;
     counts.largest = std::max(counts.largest, weights);
     if (quant.type == "none" || entry.target == GgmlType::kF32) continue;
     const Format& format = require_decoder(entry.target);
@@ -39,19 +44,20 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
       counts.blocks += entry.bytes_as(entry.target);
     else
       counts.masters += weights;
-    if (quant.scales != "dynamic" && !(stored && format.has_byte_scales))
-      counts.scales += weights / format.block_size * format.num_scales;
+    if (quant.scales == "dynamic" || (stored && format.has_byte_scales)) continue;
+    const int64_t scales = weights / format.block_size * format.num_scales;
+    counts.scales += scales;
+    if (trains) counts.trained_scales += scales;
   }
   return counts;
 }
 
 /// Model::keep_matrices_cast()
-int64_t teacher_bytes(const GgufFile& source, const Plan& plan, torch::Dtype dtype) {
+int64_t teacher_bytes(const GgufFile& teacher, torch::Dtype dtype) {
   int64_t bytes = 0;
-  for (const PlanEntry& entry : plan.entries) {
-    const bool cast = entry.shape.size() >= 2 && entry.tensor != "token_embd.weight";
-    bytes += source.tensor(entry.tensor).num_weights() *
-             (cast ? static_cast<int64_t>(c10::elementSize(dtype)) : kFloat);
+  for (const GgufTensor& tensor : teacher.tensors()) {
+    const bool cast = tensor.shape.size() >= 2 && tensor.name != "token_embd.weight";
+    bytes += tensor.num_weights() * (cast ? static_cast<int64_t>(c10::elementSize(dtype)) : kFloat);
   }
   return bytes;
 }
@@ -114,9 +120,15 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   MemoryEstimate estimate;
   estimate.process = process;
   estimate.weights = kFloat * (counts.weights + counts.masters + 2 * counts.scales) + counts.blocks;
-  if (distils) estimate.weights += teacher_bytes(source, plan, dtype);
+  if (distils)
+    estimate.weights += options.teacher.empty()
+                            ? teacher_bytes(source, dtype)
+                            : teacher_bytes(GgufFile::open(options.teacher), dtype);
   const bool stored = options.quant.weights == "scales";
-  const int64_t trained = (stored ? 0 : counts.weights) + (learned ? counts.scales : 0);
+  // The ratios before a step, which masters follow.
+  if (learned && !stored && options.quant.estimator == "relative")
+    estimate.weights += kFloat * counts.scales;
+  const int64_t trained = (stored ? 0 : counts.trained) + (learned ? counts.trained_scales : 0);
   estimate.optimizer = kFloat * 2 * trained;
   estimate.logits = kFloat * outputs * chunk * vocab;
   if (dtype != torch::kFloat32)

@@ -23,7 +23,9 @@ void AdamW::add(const std::string& name, ParameterGroup group, torch::Tensor par
   torch::Tensor value = parameter.detach();
   const torch::TensorOptions value_options = value.options();
   torch::Tensor moment1 = torch::zeros_like(value), moment2 = torch::zeros_like(value);
-  torch::Tensor unit = is_relative(group) ? size_of(value) : torch::Tensor();
+  torch::Tensor unit;
+  if (options_.relative)
+    unit = (group == ParameterGroup::kScales ? torch::ones({}) : size_of(value)) * coarseness_;
   parameters_.push_back({name, group, std::move(value), std::move(moment1), std::move(moment2),
                          torch::zeros({}, value_options), std::move(unit)});
 }

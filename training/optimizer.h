@@ -1,8 +1,9 @@
 // AdamW (Loshchilov and Hutter 2019) over named float32 parameters in groups, by ATen's fused
 // kernel.
 //
-// With options.relative a matrix' or vector's lr is the rate times its root mean square when it was
-// added; decay keeps being a share of the weight for each unit of the plain rate.
+// With options.relative lr is the rate times the optimizer's coarseness; of a matrix or vector,
+// times its root mean square when it was added, too. Decay keeps being a share of the weight for
+// each unit of the plain rate.
 //
 //   m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2
 //   w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
@@ -23,7 +24,9 @@ enum class ParameterGroup { kMatrix, kScales, kVector };
 
 class AdamW {
  public:
-  explicit AdamW(const OptimizerOptions& options) : options_(options) {}
+  /// coarseness: what relative rates are multiplied with.
+  explicit AdamW(const OptimizerOptions& options, double coarseness = 1)
+      : options_(options), coarseness_(coarseness) {}
 
   /// Adds a parameter; moments start at zero, on its device, which is that of all. Its place in
   /// gradients is the order of adding.
@@ -50,9 +53,6 @@ class AdamW {
     torch::Tensor steps;  // [] float32 on the value's device, as the fused kernel wants it
     torch::Tensor unit;   // [] float32 on the CPU, what a rate of 1 means; undefined: 1
   };
-  bool is_relative(ParameterGroup group) const {
-    return options_.relative && group != ParameterGroup::kScales;
-  }
   /// Parameters that one call of the fused kernel can update: of one group and unit.
   struct Together {
     std::vector<torch::Tensor> values, grads, moments1, moments2, steps;
@@ -64,6 +64,7 @@ class AdamW {
                      const torch::Tensor& divisor);
 
   OptimizerOptions options_;
+  double coarseness_;
   std::vector<Parameter> parameters_;
 };
 

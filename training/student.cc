@@ -1,5 +1,6 @@
 #include "training/student.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <utility>
@@ -7,16 +8,14 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "model/activation_rounding.h"
 #include "quant/mix/quantize_file.h"
 #include "training/calibrate.h"
+#include "training/name_patterns.h"
 #include "training/stored_start.h"
 
 namespace nibble {
 namespace {
-
-bool learns_scales(const FakeQuantizer& quantizer) {
-  return quantizer.mode() == ScaleMode::kLearned && quantizer.scale_ratios().defined();
-}
 
 bool all_finite(const torch::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
 
@@ -53,16 +52,20 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
   const torch::NoGradGuard no_grad;
   const bool quantized = plan && options.type != "none";
   const bool scales_only = options.weights == "scales";
-  const ScaleMode mode = parse_scale_mode(options.scales);
+  const ScaleMode asked_mode = parse_scale_mode(options.scales);
+  const NamePatterns frozen_names(options.frozen);
   // A calibration's starting points come in `start`; a search is for what has none.
   const EncodeMethod initial =
       is_calibrated(options.initial) ? EncodeMethod::kSearch : method_named(options.initial);
   const std::vector<Weight*> weights = model_->weights();
   Progress progress("initial scales", static_cast<int64_t>(weights.size()), "tensors");
   for (Weight* weight : weights) {
-    Trainable& trainable = trainables_.emplace_back(Trainable{weight, {}, {}});
+    Trainable& trainable = trainables_.emplace_back();
+    trainable.weight = weight;
     progress.update(static_cast<int64_t>(trainables_.size()));
-    weight->value.set_requires_grad(!scales_only);
+    const bool frozen = frozen_names.match(weight->name);
+    trainable.frozen = frozen;
+    weight->value.set_requires_grad(!scales_only && !frozen);
     if (!quantized) continue;
     const PlanEntry* entry = plan->find(weight->name);
     check(entry, "the plan has no tensor '", weight->name, "'");
@@ -71,6 +74,9 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
       trainable.quantizer.emplace(stored_quantizer(*weight, entry->target, start, initial));
       continue;
     }
+    // Scales that do not train are as they were found; those that follow the weights still do.
+    const ScaleMode mode =
+        frozen && asked_mode == ScaleMode::kLearned ? ScaleMode::kFrozen : asked_mode;
     if (const auto point = start.find(weight->name); point != start.end()) {
       const StartingPoint& from = point->second;
       trainable.quantizer.emplace(
@@ -81,6 +87,11 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
     trainable.quantizer.emplace(weight->name, require_format(entry->target), mode,
                                 weight->value.detach().clone(), torch::Tensor(), initial);
   }
+  if (quantized)
+    set_activation_rounding(*model_, parse_activation_backend(options.activations),
+                            [&](const Weight& weight) { return plan->find(weight.name)->target; });
+  for (Trainable& trainable : trainables_)
+    if (trainable.quantizer) trainable.quantizer->set_estimator(parse_estimator(options.estimator));
   if (scales_only) train_stored_scales();
   materialize();
 }
@@ -89,7 +100,8 @@ void Student::train_stored_scales() {
   int64_t num_trained = 0, num_left = 0;
   for (Trainable& trainable : trainables_) {
     if (!trainable.quantizer) continue;
-    const bool learns = learns_scales(*trainable.quantizer);
+    if (trainable.frozen) continue;
+    const bool learns = trainable.learns_scales();
     ++(learns ? num_trained : num_left);
     if (!learns) continue;
     const torch::Tensor& value = trainable.weight->value;
@@ -98,10 +110,37 @@ void Student::train_stored_scales() {
         value, std::make_unique<ToScales>(*trainable.quantizer, trainable.ratio_gradients));
   }
   if (num_trained == 0)
-    fail_usage("quant.weights is scales, but no tensor's type has scales that can be trained");
+    fail_usage(
+        "quant.weights is scales, but no tensor that is not frozen has scales that can be trained");
   if (num_left > 0)
     note(num_left, " of ", num_left + num_trained,
          " quantized tensors stay as they are: their types have no scales that can be trained");
+}
+
+bool Student::Trainable::learns_scales() const {
+  return quantizer && !frozen && quantizer->mode() == ScaleMode::kLearned &&
+         quantizer->scale_ratios().defined();
+}
+
+bool Student::trains() const {
+  return std::any_of(trainables_.begin(), trainables_.end(), [](const Trainable& trainable) {
+    return trainable.weight->value.requires_grad();
+  });
+}
+
+double Student::coarseness() const {
+  const torch::NoGradGuard no_grad;
+  double sum = 0, count = 0;
+  for (const Trainable& trainable : trainables_) {
+    if (!trainable.quantizer || !trainable.trains_weights()) continue;
+    const torch::Tensor& masters = trainable.quantizer->weights();
+    const double distance = trainable.quantizer->level_distance();
+    const double size = std::sqrt(masters.square().mean(torch::kFloat64).item<double>());
+    if (distance == 0 || size == 0) continue;
+    sum += distance / size * static_cast<double>(masters.numel());
+    count += static_cast<double>(masters.numel());
+  }
+  return count > 0 ? sum / count : 1;
 }
 
 void Student::add_parameters(AdamW& optimizer) const {
@@ -112,7 +151,7 @@ void Student::add_parameters(AdamW& optimizer) const {
         trainable.quantizer ? trainable.quantizer->weights() : trainable.weight->value;
     if (trainable.trains_weights())
       optimizer.add(name, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector, masters);
-    if (trainable.quantizer && learns_scales(*trainable.quantizer))
+    if (trainable.learns_scales())
       optimizer.add(name + ":scale_ratios", ParameterGroup::kScales,
                     trainable.quantizer->scale_ratios());
   }
@@ -130,7 +169,7 @@ double Student::backward() {
   const bool on_cpu = model_->device().is_cpu();
   double sum = 0;
   for (Trainable& trainable : trainables_) {
-    const bool learned = trainable.quantizer && learns_scales(*trainable.quantizer);
+    const bool learned = trainable.learns_scales();
     if (!trainable.trains_weights()) {
       if (!learned) continue;
       const torch::Tensor& mapped = gradients_.emplace_back(trainable.ratio_gradients);

@@ -32,6 +32,11 @@ class Student {
           const StartingPoints& start = {});
 
   Model& model() { return *model_; }
+  /// Whether there is anything that trains: not where all is frozen.
+  bool trains() const;
+  /// The distance between a weight's levels as a share of its size, both root mean squares: the
+  /// mean over all weights whose masters train. 1 where nothing is quantized.
+  double coarseness() const;
   /// Registers all parameters, in the order that gradients() uses.
   void add_parameters(AdamW& optimizer) const;
   /// W^ of every quantized weight, from its masters and scales.
@@ -55,14 +60,16 @@ class Student {
 
  private:
   struct Trainable {
-    Weight* weight;
+    Weight* weight = nullptr;
     std::optional<FakeQuantizer> quantizer;
     torch::Tensor ratio_gradients;  // reused from step to step; of stored codes, a step's sum
+    bool frozen = false;            // QuantOptions::frozen names it
 
     /// The weight itself, or its masters.
     bool trains_weights() const {
       return weight->value.requires_grad() && !(quantizer && quantizer->is_stored());
     }
+    bool learns_scales() const;
   };
   /// Of all stored blocks that have such; the gradients of their W^ go there.
   void train_stored_scales();

@@ -1,32 +1,17 @@
 #include "training/text_files.h"
 
-#include <glob.h>
-
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <string_view>
 
 #include "base/error.h"
 #include "io/atomic_file.h"
+#include "io/input_files.h"
 
 namespace nibble {
 namespace {
 
-/// The files a pattern matches, sorted.
-std::vector<std::string> expand(const std::string& pattern) {
-  glob_t found = {};
-  const int status = ::glob(pattern.c_str(), GLOB_ERR, nullptr, &found);
-  std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-  ::globfree(&found);
-  check(status == 0 || status == GLOB_NOMATCH, pattern, ": cannot be searched");
-  check(!paths.empty(), "no file matches '", pattern, "'");
-  return paths;
-}
-
-std::string row_text(std::string_view row, const std::string& text_field) {
-  const nlohmann::json object = nlohmann::json::parse(row, nullptr, /*allow_exceptions=*/false);
-  check(!object.is_discarded(), "this row is not JSON");
+std::string row_text(const nlohmann::ordered_json& object, const std::string& text_field) {
   check(object.is_object(), "wants a JSON object, found ", object.type_name());
   const auto field = object.find(text_field);
   if (field == object.end()) {
@@ -40,12 +25,9 @@ std::string row_text(std::string_view row, const std::string& text_field) {
 
 std::vector<std::string> read_rows(std::string_view content, const std::string& text_field) {
   std::vector<std::string> texts;
-  for (int64_t line = 1; !content.empty(); ++line) {
-    const std::string_view row = content.substr(0, content.find('\n'));
-    content.remove_prefix(std::min(row.size() + 1, content.size()));
-    if (row.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    with_frame(concat("line ", line), [&] { texts.push_back(row_text(row, text_field)); });
-  }
+  for_each_row(content, [&](const nlohmann::ordered_json& row, int64_t) {
+    texts.push_back(row_text(row, text_field));
+  });
   return texts;
 }
 
@@ -71,19 +53,15 @@ void truncate(std::string& text, int64_t limit) {
 std::vector<std::string> read_documents(const std::vector<std::string>& patterns,
                                         const std::string& text_field, int64_t max_bytes) {
   std::vector<std::string> documents;
-  std::set<std::string> seen;
   int64_t bytes = 0;
-  for (const std::string& pattern : patterns) {
-    for (const std::string& path : expand(pattern)) {
-      if (!seen.insert(path).second) continue;
-      for (std::string& text : read_one(path, text_field)) {
-        if (max_bytes > 0) truncate(text, max_bytes - bytes);
-        if (text.empty()) continue;
-        bytes += static_cast<int64_t>(text.size());
-        documents.push_back(std::move(text));
-      }
-      if (max_bytes > 0 && bytes >= max_bytes) return documents;
+  for (const std::string& path : find_files(patterns)) {
+    for (std::string& text : read_one(path, text_field)) {
+      if (max_bytes > 0) truncate(text, max_bytes - bytes);
+      if (text.empty()) continue;
+      bytes += static_cast<int64_t>(text.size());
+      documents.push_back(std::move(text));
     }
+    if (max_bytes > 0 && bytes >= max_bytes) break;
   }
   return documents;
 }

@@ -15,6 +15,8 @@
 #include "io/atomic_file.h"
 #include "io/line_file.h"
 #include "io/mapped_file.h"
+#include "model/activation_rounding.h"
+#include "model/llama_tensors.h"
 #include "quant/fake/torch_device.h"
 #include "training/blockwise.h"
 #include "training/calibrate.h"
@@ -25,9 +27,11 @@
 #include "training/memory_estimate.h"
 #include "training/metrics.h"
 #include "training/model_file.h"
+#include "training/name_patterns.h"
 #include "training/options_json.h"
 #include "training/schedule.h"
 #include "training/stored_start.h"
+#include "training/teacher.h"
 
 namespace nibble {
 namespace {
@@ -54,6 +58,10 @@ void check_options(const TrainOptions& options) {
   if (options.max_tokens < options.batch_tokens)
     fail_usage("max_tokens is ", options.max_tokens, ", less than one step's batch_tokens, ",
                options.batch_tokens);
+  if (parse_activation_backend(options.quant.activations) != ActivationBackend::kNone &&
+      options.dtype != "float32")
+    fail_usage("quant.activations: ", options.quant.activations, " wants dtype: float32, found ",
+               options.dtype, ", which rounds activations about as coarsely");
   if (options.quant.weights == "scales" && options.device.cuda)
     fail_usage("quant.weights: scales alone train on the CPU only");
 }
@@ -193,8 +201,8 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
       options_(options),
       run_dir_(std::move(run_dir)),
       num_steps_(options.max_tokens / options.batch_tokens) {
-  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_metadata(source.metadata());
-  data_ = TextData::load(options.data, *tokenizer, options.seed);
+  with_frame("quant.frozen", [&] { NamePatterns(options.quant.frozen).check_all_name(plan); });
+  data_ = TextData::load(options.data, source.metadata(), options.seed);
   const bool distils = loss_shares(options.loss).kl > 0;
   const int64_t kept = distils ? teacher_bytes(source) : 0;
   if (kept > 0) teacher_hidden_.resize(data_.train.num_sequences());
@@ -209,10 +217,15 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
     fail_usage("data.sequence_length is ", options.data.sequence_length,
                ", the model's context is ", model->shape().context_length);
   StartingPoints start;
-  if (distils) teacher_ = std::move(model);
+  if (distils && !options.teacher.empty())
+    teacher_ = with_frame("teacher", [&] {
+      return load_teacher(options.teacher, source, torch_device(options.device));
+    });
+  else if (distils)
+    teacher_ = std::move(model);
   if (!options.quant.init_file.empty())
     model = load_stored(options.quant.init_file, start);
-  else if (distils)
+  else if (!model)
     model = copy_model(*teacher_);
   model->set_activation_checkpointing(options.activation_checkpointing);
   QuantOptions quant = options.quant;
@@ -229,17 +242,22 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
                                                 options.blockwise.batch_tokens),
                             start, *model, run_dir_);
   student_ = std::make_unique<Student>(std::move(model), &plan, quant, start);
+  if (!student_->trains()) fail_usage("quant.frozen leaves nothing that trains");
   learner_ = std::make_unique<Learner>(*student_, teacher_.get(), options);
 
   const int64_t length = options.data.sequence_length;
   const int64_t there = data_.held_out.num_sequences();
   const int64_t wanted = std::min(there, std::max<int64_t>(1, kMaxHeldOutTokens / length));
   const int64_t together = options.micro_batch_tokens / length;
+  // Of a mixture the shares that are trained on.
+  std::vector<int64_t> drawn;
+  if (!data_.held_out.groups.empty() && there > 0)
+    drawn = step_sequences(options.seed, 0, wanted, data_.held_out);
   for (int64_t first = 0; first < wanted; first += together) {
     std::vector<int64_t> rows;
     // Spread over all that is held out: neighbours are often one document.
     for (int64_t row = first; row < std::min(wanted, first + together); ++row)
-      rows.push_back(row * there / wanted);
+      rows.push_back(drawn.empty() ? row * there / wanted : drawn[static_cast<size_t>(row)]);
     held_out_.push_back(data_.held_out.at(rows));
   }
   held_out_teacher_.resize(held_out_.size());
@@ -257,10 +275,10 @@ int64_t Run::teacher_bytes(const GgufFile& source) const {
       num_steps_ * options_.batch_tokens <= tokens)
     return 0;
   const torch::Dtype dtype = parse_compute_dtype(options_.dtype, torch_device(options_.device));
-  const PlanEntry* embedding = plan_.find("token_embd.weight");
-  check(embedding, source.path(), ": has no token_embd.weight");
-  const int64_t bytes =
-      tokens * embedding->shape[0] * static_cast<int64_t>(c10::elementSize(dtype));
+  const std::string& other = options_.teacher;
+  const int64_t width = other.empty() ? source.tensor(kTokenEmbedding).row_length()
+                                      : GgufFile::open(other).tensor(kTokenEmbedding).row_length();
+  const int64_t bytes = tokens * width * static_cast<int64_t>(c10::elementSize(dtype));
   return bytes <= kMaxTeacherBytes ? bytes : 0;
 }
 
@@ -306,8 +324,7 @@ StepResult Run::learn_from(const std::vector<int64_t>& rows, double rate_factor)
 StepMetrics Run::take_step() {
   const double begun = seconds();
   const int64_t sequences = options_.batch_tokens / options_.data.sequence_length;
-  const std::vector<int64_t> rows =
-      step_sequences(options_.seed, step_, sequences, data_.train.num_sequences());
+  const std::vector<int64_t> rows = step_sequences(options_.seed, step_, sequences, data_.train);
   const double factor = learning_rate_factor(
       run_progress(tokens_ + options_.batch_tokens, num_steps_ * options_.batch_tokens,
                    begun + step_seconds_, options_.max_minutes),

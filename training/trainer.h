@@ -18,10 +18,18 @@ namespace nibble {
 
 struct DataOptions {
   std::vector<std::string> files;  // paths or globs; .jsonl: one object a line with `text_field`
+  /// Of each entry of `files`: the share of the sequences that come from it; they are scaled to a
+  /// sum of 1. Empty: sequences come as often as there are.
+  std::vector<double> weights;
+  /// "text", or "chat": conversations (model/chat/conversation.h) through the model's own template.
+  std::string format = "text";
+  bool answers_only = true;  // of chat: only what the assistant says counts in the loss
   std::string text_field = "text";
   int64_t sequence_length = 512;  // tokens
   double held_out = 0.02;  // share of documents (at least one sequence) that training never sees
   int64_t max_bytes = 0;   // of text read; 0: all
+
+  bool is_chat() const { return format == "chat"; }
 };
 
 struct LossOptions {
@@ -33,8 +41,10 @@ struct LossOptions {
 struct OptimizerOptions {
   double learning_rate = 1e-4;
   double scale_learning_rate = 3e-4;  // relative: scales train as ratios to their initial values
-  /// learning_rate is a share of each tensor's root mean square at the start (Shazeer and Stern
-  /// 2018, "Adafactor", section 8), so that one rate suits an embedding and a projection.
+  /// Both rates are shares of the distance between levels, as the mean over the model has it
+  /// (Student::coarseness()); learning_rate in each tensor times its root mean square (Shazeer and
+  /// Stern 2018, "Adafactor", section 8). So one pair of rates suits an embedding and a projection,
+  /// 2 bits and 5.
   bool relative = false;
   double weight_decay = 0.0;
   double beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8;
@@ -54,6 +64,13 @@ struct QuantOptions {
   /// With "scales": path of the GGUF file whose codes and scales are the start (and whose types the
   /// plan has), or "". The model that is trained for it is then the teacher alone.
   std::string init_file;
+  std::string estimator = "relative";  // of learned scales (quant/format/estimator.h), or "lsq"
+  /// Regular expressions, found anywhere in a tensor's name: such tensors are on the grid as they
+  /// start and do not train.
+  std::vector<std::string> frozen;
+  /// Whose rounding of activations the student sees (model/activation_rounding.h): "none",
+  /// "llama_cpu", "llama_cuda".
+  std::string activations = "none";
 };
 
 /// The stage before the end-to-end one (training/blockwise.h). A step is one batch_tokens.
@@ -61,7 +78,7 @@ struct BlockwiseOptions {
   int64_t tokens = 0;  // of training text that each block sees; 0: there is no such stage
   int64_t epochs = 1;  // over them
   int64_t batch_tokens = 1024;
-  double learning_rate = 1e-2;  // a share of each tensor's root mean square
+  double learning_rate = 1e-2;  // relative (OptimizerOptions)
   double scale_learning_rate = 1e-3;
 };
 
@@ -69,6 +86,9 @@ struct TrainOptions {
   DataOptions data;
   LossOptions loss;
   OptimizerOptions optimizer;
+  /// Path of the GGUF file whose predictions a KL loss distils, with the same tokenizer; "": the
+  /// model itself, unquantized.
+  std::string teacher;
   QuantOptions quant;
   BlockwiseOptions blockwise;
   int64_t batch_tokens = 1024;  // per step

@@ -3,6 +3,7 @@
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
+#include <cmath>
 #include <span>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "quant/fake/pieces.h"
 #include "quant/fake/torch_device.h"
 #include "quant/format/kernels.h"
+#include "quant/format/level_spacing.h"
 
 namespace nibble {
 namespace {
@@ -62,6 +64,12 @@ ScaleMode parse_scale_mode(std::string_view name) {
     names.emplace_back(known);
   }
   fail_usage("no scale mode '", name, "'; dynamic, learned or frozen", did_you_mean(name, names));
+}
+
+Estimator parse_estimator(std::string_view name) {
+  if (name == "relative") return Estimator::kRelative;
+  if (name == "lsq") return Estimator::kLsq;
+  fail_usage("no estimator '", name, "'; relative or lsq", did_you_mean(name, {"relative", "lsq"}));
 }
 
 FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode mode,
@@ -124,19 +132,20 @@ void FakeQuantizer::check_shapes() const {
         format_->block_size);
 }
 
-void FakeQuantizer::scales_of_blocks(int64_t begin, int64_t end, float* out) const {
+void FakeQuantizer::scales_of_blocks(const torch::Tensor& of_ratios, int64_t begin, int64_t end,
+                                     float* out) const {
   const int64_t first = begin * format_->num_scales, count = (end - begin) * format_->num_scales;
-  const float* ratios = scale_ratios_.const_data_ptr<float>() + first;
+  const float* ratios = of_ratios.const_data_ptr<float>() + first;
   const float* initial = initial_scales_.const_data_ptr<float>() + first;
   for (int64_t i = 0; i < count; ++i) out[i] = initial[i] * std::max(ratios[i], 0.0f);
 }
 
-void FakeQuantizer::materialize(torch::Tensor& out) const {
+void FakeQuantizer::materialize(torch::Tensor& out) {
   if (is_stored()) return materialize_stored(out);
   check_like_weights(out, "W^");
   check(out.sizes() == weights_.sizes(), "tensor '", name_, "': W^ has another shape than W");
   if (weights_.is_cuda()) return materialize_on_cuda(out);
-  const float* weights = weights_.const_data_ptr<float>();
+  float* weights = weights_.mutable_data_ptr<float>();
   float* values = out.mutable_data_ptr<float>();
   const Format& format = *format_;
   if (is_dynamic()) {
@@ -153,16 +162,23 @@ void FakeQuantizer::materialize(torch::Tensor& out) const {
   for_each_piece(num_blocks(), piece_blocks, [&](int64_t, int64_t begin, int64_t end) {
     thread_local std::vector<float> scales;
     scales.resize(piece_blocks * format.num_scales);
-    if (has_scales()) scales_of_blocks(begin, end, scales.data());
+    if (has_scales()) scales_of_blocks(scale_ratios_, begin, end, scales.data());
     const int64_t first = begin * format.block_size;
+    if (followed_ratios_.defined()) {
+      thread_local std::vector<float> before;
+      before.resize(scales.size());
+      scales_of_blocks(followed_ratios_, begin, end, before.data());
+      format.follow(weights + first, before.data(), scales.data(), end - begin);
+    }
     format.fake_quantize(weights + first, scales.data(), values + first, end - begin);
   });
+  followed_ratios_ = torch::Tensor();
 }
 
-void FakeQuantizer::materialize_on_cuda(torch::Tensor& out) const {
+void FakeQuantizer::materialize_on_cuda(torch::Tensor& out) {
   const c10::DeviceGuard guard(weights_.device());
   void* stream = cuda_stream(weights_.device());
-  const float* weights = weights_.const_data_ptr<float>();
+  float* weights = weights_.mutable_data_ptr<float>();
   float* values = out.mutable_data_ptr<float>();
   with_frame(concat("tensor '", name_, "'"), [&] {
     if (is_dynamic()) {
@@ -176,8 +192,14 @@ void FakeQuantizer::materialize_on_cuda(torch::Tensor& out) const {
     TrainedScales scales{nullptr};
     if (has_scales())
       scales = {initial_scales_.const_data_ptr<float>(), scale_ratios_.const_data_ptr<float>()};
+    if (followed_ratios_.defined())
+      cuda_follow(
+          format_->type, weights,
+          {initial_scales_.const_data_ptr<float>(), followed_ratios_.const_data_ptr<float>()},
+          scales, num_blocks(), stream);
     cuda_fake_quantize(format_->type, weights, scales, values, num_blocks(), stream);
   });
+  followed_ratios_ = torch::Tensor();
 }
 
 void FakeQuantizer::backward_on_cuda(torch::Tensor& grad_out, torch::Tensor& grad_ratios) const {
@@ -189,12 +211,12 @@ void FakeQuantizer::backward_on_cuda(torch::Tensor& grad_out, torch::Tensor& gra
     cuda_fake_quantize_backward(
         format_->type, weights_.const_data_ptr<float>(), scales, grads, grads,
         grad_ratios.defined() ? grad_ratios.mutable_data_ptr<float>() : nullptr, num_blocks(),
-        cuda_stream(weights_.device()));
+        estimator_, cuda_stream(weights_.device()));
   });
 }
 
 FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
-                                                 torch::Tensor grad_ratios) const {
+                                                 torch::Tensor grad_ratios) {
   check(!is_stored(), "tensor '", name_, "': stored codes have no gradient");
   check_like_weights(grad_out, "the gradient");
   check(grad_out.sizes() == weights_.sizes(), "tensor '", name_,
@@ -206,6 +228,7 @@ FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
   const bool learned = mode_ == ScaleMode::kLearned;
   if (!learned) grad_ratios = torch::Tensor();
   if (learned && !grad_ratios.defined()) grad_ratios = torch::empty_like(scale_ratios_);
+  if (learned && estimator_ == Estimator::kRelative) followed_ratios_ = scale_ratios_.clone();
   if (!on_cpu) {
     backward_on_cuda(grad_out, grad_ratios);
     return {grad_out, grad_ratios, 0.0};
@@ -222,10 +245,10 @@ FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
     const int64_t count = (end - begin) * format.num_scales;
     scales.resize(count);
     scale_grads.resize(count);
-    scales_of_blocks(begin, end, scales.data());
+    scales_of_blocks(scale_ratios_, begin, end, scales.data());
     float* grad = grads + begin * format.block_size;
     format.fake_quantize_backward(weights + begin * format.block_size, scales.data(), grad, grad,
-                                  scale_grads.data(), end - begin);
+                                  scale_grads.data(), end - begin, estimator_);
     sums[piece] = squared_norm_of(grad, (end - begin) * format.block_size);
     if (!learned) return;
     const int64_t first = begin * format.num_scales;
@@ -266,12 +289,23 @@ std::vector<std::byte> FakeQuantizer::blocks() const {
     }
     std::vector<float> scales(row_blocks * format.num_scales), snapped(scales.size());
     if (has_scales()) {
-      scales_of_blocks(row * row_blocks, (row + 1) * row_blocks, scales.data());
+      scales_of_blocks(scale_ratios_, row * row_blocks, (row + 1) * row_blocks, scales.data());
       format.snap(scales.data(), snapped.data(), row_blocks);
     }
     format.encode_with(in, snapped.data(), out, row_blocks);
   });
   return bytes;
+}
+
+double FakeQuantizer::level_distance() const {
+  const Format& format = *format_;
+  if (!format.steps_of) return 0;
+  const std::vector<std::byte> all = blocks();
+  std::vector<float> steps(num_blocks() * (format.block_size / format.group_size));
+  format.steps_of(all.data(), steps.data(), num_blocks());
+  double sum = 0;
+  for (const float step : steps) sum += double{step} * step;
+  return level_spacing(format.type) * std::sqrt(sum / static_cast<double>(steps.size()));
 }
 
 uint64_t content_hash(const torch::Tensor& on_any_device) {

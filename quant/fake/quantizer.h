@@ -4,9 +4,8 @@
 //
 // Scales train as ratios to their initial values: scale = initial * max(ratio, 0), so that one
 // learning rate is relative for all of them and signs are fixed at the start. All of it lies on one
-// device, where materialize() and backward() work; a GPU's kernels give the CPU's bits. Estimator:
-// straight-through for weights, LSQ for scales (Esser et al. 2020, "Learned Step Size
-// Quantization"), as the format's row functions define them.
+// device, where materialize() and backward() work; a GPU's kernels give the CPU's bits. Gradients:
+// as the format's row functions define them for the estimator (quant/format/estimator.h).
 #pragma once
 
 #include <cstddef>
@@ -22,7 +21,7 @@ namespace nibble {
 enum class ScaleMode {
   kDynamic,  // closed form from the weights, every step (encode with kRtn), straight-through
              // gradient
-  kLearned,  // parameters, trained with LSQ gradients
+  kLearned,  // parameters, trained with the estimator's gradients
   kFrozen,   // as learned, never updated
 };
 
@@ -30,6 +29,8 @@ enum class ScaleMode {
 std::string_view scale_mode_name(ScaleMode mode);
 /// Throws Error (usage) for another name, with the nearest one.
 ScaleMode parse_scale_mode(std::string_view name);
+/// "relative", "lsq". Throws Error (usage) for another name, with the nearest one.
+Estimator parse_estimator(std::string_view name);
 
 class FakeQuantizer {
  public:
@@ -69,8 +70,13 @@ class FakeQuantizer {
   torch::Tensor& initial_scales() { return initial_scales_; }
   const torch::Tensor& initial_scales() const { return initial_scales_; }
 
-  /// Writes W^ into `out` (float32 of sizes(), contiguous, on the weights' device).
-  void materialize(torch::Tensor& out) const;
+  /// Of scales that are learned; kRelative where nothing else is set.
+  void set_estimator(Estimator estimator) { estimator_ = estimator; }
+
+  /// Writes W^ into `out` (float32 of sizes(), contiguous, on the weights' device). Where the
+  /// scales have moved since the last backward() and the estimator is relative, the masters follow
+  /// them first.
+  void materialize(torch::Tensor& out);
   struct Gradients {
     torch::Tensor weights, scale_ratios;  // scale_ratios: undefined unless the mode is learned
     /// Of both together, where it costs no pass of its own: on the CPU. 0 on a GPU.
@@ -79,12 +85,15 @@ class FakeQuantizer {
   /// Maps dL/dW^ to the masters' gradient (in place of grad_out, which is returned as it) and the
   /// ratios' gradient, written into `grad_ratios` when that is defined (so that its memory is used
   /// again), else into a new tensor.
-  Gradients backward(torch::Tensor grad_out, torch::Tensor grad_ratios = {}) const;
+  Gradients backward(torch::Tensor grad_out, torch::Tensor grad_ratios = {});
   /// The same for stored blocks, whose scales train: adds to grad_ratios, which is made where it is
   /// undefined. Linear in grad_out (float32 of sizes()), so gradients may come in parts.
   void add_scale_gradients(const torch::Tensor& grad_out, torch::Tensor& grad_ratios) const;
   /// The blocks that decode to exactly W^: what the exporter writes.
   std::vector<std::byte> blocks() const;
+  /// How far neighbouring levels are apart as scales are now: mean of a group, root mean square
+  /// over groups. 0 for a format without levels.
+  double level_distance() const;
 
  private:
   bool has_scales() const { return scale_ratios_.defined(); }
@@ -94,8 +103,8 @@ class FakeQuantizer {
     return is_stored() ? stored_.numel() / format_->block_bytes
                        : weights_.numel() / format_->block_size;
   }
-  /// The scales of blocks [begin, end), num_scales each, into `out`.
-  void scales_of_blocks(int64_t begin, int64_t end, float* out) const;
+  /// The scales of blocks [begin, end) for these ratios, num_scales each, into `out`.
+  void scales_of_blocks(const torch::Tensor& ratios, int64_t begin, int64_t end, float* out) const;
   /// Stored blocks [begin, end) with the scales as they are now, into `out`.
   void trained_blocks(int64_t begin, int64_t end, std::byte* out) const;
   void materialize_stored(torch::Tensor& out) const;
@@ -103,12 +112,16 @@ class FakeQuantizer {
   void check_mode() const;
   void check_shapes() const;
   void check_like_weights(const torch::Tensor& tensor, const char* what) const;
-  void materialize_on_cuda(torch::Tensor& out) const;
+  void materialize_on_cuda(torch::Tensor& out);
   void backward_on_cuda(torch::Tensor& grad_out, torch::Tensor& grad_ratios) const;
 
   std::string name_;
   const Format* format_;
   ScaleMode mode_;
+  Estimator estimator_ = Estimator::kRelative;
+  /// The ratios of the last backward(), until masters have followed what came after; else
+  /// undefined.
+  torch::Tensor followed_ratios_;
   torch::Tensor weights_, stored_, scale_ratios_, initial_scales_;
 };
 

@@ -67,7 +67,7 @@ void FakeQuantizer::trained_blocks(int64_t begin, int64_t end, std::byte* out) c
   if (!has_scales()) return;
   thread_local std::vector<float> scales;
   scales.resize((end - begin) * format_->num_scales);
-  scales_of_blocks(begin, end, scales.data());
+  scales_of_blocks(scale_ratios_, begin, end, scales.data());
   format_->set_scales(scales.data(), out, end - begin);
 }
 
@@ -103,7 +103,7 @@ void FakeQuantizer::add_scale_gradients(const torch::Tensor& grad_out,
     const int64_t first = begin * format.num_scales, count = (end - begin) * format.num_scales;
     scales.resize(count);
     scale_grads.resize(count);
-    scales_of_blocks(begin, end, scales.data());
+    scales_of_blocks(scale_ratios_, begin, end, scales.data());
     format.scale_gradients(blocks + begin * format.block_bytes, scales.data(),
                            grads + begin * format.block_size, scale_grads.data(), end - begin);
     for (int64_t i = 0; i < count; ++i) sums[first + i] += scale_grads[i] * initial[first + i];

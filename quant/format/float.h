@@ -3,6 +3,7 @@
 #pragma once
 
 #include "quant/format/block.h"
+#include "quant/format/estimator.h"
 
 namespace nibble {
 
@@ -28,7 +29,7 @@ struct FloatFormat {
     *out = F::value(F::nearest(*weights));
   }
   static NIBBLE_HD void fake_quantize_backward(const float*, const float*, const float* grad_out,
-                                               float* grad_weights, float*) {
+                                               float* grad_weights, float*, Estimator) {
     *grad_weights = *grad_out;
   }
 };

@@ -80,7 +80,8 @@ __device__ float fold_over_lanes(float* sums) {
 /// twice.
 template <class F, int kWeights>
 __global__ void backward_kernel(const float* weights, TrainedScales scales, const float* grad_out,
-                                float* grad_weights, float* grad_scales, int64_t num_blocks) {
+                                float* grad_weights, float* grad_scales, int64_t num_blocks,
+                                Estimator estimator) {
   constexpr int kLanes = kBackwardLanes<F, kWeights>;
   static_assert(kThreads % kLanes == 0);
   const int64_t index = thread_index();
@@ -88,7 +89,8 @@ __global__ void backward_kernel(const float* weights, TrainedScales scales, cons
   const int lane = static_cast<int>(index % kLanes);
   LaneSums<kWeights> sums;
   if (block < num_blocks)
-    backward_lane<F, kWeights>(block, lane, weights, scales, grad_out, grad_weights, &sums);
+    backward_lane<F, kWeights>(block, lane, weights, scales, grad_out, grad_weights, &sums,
+                               estimator);
   if constexpr (F::kNumScales > 0) {
     if (!grad_scales) return;  // for all threads alike
     constexpr int kLanesOfGroup = kChunk / kWeights;
@@ -105,6 +107,14 @@ __global__ void backward_kernel(const float* weights, TrainedScales scales, cons
       backward_scales<F>(block, scales, step_sums + first, offset_sums + first, grad_scales);
     }
   }
+}
+
+/// One thread for kWeights weights. Moves 8 bytes a weight, and the scales twice.
+template <class F, int kWeights>
+__global__ void follow_kernel(float* weights, TrainedScales from, TrainedScales to,
+                              int64_t num_weights) {
+  const int64_t lane = thread_index();
+  if (lane * kWeights < num_weights) follow_lane<F, kWeights>(lane, weights, from, to);
 }
 
 /// CTAs for `count` threads. A grid's x dimension holds 2^31 - 1 of them: 2^39 threads.
@@ -151,10 +161,18 @@ void launch_fake_quantize(const float* weights, const TrainedScales& scales, flo
 template <class F, int kWeights>
 void launch_backward(const float* weights, const TrainedScales& scales, const float* grad_out,
                      float* grad_weights, float* grad_scales, int64_t num_blocks,
-                     cudaStream_t stream) {
+                     Estimator estimator, cudaStream_t stream) {
   const unsigned int ctas = num_ctas(num_blocks * kBackwardLanes<F, kWeights>);
   backward_kernel<F, kWeights><<<ctas, kThreads, 0, stream>>>(
-      weights, scales, grad_out, grad_weights, grad_scales, num_blocks);
+      weights, scales, grad_out, grad_weights, grad_scales, num_blocks, estimator);
+}
+
+template <class F, int kWeights>
+void launch_follow(float* weights, const TrainedScales& from, const TrainedScales& to,
+                   int64_t num_blocks, cudaStream_t stream) {
+  const int64_t num_weights = num_blocks * F::kBlockSize;
+  const unsigned int ctas = num_ctas(num_lanes(num_weights, kWeights));
+  follow_kernel<F, kWeights><<<ctas, kThreads, 0, stream>>>(weights, from, to, num_weights);
 }
 
 template <class F>
@@ -211,13 +229,26 @@ template <class F>
 void FormatKernels<F>::fake_quantize_backward(const float* weights, const TrainedScales& scales,
                                               const float* grad_out, float* grad_weights,
                                               float* grad_scales, int64_t num_blocks,
-                                              void* stream) {
+                                              Estimator estimator, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   if (all_aligned(weights, grad_out, grad_weights))
     launch_backward<F, kVectorFloats>(weights, scales, grad_out, grad_weights, grad_scales,
-                                      num_blocks, on);
+                                      num_blocks, estimator, on);
   else
-    launch_backward<F, 1>(weights, scales, grad_out, grad_weights, grad_scales, num_blocks, on);
+    launch_backward<F, 1>(weights, scales, grad_out, grad_weights, grad_scales, num_blocks,
+                          estimator, on);
+}
+
+template <class F>
+void FormatKernels<F>::follow(float* weights, const TrainedScales& from, const TrainedScales& to,
+                              int64_t num_blocks, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  if constexpr (F::kNumScales == 0)
+    fail("follow on CUDA: a format without scales");
+  else if (all_aligned(weights))
+    launch_follow<F, kVectorFloats>(weights, from, to, num_blocks, on);
+  else
+    launch_follow<F, 1>(weights, from, to, num_blocks, on);
 }
 
 }  // namespace nibble

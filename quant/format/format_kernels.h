@@ -22,7 +22,9 @@ struct FormatKernels {
                             int64_t num_blocks, void* stream);
   static void fake_quantize_backward(const float* weights, const TrainedScales& scales,
                                      const float* grad_out, float* grad_weights, float* grad_scales,
-                                     int64_t num_blocks, void* stream);
+                                     int64_t num_blocks, Estimator estimator, void* stream);
+  static void follow(float* weights, const TrainedScales& from, const TrainedScales& to,
+                     int64_t num_blocks, void* stream);
 };
 
 }  // namespace nibble

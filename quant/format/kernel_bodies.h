@@ -167,6 +167,23 @@ NIBBLE_HD void fake_quantize_lane(int64_t lane, int64_t num_weights, const float
   }
 }
 
+/// follow: lane l takes the weights from l * kWeights on, in place.
+template <class F, int kWeights>
+NIBBLE_HD void follow_lane(int64_t lane, float* weights, const TrainedScales& from,
+                           const TrainedScales& to) {
+  static_assert(F::kGroupSize % kWeights == 0);
+  const int64_t first = lane * kWeights, block = first / F::kBlockSize;
+  const int group = static_cast<int>(first % F::kBlockSize) / F::kGroupSize;
+  float before[F::kNumScales], after[F::kNumScales];
+  snapped_scales<F>(block, from, before);
+  snapped_scales<F>(block, to, after);
+  const Follow map = follow_of<F>(F::grid(before, group), F::grid(after, group));
+  Numbers<float, kWeights> values;
+  copy_numbers<kWeights>(weights + first, values.at);
+  for (float& x : values.at) x = map.apply(x);
+  copy_numbers<kWeights>(values.at, weights + first);
+}
+
 /// fake_quantize_backward: kChunk / kWeights lanes for each group of weights. A lane takes kWeights
 /// neighbours out of every kChunk weights, and its sums are those terms of fold_sums(). One lane
 /// per block for formats without scales.
@@ -182,13 +199,14 @@ struct LaneSums {
 template <class F, int kWeights>
 NIBBLE_HD void backward_lane(int64_t block, int lane, const float* weights,
                              const TrainedScales& scales, const float* grad_out,
-                             float* grad_weights, LaneSums<kWeights>* sums) {
+                             float* grad_weights, LaneSums<kWeights>* sums, Estimator estimator) {
   if constexpr (F::kNumScales == 0) {
     grad_weights[block] = grad_out[block];
   } else {
     constexpr int kLanesOfGroup = kChunk / kWeights;
     float snapped[F::kNumScales];
     snapped_scales<F>(block, scales, snapped);
+    const float part_off = rounded_part(estimator);
     const int group = lane / kLanesOfGroup;
     const Grid grid = F::grid(snapped, group);
     const int64_t begin = block * F::kBlockSize + group * F::kGroupSize;
@@ -198,7 +216,7 @@ NIBBLE_HD void backward_lane(int64_t block, int lane, const float* weights,
       copy_numbers<kWeights>(weights + first, w.at);
       copy_numbers<kWeights>(grad_out + first, g.at);
       for (int k = 0; k < kWeights; ++k) {
-        const WeightGradient part = gradient_of<F>(w.at[k], g.at[k], grid);
+        const WeightGradient part = gradient_of<F>(w.at[k], g.at[k], grid, part_off);
         g.at[k] = part.weight;
         sums->step[k] += part.step;
         if (F::kHasOffset) sums->offset[k] += part.offset;

@@ -158,12 +158,19 @@ void cuda_fake_quantize(GgmlType type, const float* weights, const TrainedScales
 
 void cuda_fake_quantize_backward(GgmlType type, const float* weights, const TrainedScales& scales,
                                  const float* grad_out, float* grad_weights, float* grad_scales,
-                                 int64_t num_blocks, void* stream) {
+                                 int64_t num_blocks, Estimator estimator, void* stream) {
   if (num_blocks == 0) return;
   with_format("fake_quantize_backward", type, [&](auto kernels) {
     kernels.fake_quantize_backward(weights, scales, grad_out, grad_weights, grad_scales, num_blocks,
-                                   stream);
+                                   estimator, stream);
   });
+}
+
+void cuda_follow(GgmlType type, float* weights, const TrainedScales& from, const TrainedScales& to,
+                 int64_t num_blocks, void* stream) {
+  if (num_blocks == 0) return;
+  with_format("follow", type,
+              [&](auto kernels) { kernels.follow(weights, from, to, num_blocks, stream); });
 }
 
 void cuda_decode_rows(int gpu, GgmlType type, const std::byte* blocks, float* out,

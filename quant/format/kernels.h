@@ -40,7 +40,10 @@ void cuda_fake_quantize(GgmlType type, const float* weights, const TrainedScales
 /// nullptr where not wanted.
 void cuda_fake_quantize_backward(GgmlType type, const float* weights, const TrainedScales& scales,
                                  const float* grad_out, float* grad_weights, float* grad_scales,
-                                 int64_t num_blocks, void* stream);
+                                 int64_t num_blocks, Estimator estimator, void* stream);
+/// Of formats that have scales.
+void cuda_follow(GgmlType type, float* weights, const TrainedScales& from, const TrainedScales& to,
+                 int64_t num_blocks, void* stream);
 
 // The same from and to host memory, in pieces that fit any GPU. They return when all is done, and
 // also throw when the GPU's memory or the kernels fail.

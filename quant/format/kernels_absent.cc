@@ -24,7 +24,10 @@ void cuda_fake_quantize(GgmlType, const float*, const TrainedScales&, float*, in
   fail(kNoCuda);
 }
 void cuda_fake_quantize_backward(GgmlType, const float*, const TrainedScales&, const float*, float*,
-                                 float*, int64_t, void*) {
+                                 float*, int64_t, Estimator, void*) {
+  fail(kNoCuda);
+}
+void cuda_follow(GgmlType, float*, const TrainedScales&, const TrainedScales&, int64_t, void*) {
   fail(kNoCuda);
 }
 void cuda_decode_rows(int, GgmlType, const std::byte*, float*, int64_t) { fail(kNoCuda); }

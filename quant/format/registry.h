@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "io/ggml_type.h"
+#include "quant/format/estimator.h"
 
 namespace nibble {
 
@@ -54,11 +55,15 @@ struct Format {
   /// The training forward, fused: decode(encode_with(weights, snap(scales))), no block stored.
   void (*fake_quantize)(const float* weights, const float* scales, float* out, int64_t num_blocks);
   /// The training backward. grad_out: dL/dW^. Writes dL/dW (straight-through: grad_out in range, 0
-  /// where the code was clamped) and dL/dscales (LSQ: q - w/d in range, q at the clamp; times
-  /// grad_out, summed over the block; for a min: 0 in range, 1 outside). grad_weights may be
-  /// grad_out.
+  /// where the code was clamped) and dL/dscales (the estimator's, summed over the block).
+  /// grad_weights may be grad_out.
   void (*fake_quantize_backward)(const float* weights, const float* scales, const float* grad_out,
-                                 float* grad_weights, float* grad_scales, int64_t num_blocks);
+                                 float* grad_weights, float* grad_scales, int64_t num_blocks,
+                                 Estimator estimator);
+  /// Moves weights along with their grid, from one to another of scales: each keeps its place
+  /// between levels. Where a group has no step on either side, it moves with the offset alone.
+  /// nullptr without scales.
+  void (*follow)(float* weights, const float* from, const float* to, int64_t num_blocks);
 
   /// What the blocks store: the q of each weight (the level, where a codebook gives it).
   void (*codes_of)(const std::byte* blocks, int8_t* codes, int64_t num_blocks);

@@ -68,14 +68,27 @@ NIBBLE_TARGET_OPTIONS void fake_quantize(const float* weights, const float* scal
 template <class F>
 NIBBLE_TARGET_OPTIONS void fake_quantize_backward(const float* weights, const float* scales,
                                                   const float* grad_out, float* grad_weights,
-                                                  float* grad_scales, int64_t num_blocks) {
+                                                  float* grad_scales, int64_t num_blocks,
+                                                  Estimator estimator) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < num_blocks; ++i) {
     float snapped[F::kNumScales + 1];
     F::snap(scales + i * F::kNumScales, snapped);
     const int64_t first = i * F::kBlockSize;
     F::fake_quantize_backward(weights + first, snapped, grad_out + first, grad_weights + first,
-                              grad_scales + i * F::kNumScales);
+                              grad_scales + i * F::kNumScales, estimator);
+  }
+}
+
+template <class F>
+NIBBLE_TARGET_OPTIONS void follow(float* weights, const float* from, const float* to,
+                                  int64_t num_blocks) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    float before[F::kNumScales], after[F::kNumScales];
+    F::snap(from + i * F::kNumScales, before);
+    F::snap(to + i * F::kNumScales, after);
+    F::follow(weights + i * F::kBlockSize, before, after);
   }
 }
 
@@ -163,9 +176,11 @@ constexpr Format format_row(std::string_view name) {
                 nullptr,
                 nullptr,
                 nullptr,
+                nullptr,
                 F::kGroupSize,
                 F::kType};
   if constexpr (F::kNumScales > 0) {
+    row.follow = follow<F>;
     row.codes_of = codes_of<F>;
     row.steps_of = steps_of<F>;
     row.set_scales = set_scales<F>;

@@ -8,10 +8,10 @@
 //   scales_of(block, scales), set_scales(block, scales), snap(scales, snapped), grid(snapped,
 //   group) and scale_gradients(snapped, step sums, offset sums, gradients): what the groups' sums
 //   mean for the scales.
-// Formula of the gradients: LSQ (Esser et al., 2020, arXiv:1902.08153).
 #pragma once
 
 #include "quant/format/block.h"
+#include "quant/format/estimator.h"
 #include "quant/format/lanes.h"
 
 namespace nibble {
@@ -63,12 +63,34 @@ struct WeightGradient {
   float weight, step, offset;
 };
 
+/// What of a weight in range LSQ (Esser et al., 2020, arXiv:1902.08153) takes off its gradients to
+/// the scales: all that follows if the code goes with the scale. 1 or 0, so that the product is
+/// exact.
+NIBBLE_HD float rounded_part(Estimator estimator) {
+  return estimator == Estimator::kLsq ? 1.0f : 0.0f;
+}
+
 /// g: dL/dW^ of this weight.
 template <class F>
-NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid) {
+NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid, float rounded_part) {
   const float x = in_steps<F>(w, grid);
   const auto [q, in_range] = F::Levels::round(x);
-  return {in_range ? g : 0.0f, g * (in_range ? q - x : q), in_range ? 0.0f : g};
+  return {in_range ? g : 0.0f, g * (in_range ? q - rounded_part * x : q),
+          in_range ? g - rounded_part * g : g};
+}
+
+/// From one grid of a group to another: w -> w * scale + shift.
+struct Follow {
+  float scale, shift;
+  NIBBLE_HD float apply(float w) const { return w * scale + shift; }
+};
+
+/// The map that keeps places between levels. The identity where the grid stays.
+template <class F>
+NIBBLE_HD Follow follow_of(const Grid& from, const Grid& to) {
+  const bool turns = from.step != 0.0f && to.step != 0.0f && from.step != to.step;
+  const float scale = turns ? to.step * from.inverse : 1.0f;
+  return {scale, F::kHasOffset ? to.offset - from.offset * scale : 0.0f};
 }
 
 /// Sums over weights run in kChunk interleaved partial sums, folded here, on CPU and GPU alike: the
@@ -139,7 +161,8 @@ struct Uniform {
 
   static NIBBLE_HD void fake_quantize_backward(const float* weights, const float* snapped,
                                                const float* grad_out, float* grad_weights,
-                                               float* grad_scales) {
+                                               float* grad_scales, Estimator estimator) {
+    const float part_off = rounded_part(estimator);
     float step_sums[kNumGroups<F>], offset_sums[kNumGroups<F>];
     for (int group = 0; group < kNumGroups<F>; ++group) {
       const Grid grid = F::grid(snapped, group);
@@ -148,7 +171,8 @@ struct Uniform {
            first += kChunk) {
 #pragma GCC ivdep
         for (int k = 0; k < kChunk; ++k) {
-          const WeightGradient part = gradient_of<F>(weights[first + k], grad_out[first + k], grid);
+          const WeightGradient part =
+              gradient_of<F>(weights[first + k], grad_out[first + k], grid, part_off);
           grad_weights[first + k] = part.weight;
           steps[k] += part.step;
           if (F::kHasOffset) offsets[k] += part.offset;
@@ -158,6 +182,16 @@ struct Uniform {
       offset_sums[group] = F::kHasOffset ? fold_sums(offsets) : 0.0f;
     }
     F::scale_gradients(snapped, step_sums, offset_sums, grad_scales);
+  }
+
+  static NIBBLE_HD void follow(float* weights, const float* from, const float* to) {
+    for (int group = 0; group < kNumGroups<F>; ++group) {
+      const Follow map = follow_of<F>(F::grid(from, group), F::grid(to, group));
+#pragma GCC ivdep
+      for (int i = group * F::kGroupSize; i < (group + 1) * F::kGroupSize; ++i) {
+        weights[i] = map.apply(weights[i]);
+      }
+    }
   }
 
   /// dL/dscales where the block's codes stay as they are: value = step * q (+ offset) is then

@@ -24,8 +24,8 @@ const std::vector<std::string> kFolders = {"base",       "io",      "quant/forma
 const std::vector<std::string> kWithoutTorch = {"base/",           "io/",
                                                 "quant/format/",   "quant/mix/",
                                                 "model/tokenizer", "model/llama_tensors",
-                                                "model/hf/",       "export/parity",
-                                                "export/verify"};
+                                                "model/hf/",       "model/chat/",
+                                                "export/parity",   "export/verify"};
 
 using Tree = std::map<std::string, std::string>;  // path -> text
 

@@ -153,12 +153,12 @@ void bench_backward(benchmark::State& state, const Format& format) {
   std::vector<float> wanted(kNumWeights), wanted_scales(test.scales.size());
   format.fake_quantize_backward(gaussian_weights().data(), test.scales.data(),
                                 gaussian_weights().data(), wanted.data(), wanted_scales.data(),
-                                test.num_blocks);
+                                test.num_blocks, Estimator::kRelative);
   for (size_t i = 0; i < wanted_scales.size(); ++i) wanted_scales[i] *= test.scales[i];
   const auto backward = [&] {
     cuda_fake_quantize_backward(format.type, weights.data(), {initial.data(), ratios.data()},
                                 grad_out.data(), grad_weights.data(), grad_ratios.data(),
-                                test.num_blocks, nullptr);
+                                test.num_blocks, Estimator::kRelative, nullptr);
   };
   backward();
   if (!grad_weights.holds(wanted) || !grad_ratios.holds(wanted_scales))

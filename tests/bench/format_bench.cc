@@ -106,10 +106,11 @@ void bench_backward(benchmark::State& state, const Format& format) {
   std::vector<float> expected(kNumWeights), expected_scales(test.scales.size());
   targets()[0].formats[&format - formats().data()].fake_quantize_backward(
       test.weights().data(), test.scales.data(), grad_out.data(), expected.data(),
-      expected_scales.data(), test.num_blocks);
+      expected_scales.data(), test.num_blocks, Estimator::kRelative);
   const auto backward = [&] {
     format.fake_quantize_backward(test.weights().data(), test.scales.data(), grad_out.data(),
-                                  grad_weights.data(), grad_scales.data(), test.num_blocks);
+                                  grad_weights.data(), grad_scales.data(), test.num_blocks,
+                                  Estimator::kRelative);
   };
   backward();
   if (!same_bytes(grad_weights, expected) || !same_bytes(grad_scales, expected_scales)) {

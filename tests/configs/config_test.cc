@@ -349,6 +349,10 @@ TEST_F(ConfigTest, ScalesAloneAndAFileToStartFrom) {
     EXPECT_EQ(error_of(kSmall, {"quant.weights=scales", key}),
               "--set: " + key.substr(0, key.find('=')) +
                   ": has no effect, since quant.weights is scales: nothing else trains");
+  // Before it, block by block, everything trains.
+  EXPECT_EQ(
+      error_of(kSmall, {"quant.weights=scales", "quant.scales=learned", "blockwise.tokens=4096"}),
+      "no error");
   EXPECT_EQ(error_of(kNew, {"init.file=m.gguf"}),
             "--set: init.file: has no effect, since quant.type is none");
 }
@@ -390,7 +394,7 @@ TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
 TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
   // One test for the whole schema: the default of each field is within its range and choices.
   const std::set<std::string> depend = {"loss.ce_weight", "data.text_field",
-                                        "quant.calibration_tokens"};
+                                        "quant.calibration_tokens", "data.answers_only"};
   for (const std::string& line : config_keys()) {
     const std::string key = line.substr(0, line.find(':'));
     const std::string value = line.substr(line.find(':') + 2);

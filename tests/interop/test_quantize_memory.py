@@ -63,5 +63,6 @@ def test_at_most_the_two_largest_tensors(model, imatrix, types, weighed, quantiz
 
 def test_the_limit_is_one(model, quantize, tmp_path):
     result = quantize(STACK, model, tmp_path / "out", "Q4_K_M")
-    assert result.returncode != 0
+    assert result.returncode == 1
+    assert "cannot start 1 threads beside the first" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -51,6 +51,7 @@ class EndingTokenizer final : public Tokenizer {
   explicit EndingTokenizer(int32_t end) : end_(end) {}
   std::vector<int32_t> encode(std::string_view, bool, bool) const override { return {}; }
   std::string decode(const std::vector<int32_t>&, bool) const override { return ""; }
+  std::vector<size_t> byte_ends(const std::vector<int32_t>&) const override { return {}; }
   int64_t vocab_size() const override { return kVocabulary; }
   int32_t bos() const override { return -1; }
   int32_t eos() const override { return end_; }

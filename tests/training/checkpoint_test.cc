@@ -53,8 +53,8 @@ Checkpoint make_checkpoint() {
   checkpoint.plan.file_type = 2;
   checkpoint.plan.entries = {{"w", {64, 3}, GgmlType::kF32, GgmlType::kQ4_0, "Q4_0"},
                              {"norm", {64}, GgmlType::kF32, GgmlType::kF32, "not quantized: norm"}};
-  const FakeQuantizer quantizer("w", require_format(GgmlType::kQ4_0), ScaleMode::kLearned,
-                                torch::randn({3, 64}), {}, EncodeMethod::kSearch);
+  FakeQuantizer quantizer("w", require_format(GgmlType::kQ4_0), ScaleMode::kLearned,
+                          torch::randn({3, 64}), {}, EncodeMethod::kSearch);
   torch::Tensor materialized = torch::empty({3, 64});
   quantizer.materialize(materialized);
   TrainedTensor w;

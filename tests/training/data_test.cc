@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "base/error.h"
@@ -12,7 +13,7 @@
 namespace nibble {
 namespace {
 
-/// One token a byte, after a BOS (256).
+/// One token a byte, after a BOS (256); '#' ends a generation.
 class ByteTokenizer : public Tokenizer {
  public:
   std::vector<int32_t> encode(std::string_view text, bool add_special, bool) const override {
@@ -22,14 +23,36 @@ class ByteTokenizer : public Tokenizer {
     return ids;
   }
   std::string decode(const std::vector<int32_t>& ids, bool) const override {
-    return std::string(ids.begin(), ids.end());
+    std::string text;
+    for (const int32_t id : ids)
+      if (id != bos()) text += static_cast<char>(id);
+    return text;
+  }
+  std::vector<size_t> byte_ends(const std::vector<int32_t>& ids) const override {
+    std::vector<size_t> ends;
+    for (const int32_t id : ids)
+      ends.push_back((ends.empty() ? 0 : ends.back()) + (id == bos() ? 0 : 1));
+    return ends;
   }
   int64_t vocab_size() const override { return 257; }
   int32_t bos() const override { return 256; }
   int32_t eos() const override { return -1; }
   bool add_bos() const override { return true; }
-  bool is_end_of_generation(int32_t) const override { return false; }
+  bool is_end_of_generation(int32_t id) const override { return id == '#'; }
 };
+
+TEST(NextTokenTargets, StayInsideDocuments) {
+  Batch batch;
+  batch.tokens = torch::tensor({{1, 2, 3, 4}, {5, 6, 7, 8}}, torch::kInt64);
+  EXPECT_TRUE(at::equal(next_token_targets(batch),
+                        torch::tensor({2, 3, 4, -1, 6, 7, 8, -1}, torch::kInt64)));
+  batch.document = torch::tensor({{0, 0, 1, 1}, {1, 2, 3, 3}}, torch::kInt64);
+  EXPECT_TRUE(at::equal(next_token_targets(batch),
+                        torch::tensor({2, -1, 4, -1, -1, -1, 8, -1}, torch::kInt64)));
+  batch.trained = torch::tensor({{1, 1, 1, 0}, {1, 1, 1, 1}}, torch::kInt64).to(torch::kBool);
+  EXPECT_TRUE(at::equal(next_token_targets(batch),
+                        torch::tensor({2, -1, -1, -1, -1, -1, 8, -1}, torch::kInt64)));
+}
 
 class DataTest : public testing::Test {
  protected:
@@ -218,6 +241,108 @@ TEST(StepSequences, AreTheSameOnEveryMachine) {
   // Fixed by the definition (SplitMix64, Fisher-Yates from the end): a change here breaks resuming
   // old runs.
   EXPECT_EQ(step_sequences(1, 1, 4, 8), (std::vector<int64_t>{5, 6, 0, 1}));
+}
+
+TEST_F(DataTest, WeightsAreSharesOfTheSequences) {
+  options_.files = {write("a.txt", std::string(799, 'a')), write("b.txt", std::string(79, 'b')),
+                    write("c.txt", std::string(159, 'c'))};
+  options_.weights = {1, 2, 1};
+  const TextData data = load();
+  ASSERT_EQ(data.train.num_sequences(), 100 + 10 + 20);
+  std::map<int64_t, int64_t> drawn;    // letter -> sequences
+  std::map<int64_t, int64_t> of_each;  // sequence -> times
+  for (int64_t step = 0; step < 50; ++step) {
+    for (const int64_t row : step_sequences(1, step, 4, data.train)) {
+      ++drawn[data.train.tokens[row][1].item<int64_t>()];
+      ++of_each[row];
+    }
+    // After any number of steps.
+    const int64_t all = 4 * (step + 1);
+    EXPECT_NEAR(static_cast<double>(drawn['a']), static_cast<double>(all) / 4, 1);
+    EXPECT_NEAR(static_cast<double>(drawn['b']), static_cast<double>(all) / 2, 1);
+    EXPECT_NEAR(static_cast<double>(drawn['c']), static_cast<double>(all) / 4, 1);
+  }
+  // b's 10 sequences ten times each, of a's 100 half, c's 20 two or three times.
+  for (const auto& [row, times] : of_each)
+    EXPECT_TRUE(row < 100   ? times == 1
+                : row < 110 ? times == 10
+                            : times == 2 || times == 3)
+        << row << ' ' << times;
+}
+
+TEST_F(DataTest, ASingleWeightChangesNothing) {
+  options_.files = {write("a.txt", std::string(799, 'a'))};
+  const TextData plain = load();
+  options_.weights = {3};
+  const TextData weighted = load();
+  EXPECT_TRUE(at::equal(plain.train.tokens, weighted.train.tokens));
+  for (const int64_t step : {0, 7, 40})
+    EXPECT_EQ(step_sequences(1, step, 5, plain.train), step_sequences(1, step, 5, weighted.train));
+}
+
+class ChatDataTest : public DataTest {
+ protected:
+  /// "u:hi;a:yes#" for a user's "hi" and an answer "yes".
+  const ChatTemplate chat_{
+      "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ '#' if m.role == 'assistant' else "
+      "';' }}{% endfor %}{% if add_generation_prompt %}a:{% endif %}",
+      "", ""};
+  TextData load_chat() const { return TextData::load(options_, ByteTokenizer(), 1, &chat_); }
+
+  void SetUp() override {
+    DataTest::SetUp();
+    options_.format = "chat";
+    options_.sequence_length = 12;  // of "u:hi;a:yes#" with its BOS
+  }
+};
+
+TEST_F(ChatDataTest, OnlyAnswersCount) {
+  options_.files = {write("a.jsonl", R"({"messages": [{"role": "user", "content": "hi"},
+                                          {"role": "assistant", "content": "yes"}]})")};
+  // One row on two lines is none.
+  EXPECT_THROW(load_chat(), Error);
+  options_.files = {write("a.jsonl", R"({"prompt": "hi", "response": "yes"})"
+                                     "\n"
+                                     R"({"prompt": "ho", "response": "not"})")};
+  const TextData data = load_chat();
+  ASSERT_EQ(data.train.num_sequences(), 2);
+  EXPECT_EQ(data.num_documents, 2);
+  EXPECT_EQ(data.num_bytes, 22);
+  for (int row = 0; row < 2; ++row) {
+    std::string said;
+    for (int64_t i = 0; i < 12; ++i)
+      if (data.train.trained[row][i].item<bool>())
+        said += static_cast<char>(data.train.tokens[row][i].item<int64_t>());
+    EXPECT_TRUE(said == "yes#" || said == "not#") << said;
+  }
+  options_.answers_only = false;
+  EXPECT_FALSE(load_chat().train.trained.defined());
+  EXPECT_NE(load_chat().fingerprint, data.fingerprint);
+}
+
+TEST_F(ChatDataTest, SequencesWithoutAnAnswerAreLeftOut) {
+  const std::string question(100, 'q');
+  options_.files = {
+      write("a.jsonl", "{\"prompt\": \"" + question + "\", \"response\": \"yes, of course\"}")};
+  const TextData data = load_chat();
+  // BOS, "u:", 100 of q, ";a:" are 106 tokens; then 15 to be said, of which the last does not fill
+  // a sequence.
+  ASSERT_EQ(data.train.num_sequences(), 2);
+  EXPECT_EQ(data.train.trained.sum().item<int64_t>(), 14);
+}
+
+TEST_F(ChatDataTest, ErrorsNameTheRow) {
+  options_.files = {write("a.jsonl", R"({"prompt": "hi", "response": "yes"})"
+                                     "\n"
+                                     R"({"prompt": "hi"})")};
+  try {
+    load_chat();
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("a.jsonl: line 2: 'response' is missing"),
+              std::string::npos)
+        << error.what();
+  }
 }
 
 }  // namespace

@@ -7,28 +7,21 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 
 #include "base/error.h"
 #include "base/progress.h"
 #include "quant/fake/torch_device.h"
+#include "training/data.h"
+#include "training/name_patterns.h"
 
 namespace nibble {
 namespace {
 
 const std::string kModel =
     std::string(NIBBLE_SOURCE_DIR) + "/../shared/data/models/stories260K/stories260K-f32.v3.gguf";
-
-TEST(NextTokenTargets, StayInsideDocuments) {
-  Batch batch;
-  batch.tokens = torch::tensor({{1, 2, 3, 4}, {5, 6, 7, 8}}, torch::kInt64);
-  EXPECT_TRUE(at::equal(next_token_targets(batch),
-                        torch::tensor({2, 3, 4, -1, 6, 7, 8, -1}, torch::kInt64)));
-  batch.document = torch::tensor({{0, 0, 1, 1}, {1, 2, 3, 3}}, torch::kInt64);
-  EXPECT_TRUE(at::equal(next_token_targets(batch),
-                        torch::tensor({2, -1, 4, -1, -1, -1, 8, -1}, torch::kInt64)));
-}
 
 class LearnerTest : public testing::Test {
  protected:
@@ -82,6 +75,96 @@ TEST_F(LearnerTest, MicroBatchesAddUpToTheBatch) {
   EXPECT_EQ(one.sums.kl_positions, 4 * 32);
   EXPECT_EQ(one.sums.ce_positions, three.sums.ce_positions);
   EXPECT_EQ(one.sums.ce_positions, 4 * 30);
+}
+
+TEST_F(LearnerTest, OnlyTokensThatAreTrainedCount) {
+  // A model looks back only: with the first 12 tokens trained, the rest might as well not be there.
+  Batch masked = batch_, cut;
+  masked.trained = torch::zeros({4, 32}, torch::kBool);
+  masked.trained.narrow(1, 5, 7).fill_(true);
+  cut.tokens = batch_.tokens.narrow(1, 0, 12).contiguous();
+  cut.document = batch_.document.narrow(1, 0, 12).contiguous();
+  cut.trained = masked.trained.narrow(1, 0, 12).contiguous();
+  const std::unique_ptr<Student> whole = new_student(), short_one = new_student();
+  Learner whole_learner(*whole, teacher_.get(), options_),
+      short_learner(*short_one, teacher_.get(), options_);
+  const StepResult one = whole_learner.step({masked}, 1);
+  const StepResult other = short_learner.step({cut}, 1);
+  EXPECT_EQ(one.sums.kl_positions, 4 * 7);
+  EXPECT_EQ(one.sums.ce_positions, 4 * 7);
+  EXPECT_NEAR(one.loss, other.loss, 1e-5 * one.loss);  // float32 sums of other lengths
+  EXPECT_NEAR(one.grad_norm, other.grad_norm, 1e-4 * one.grad_norm);
+}
+
+TEST_F(LearnerTest, WhatCountsAndWhatDoesNotAddUpToAll) {
+  const std::unique_ptr<Student> student = new_student();
+  Learner learner(*student, teacher_.get(), options_);
+  torch::Tensor hidden;
+  const LossSums all = learner.evaluate(batch_, hidden);
+  Batch some = batch_, others = batch_;
+  some.trained = torch::rand({4, 32}).gt(0.6);
+  others.trained = some.trained.logical_not();
+  const LossSums a = learner.evaluate(some, hidden), b = learner.evaluate(others, hidden);
+  EXPECT_GT(a.ce_positions, 0);
+  EXPECT_EQ(a.ce_positions + b.ce_positions, all.ce_positions);
+  EXPECT_EQ(a.kl_positions, a.ce_positions);
+  EXPECT_NEAR(a.ce + b.ce, all.ce, 1e-6 * all.ce);  // rows of a matmul of another size
+}
+
+TEST_F(LearnerTest, WhatIsFrozenStaysAsItStarts) {
+  for (const char* weights : {"full", "scales"}) {
+    options_.quant.weights = weights;
+    options_.quant.frozen = {"blk\\.[01]\\.attn", "^token_embd"};
+    const std::unique_ptr<Student> student = new_student();
+    ASSERT_TRUE(student->trains());
+    std::map<std::string, torch::Tensor> before;
+    for (Weight* weight : student->model().weights())
+      before[weight->name] = weight->value.detach().clone();
+    options_.optimizer.learning_rate = options_.optimizer.scale_learning_rate = 0.05;
+    Learner learner(*student, teacher_.get(), options_);
+    for (int step = 0; step < 2; ++step) learner.step({batch_}, 1);
+    const NamePatterns frozen(options_.quant.frozen);
+    int64_t still = 0, moved = 0;
+    for (Weight* weight : student->model().weights()) {
+      const bool same = at::equal(weight->value.detach(), before[weight->name]);
+      EXPECT_TRUE(same || !frozen.match(weight->name)) << weights << ' ' << weight->name;
+      ++(same ? still : moved);
+    }
+    EXPECT_GT(moved, 10) << weights;
+    EXPECT_GT(still, 8) << weights;
+  }
+  options_.quant.frozen = {"."};
+  EXPECT_THROW(new_student(), Error);  // of scales alone
+  options_.quant.weights = "full";
+  EXPECT_FALSE(new_student()->trains());
+}
+
+TEST(NamePatterns, EachNamesATensorAndIsAnExpression) {
+  Plan plan;
+  plan.entries.push_back({"blk.0.attn_q.weight", {}, {}, {}, {}});
+  NamePatterns({"attn", "^blk"}).check_all_name(plan);
+  EXPECT_THROW(NamePatterns({"attn", "ffn"}).check_all_name(plan), Error);
+  EXPECT_THROW(NamePatterns({"("}), Error);
+}
+
+TEST_F(LearnerTest, CoarsenessIsTheMeanOverWeightsWithLevels) {
+  const std::unique_ptr<Student> student = new_student();
+  double sum = 0, weights = 0;
+  for (const TrainedTensor& tensor : student->tensors()) {
+    if (tensor.type != GgmlType::kQ4_0 && tensor.type != GgmlType::kQ8_0) continue;  // F32, F16
+    const double size = std::sqrt(tensor.weights.square().mean().item<double>());
+    const auto count = static_cast<double>(tensor.weights.numel());
+    sum += restore_quantizer(tensor).level_distance() / size * count;
+    weights += count;
+  }
+  EXPECT_NEAR(student->coarseness(), sum / weights, 1e-6);
+  const double of_q4_0 = student->coarseness();
+  for (PlanEntry& entry : plan_.entries)
+    if (entry.target == GgmlType::kQ4_0) entry.target = GgmlType::kQ8_0;
+  // 4 bits more: a sixteenth, but for the scales' own choice of range.
+  EXPECT_NEAR(new_student()->coarseness(), of_q4_0 / 16, of_q4_0 / 64);
+  options_.quant.type = "none";
+  EXPECT_EQ(new_student()->coarseness(), 1);
 }
 
 TEST_F(LearnerTest, GradientNormIsThatOfAllParameters) {

@@ -62,6 +62,8 @@ TEST_F(MemoryEstimateTest, CountsEveryCopyOfTheWeights) {
   options_.loss.kind = "kl";  // a teacher
   EXPECT_EQ(estimate().weights, 8 * weights);
   options_.quant.type = "Q4_0";  // masters and scales of what is quantized
+  EXPECT_EQ(estimate().weights, 4 * (3 * weights - norms + 3 * scales));
+  options_.quant.estimator = "lsq";  // masters do not follow
   EXPECT_EQ(estimate().weights, 4 * (3 * weights - norms + 2 * scales));
   EXPECT_EQ(estimate().optimizer, 8 * (weights + scales));
   options_.quant.scales = "dynamic";

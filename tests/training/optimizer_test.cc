@@ -102,6 +102,24 @@ TEST(AdamW, RelativeRatesAreSharesOfEachTensorsSize) {
   EXPECT_LT(distance(scales, own_rate.value), 2e-6);
 }
 
+TEST(AdamW, CoarsenessMultipliesRelativeRates) {
+  OptimizerOptions options = options_with_decay();
+  options.relative = true;
+  torch::manual_seed(4);
+  const torch::Tensor before = torch::randn({kCount}), gradient = torch::randn({kCount});
+  torch::Tensor fine = before.clone(), coarse = before.clone(), scales = before.clone();
+  AdamW one(options), quarter(options, /*coarseness=*/0.25);
+  one.add("coarse", ParameterGroup::kVector, coarse);
+  quarter.add("fine", ParameterGroup::kVector, fine);
+  quarter.add("scales", ParameterGroup::kScales, scales);
+  one.step({gradient.clone()}, 1, 1);
+  quarter.step({gradient.clone(), gradient.clone()}, 1, 1);
+  Reference own_rate(before);
+  own_rate.step(gradient, 0.25 * 5e-2, 0, options);
+  EXPECT_LT(distance(4 * (fine - before), coarse - before), 1e-6);
+  EXPECT_LT(distance(scales, own_rate.value), 1e-6);
+}
+
 TEST(AdamW, RelativeRatesStayThoseOfTheStart) {
   OptimizerOptions options = options_with_decay();
   options.relative = true;

@@ -14,6 +14,7 @@
 #include "base/progress.h"
 #include "quant/mix/quantize_file.h"
 #include "tests/io/temporary_folder.h"
+#include "training/data.h"
 #include "training/learner.h"
 #include "training/stored_start.h"
 
@@ -83,7 +84,7 @@ TEST_F(StoredScalesTest, OnlyScalesMoveAndCodesStay) {
     }
     EXPECT_FALSE(after[i].weights.defined() || after[i].initial_scales.defined());
     EXPECT_TRUE(at::equal(before[i].blocks, after[i].blocks)) << after[i].name;
-    const FakeQuantizer quantizer = restore_quantizer(after[i]);
+    FakeQuantizer quantizer = restore_quantizer(after[i]);
     torch::Tensor values = torch::empty(quantizer.sizes());
     quantizer.materialize(values);
     EXPECT_EQ(content_hash(values), after[i].materialized_hash) << after[i].name;
@@ -199,8 +200,9 @@ TEST_F(StoredScalesTest, RefusesAPlanWithoutScalesThatTrain) {
     ADD_FAILURE() << "was not refused";
   } catch (const Error& error) {
     EXPECT_EQ(error.exit_code(), 2);
-    EXPECT_STREQ(error.what(),
-                 "quant.weights is scales, but no tensor's type has scales that can be trained");
+    EXPECT_STREQ(
+        error.what(),
+        "quant.weights is scales, but no tensor that is not frozen has scales that can be trained");
   }
 }
 

@@ -141,6 +141,7 @@ class ByteTokenizer : public Tokenizer {
     return ids;
   }
   std::string decode(const Ids& ids, bool) const override { return {ids.begin(), ids.end()}; }
+  std::vector<size_t> byte_ends(const Ids&) const override { return {}; }
   int64_t vocab_size() const override { return 256; }
   int32_t bos() const override { return -1; }
   int32_t eos() const override { return -1; }

@@ -15,14 +15,18 @@ constexpr int64_t kRows = 32, kWidth = 256;
 
 class AwqTest : public testing::Test {
  protected:
-  AwqTest() { torch::manual_seed(3); }
+  AwqTest() {
+    torch::manual_seed(3);
+    weights_ = torch::randn({kRows, kWidth});
+  }
   AwqMatrix matrix(std::string_view type) const { return {find_format(type), weights_}; }
   static torch::Tensor hessian(const torch::Tensor& sizes) {
     const torch::Tensor inputs = torch::randn({1000, kWidth}) * sizes;
     return at::mm(inputs.t(), inputs);
   }
 
-  const torch::Tensor weights_ = torch::randn({kRows, kWidth}), each_ = at::arange(kWidth);
+  torch::Tensor weights_;
+  const torch::Tensor each_ = at::arange(kWidth);
 };
 
 TEST_F(AwqTest, ProtectsChannelsOfLargeInputs) {

@@ -33,7 +33,7 @@ torch::Tensor random_weights(int64_t seed) {
 }
 
 /// W^, on the CPU.
-torch::Tensor materialized(const FakeQuantizer& quantizer) {
+torch::Tensor materialized(FakeQuantizer& quantizer) {
   torch::Tensor out =
       torch::full_like(quantizer.weights(), std::numeric_limits<float>::quiet_NaN());
   quantizer.materialize(out);
@@ -106,8 +106,8 @@ TEST_P(QuantizerTest, WhatTrainsIsWhatShips) {
 
 TEST_P(LearningTest, StartsAtTheScalesOfPtq) {
   const torch::Tensor weights = nibble::random_weights(2);
-  const FakeQuantizer quantizer("w", format(), ScaleMode::kLearned,
-                                weights.to(device(), false, true), {}, EncodeMethod::kSearch);
+  FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, weights.to(device(), false, true), {},
+                          EncodeMethod::kSearch);
   const std::vector<std::byte> blocks =
       encode_tensor(format().type, {weights.const_data_ptr<float>(), kRows * kLength}, kLength, {},
                     EncodeMethod::kSearch);
@@ -128,10 +128,11 @@ TEST_P(LearningTest, RatioGradientIsInitialTimesScaleGradient) {
   const torch::Tensor initial = quantizer.initial_scales().cpu();
   const torch::Tensor scales = quantizer.scale_ratios().cpu().clamp_min(0) * initial;
   torch::Tensor grad_weights = torch::empty_like(grad_out), grad_scales = torch::empty_like(scales);
-  format().fake_quantize_backward(
-      quantizer.weights().cpu().const_data_ptr<float>(), scales.const_data_ptr<float>(),
-      grad_out.const_data_ptr<float>(), grad_weights.mutable_data_ptr<float>(),
-      grad_scales.mutable_data_ptr<float>(), kRows * kLength / format().block_size);
+  format().fake_quantize_backward(quantizer.weights().cpu().const_data_ptr<float>(),
+                                  scales.const_data_ptr<float>(), grad_out.const_data_ptr<float>(),
+                                  grad_weights.mutable_data_ptr<float>(),
+                                  grad_scales.mutable_data_ptr<float>(),
+                                  kRows * kLength / format().block_size, Estimator::kRelative);
 
   const FakeQuantizer::Gradients got = quantizer.backward(grad_out.clone().to(device()));
   EXPECT_TRUE(same_bits(got.weights, grad_weights));
@@ -147,17 +148,60 @@ TEST_P(LearningTest, RatioGradientIsInitialTimesScaleGradient) {
   }
 }
 
+/// Neighbouring levels of a grid whose scales are known.
+TEST_P(QuantizerTest, LevelDistanceIsThatOfNeighbours) {
+  FakeQuantizer quantizer("w", format(), modes()[0], random_weights(8), {}, EncodeMethod::kRtn);
+  const double found = quantizer.level_distance();
+  if (format().num_scales == 0) {
+    EXPECT_EQ(found, 0);
+    return;
+  }
+  // Of each group, the span of its W^ over the number of gaps between its codes' values is at most
+  // so far off as the levels' gaps differ (a codebook's by 4); groups of one value say nothing.
+  const torch::Tensor groups = materialized(quantizer).view({-1, format().group_size});
+  double sum = 0, count = 0;
+  for (int64_t i = 0; i < groups.size(0); ++i) {
+    const auto levels = std::get<0>(at::_unique2(groups[i], /*sorted=*/true));
+    if (levels.numel() < 2) continue;
+    const double gap = (levels.slice(0, 1) - levels.slice(0, 0, -1)).min().item<double>();
+    sum += gap * gap;
+    ++count;
+  }
+  const double seen = std::sqrt(sum / count);
+  EXPECT_GT(found, seen / 4) << seen;
+  EXPECT_LT(found, seen * 4) << seen;
+}
+
+/// A step of the scales alone changes no code with the relative estimator, and does with LSQ.
+TEST_P(LearningTest, MastersFollowScalesOnce) {
+  if (format().num_scales == 0) GTEST_SKIP() << "no scales";
+  for (const Estimator estimator : {Estimator::kRelative, Estimator::kLsq}) {
+    FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(5), {},
+                            EncodeMethod::kSearch);
+    quantizer.set_estimator(estimator);
+    materialized(quantizer);
+    const torch::Tensor masters = quantizer.weights().clone();
+    quantizer.backward(torch::zeros_like(masters));
+    quantizer.scale_ratios().mul_(1.07);
+    const torch::Tensor after = materialized(quantizer).clone();
+    const torch::Tensor moved = quantizer.weights().clone();
+    EXPECT_EQ(same_bits(moved, masters), estimator == Estimator::kLsq);
+    EXPECT_TRUE(same_bits(materialized(quantizer), after)) << "they follow a step once";
+    EXPECT_TRUE(same_bits(quantizer.weights(), moved));
+  }
+}
+
 TEST_P(LearningTest, StraightThroughWithoutLearnedScales) {
   const torch::Tensor grad_out = torch::randn({kRows, kLength}).to(device());
-  const FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
-                              EncodeMethod::kSearch);
+  FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
+                        EncodeMethod::kSearch);
   EXPECT_TRUE(same_bits(dynamic.backward(grad_out.clone()).weights, grad_out));
   EXPECT_FALSE(dynamic.backward(grad_out.clone()).scale_ratios.defined());
 
-  const FakeQuantizer frozen("w", format(), ScaleMode::kFrozen, random_weights(1), {},
-                             EncodeMethod::kSearch);
-  const FakeQuantizer learned("w", format(), ScaleMode::kLearned, random_weights(1), {},
-                              EncodeMethod::kSearch);
+  FakeQuantizer frozen("w", format(), ScaleMode::kFrozen, random_weights(1), {},
+                       EncodeMethod::kSearch);
+  FakeQuantizer learned("w", format(), ScaleMode::kLearned, random_weights(1), {},
+                        EncodeMethod::kSearch);
   EXPECT_FALSE(frozen.backward(grad_out.clone()).scale_ratios.defined());
   EXPECT_TRUE(same_bits(frozen.backward(grad_out.clone()).weights,
                         learned.backward(grad_out.clone()).weights));
@@ -167,8 +211,8 @@ TEST_P(QuantizerTest, RestoredStateGivesTheSameWeights) {
   for (ScaleMode mode : modes()) {
     FakeQuantizer trained("w", format(), mode, random_weights(7), {}, EncodeMethod::kSearch);
     perturb(trained);
-    const FakeQuantizer restored("w", format(), mode, trained.weights().clone(),
-                                 trained.scale_ratios(), trained.initial_scales());
+    FakeQuantizer restored("w", format(), mode, trained.weights().clone(), trained.scale_ratios(),
+                           trained.initial_scales());
     EXPECT_TRUE(same_bits(materialized(trained), materialized(restored)));
     EXPECT_EQ(trained.blocks(), restored.blocks());
   }
@@ -180,15 +224,22 @@ TEST_P(QuantizerTest, SameAsOnTheCpu) {
                           EncodeMethod::kSearch);
     perturb(trained);
     const auto moved = [&](const torch::Tensor& tensor) {
-      return tensor.defined() ? tensor.to(device()) : tensor;
+      return tensor.defined() ? tensor.to(device(), false, /*copy=*/true) : tensor;
     };
-    const FakeQuantizer on_gpu("w", format(), mode, moved(trained.weights()),
-                               moved(trained.scale_ratios()), moved(trained.initial_scales()));
+    FakeQuantizer on_gpu("w", format(), mode, moved(trained.weights()),
+                         moved(trained.scale_ratios()), moved(trained.initial_scales()));
     EXPECT_TRUE(same_bits(materialized(on_gpu), materialized(trained))) << scale_mode_name(mode);
     EXPECT_EQ(on_gpu.blocks(), trained.blocks());
     torch::Tensor w = torch::empty_like(on_gpu.weights());
     on_gpu.materialize(w);
     EXPECT_EQ(content_hash(w), content_hash(materialized(trained)));
+    // A step of the scales, which the masters follow.
+    for (FakeQuantizer* each : {&trained, &on_gpu}) {
+      each->backward(torch::ones_like(each->weights()));
+      if (each->scale_ratios().defined()) each->scale_ratios().mul_(0.93);
+    }
+    EXPECT_TRUE(same_bits(materialized(on_gpu), materialized(trained))) << scale_mode_name(mode);
+    EXPECT_TRUE(same_bits(on_gpu.weights().cpu(), trained.weights()));
   }
 }
 
@@ -198,8 +249,8 @@ TEST_P(LearningTest, SameForAnyNumberOfThreads) {
   std::vector<double> norms;
   for (int count : {1, 3}) {
     set_num_threads(count);
-    const FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(4), {},
-                                  EncodeMethod::kSearch);
+    FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(4), {},
+                            EncodeMethod::kSearch);
     outs.push_back(materialized(quantizer));
     torch::manual_seed(9);
     const FakeQuantizer::Gradients gradients =
@@ -244,8 +295,8 @@ TEST_P(LearningTest, RefusesWhatItCannotHold) {
 TEST_P(QuantizerTest, ScalesThatAreBytesAreOnlyDynamic) {
   if (!format().has_byte_scales) GTEST_SKIP() << "its scales train";
   const torch::Tensor grad_out = torch::randn({kRows, kLength}).to(device());
-  const FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
-                              EncodeMethod::kSearch);
+  FakeQuantizer dynamic("w", format(), ScaleMode::kDynamic, random_weights(1), {},
+                        EncodeMethod::kSearch);
   EXPECT_TRUE(same_bits(dynamic.backward(grad_out.clone()).weights, grad_out));
   for (ScaleMode mode : {ScaleMode::kLearned, ScaleMode::kFrozen}) {
     try {

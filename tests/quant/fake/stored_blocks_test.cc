@@ -45,7 +45,7 @@ std::vector<int8_t> codes_of(const Format& format, const std::vector<std::byte>&
   return codes;
 }
 
-torch::Tensor materialized(const FakeQuantizer& quantizer) {
+torch::Tensor materialized(FakeQuantizer& quantizer) {
   torch::Tensor out = torch::full(quantizer.sizes(), std::numeric_limits<float>::quiet_NaN());
   quantizer.materialize(out);
   return out;
@@ -89,7 +89,7 @@ INSTANTIATE_TEST_SUITE_P(All, StoredBlocksTest, testing::ValuesIn(indices()),
                          [](const auto& info) { return std::string(decoders()[info.param].name); });
 
 TEST_P(StoredBlocksTest, BeginsWithItsBytes) {
-  const FakeQuantizer stored = quantizer(1);
+  FakeQuantizer stored = quantizer(1);
   EXPECT_EQ(stored.blocks(), bytes_of(stored.stored_blocks()));
   EXPECT_EQ(stored.sizes(), (std::vector<int64_t>{kRows, kLength}));
   EXPECT_TRUE(stored.is_stored());
@@ -136,7 +136,7 @@ TEST_P(StoredBlocksTest, SameForAnyNumberOfThreads) {
   std::vector<torch::Tensor> outs, grads;
   for (int count : {1, 3}) {
     set_num_threads(count);
-    const FakeQuantizer stored = quantizer(4);
+    FakeQuantizer stored = quantizer(4);
     outs.push_back(materialized(stored));
     stored.add_scale_gradients(outs.back(), grads.emplace_back());
   }
@@ -148,7 +148,7 @@ TEST_P(StoredBlocksTest, SameForAnyNumberOfThreads) {
 TEST_P(StoredBlocksTest, TakesOtherBlocks) {
   FakeQuantizer stored = quantizer(5);
   const torch::Tensor ratios = stored.scale_ratios();  // the optimizer has them in its hands
-  const FakeQuantizer other = quantizer(6);
+  FakeQuantizer other = quantizer(6);
   stored.copy_blocks(other.stored_blocks());
   EXPECT_EQ(stored.blocks(), other.blocks());
   if (!trains()) return;

@@ -76,15 +76,21 @@ struct CudaRows {
   }
   static void fake_quantize_backward(const float* weights, const float* scales,
                                      const float* grad_out, float* grad_weights, float* grad_scales,
-                                     int64_t num_blocks) {
+                                     int64_t num_blocks, Estimator estimator) {
     const GpuCopy<float> from(weights, num_blocks * cpu().block_size),
         trained(scales, num_blocks * cpu().num_scales),
         gradients(grad_out, num_blocks * cpu().block_size),
         to_scales(grad_scales, num_blocks * cpu().num_scales);
     cuda_fake_quantize_backward(kType, from.data(), {trained.data()}, gradients.data(),
-                                gradients.data(), to_scales.data(), num_blocks, nullptr);
+                                gradients.data(), to_scales.data(), num_blocks, estimator, nullptr);
     gradients.copy_to(grad_weights);
     to_scales.copy_to(grad_scales);
+  }
+  static void follow(float* weights, const float* from, const float* to, int64_t num_blocks) {
+    const GpuCopy<float> moved(weights, num_blocks * cpu().block_size),
+        before(from, num_blocks * cpu().num_scales), after(to, num_blocks * cpu().num_scales);
+    cuda_follow(kType, moved.data(), {before.data()}, {after.data()}, num_blocks, nullptr);
+    moved.copy_to(weights);
   }
 
   static Format row() {
@@ -94,6 +100,7 @@ struct CudaRows {
     format.encode_with = encode_with;
     format.fake_quantize = fake_quantize;
     format.fake_quantize_backward = fake_quantize_backward;
+    if (format.follow) format.follow = follow;
     return format;
   }
 };

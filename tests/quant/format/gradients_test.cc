@@ -1,10 +1,11 @@
-// fake_quantize_backward against the LSQ formula (Esser et al., 2020) in double, computed from what
-// the public functions give, and against finite differences where the forward is smooth: where all
-// codes are clamped.
+// fake_quantize_backward against the estimators' formulas in double, computed from what the public
+// functions give, and against finite differences where the forward is smooth: where all codes are
+// clamped. And follow(): masters that keep their places between levels.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <functional>
+#include <tuple>
 
 #include "cuda_formats.h"
 #include "format_checks.h"
@@ -37,11 +38,12 @@ struct Gradients {
 };
 
 Gradients backward(const Format& format, const std::vector<float>& weights,
-                   const std::vector<float>& scales, const std::vector<float>& grad_out) {
+                   const std::vector<float>& scales, const std::vector<float>& grad_out,
+                   Estimator estimator = Estimator::kRelative) {
   Gradients result = {std::vector<float>(weights.size()), std::vector<float>(scales.size())};
   format.fake_quantize_backward(weights.data(), scales.data(), grad_out.data(),
                                 result.weights.data(), result.scales.data(),
-                                blocks_in(format, weights));
+                                blocks_in(format, weights), estimator);
   return result;
 }
 
@@ -64,8 +66,10 @@ struct Expected {
   std::vector<double> weights, scales, scale_magnitudes;
 };
 
-Expected lsq_formula(const Format& format, const std::vector<float>& weights,
-                     const std::vector<float>& scales, const std::vector<float>& grad_out) {
+Expected formula(const Format& format, const std::vector<float>& weights,
+                 const std::vector<float>& scales, const std::vector<float>& grad_out,
+                 Estimator estimator) {
+  const bool lsq = estimator == Estimator::kLsq;
   const std::vector<float>& levels = levels_of(format);
   const std::vector<float> snapped = snap(format, scales);
   Expected expected = {std::vector<double>(weights.size()), std::vector<double>(scales.size()),
@@ -77,7 +81,8 @@ Expected lsq_formula(const Format& format, const std::vector<float>& weights,
     const auto [q, in_range] = round_to_level(levels, x);
     const double g = grad_out[i];
     expected.weights[i] = in_range ? g : 0.0;
-    const double by_step = g * (in_range ? q - x : q), by_offset = in_range ? 0.0 : g;
+    const double by_step = g * (in_range && lsq ? q - x : q);
+    const double by_offset = in_range && lsq ? 0.0 : g;
     const double step_size = std::fabs(g) * (std::fabs(q) + std::fabs(x));
     const auto add = [&](size_t scale, double term, double size) {
       expected.scales[first + scale] += term;
@@ -97,7 +102,22 @@ Expected lsq_formula(const Format& format, const std::vector<float>& weights,
   return expected;
 }
 
-TEST_P(ScaledGradientTest, FollowTheLsqFormula) {
+class EstimatorTest : public testing::TestWithParam<std::tuple<DeviceFormat, Estimator>> {
+ protected:
+  void SetUp() override { NIBBLE_SKIP_WITHOUT_DEVICE(std::get<0>(GetParam()).cuda); }
+  const Format& format() const { return std::get<0>(GetParam()).format(); }
+  Estimator estimator() const { return std::get<1>(GetParam()); }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, EstimatorTest,
+                         testing::Combine(testing::ValuesIn(on_both_devices(has_trained_scales)),
+                                          testing::Values(Estimator::kRelative, Estimator::kLsq)),
+                         [](const auto& info) {
+                           const bool lsq = std::get<1>(info.param) == Estimator::kLsq;
+                           return std::get<0>(info.param).name() + (lsq ? "_lsq" : "_relative");
+                         });
+
+TEST_P(EstimatorTest, FollowsItsFormula) {
   // A weight on the edge between two codes may fall either way by the rounding of x: Gaussian
   // weights do not lie there.
   for (uint32_t seed = 0; seed < 20; ++seed) {
@@ -106,8 +126,8 @@ TEST_P(ScaledGradientTest, FollowTheLsqFormula) {
     // Steps at half of the range's, so that many codes are clamped.
     std::vector<float> scales = trained_scales(format(), weights, 0.1f, seed);
     for (size_t i = 0; i < scales.size(); i += format().num_scales) scales[i] *= 0.5f;
-    const Gradients found = backward(format(), weights, scales, grad_out);
-    const Expected expected = lsq_formula(format(), weights, scales, grad_out);
+    const Gradients found = backward(format(), weights, scales, grad_out, estimator());
+    const Expected expected = formula(format(), weights, scales, grad_out, estimator());
     int clamped = 0;
     for (size_t i = 0; i < weights.size(); ++i) {
       ASSERT_EQ(found.weights[i], expected.weights[i]) << "weight " << i << ", seed " << seed;
@@ -156,13 +176,47 @@ TEST_P(ScaledGradientTest, AreFiniteDifferencesWhereAllCodesAreClamped) {
   }
 }
 
+/// Where a weight lies in its group's grid: (w - offset) / step.
+double place_of(const Format& format, const std::vector<float>& snapped, float w, size_t i) {
+  return (w - offset_at(format, snapped, i)) / step_at(format, snapped, i);
+}
+
+TEST_P(ScaledGradientTest, MastersKeepTheirPlacesWhereScalesMove) {
+  const std::vector<float> weights = gaussian_row(30, 0.02f);
+  const std::vector<float> from = trained_scales(format(), weights, 0.0f, 1);
+  const std::vector<float> to = trained_scales(format(), weights, 0.3f, 2);
+  const std::vector<float> before = snap(format(), from), after = snap(format(), to);
+  std::vector<float> moved = weights;
+  format().follow(moved.data(), from.data(), to.data(), blocks_in(format(), weights));
+  int64_t changed = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const float step = step_at(format(), before, i), new_step = step_at(format(), after, i);
+    if (step == 0 || new_step == 0) {  // no places there: only the offset moves the weight
+      EXPECT_NEAR(moved[i] - weights[i],
+                  offset_at(format(), after, i) - offset_at(format(), before, i), 1e-6);
+      continue;
+    }
+    changed += step != new_step;
+    // Four roundings of float32, of numbers that are at most some levels (and offsets) in size.
+    EXPECT_NEAR(place_of(format(), after, moved[i], i), place_of(format(), before, weights[i], i),
+                1e-4)
+        << i;
+  }
+  EXPECT_GT(changed, static_cast<int64_t>(weights.size()) / 2);
+  // And back: scales that did not move leave every bit.
+  std::vector<float> same = moved;
+  format().follow(same.data(), to.data(), to.data(), blocks_in(format(), weights));
+  EXPECT_EQ(same, moved);
+}
+
 TEST_P(GradientTest, MayOverwriteTheirInput) {
   const std::vector<float> weights = gaussian_row(70, 0.02f), grad_out = gaussian_row(71, 1.0f);
   const auto scales = trained_scales(format(), weights, 0.5f, 7);
   const Gradients apart = backward(format(), weights, scales, grad_out);
   std::vector<float> in_place = grad_out, scale_gradients(scales.size());
   format().fake_quantize_backward(weights.data(), scales.data(), in_place.data(), in_place.data(),
-                                  scale_gradients.data(), blocks_in(format(), weights));
+                                  scale_gradients.data(), blocks_in(format(), weights),
+                                  Estimator::kRelative);
   EXPECT_EQ(in_place, apart.weights);
   EXPECT_EQ(scale_gradients, apart.scales);
 }

@@ -45,13 +45,15 @@ class Misaligned {
 /// As backward_kernel: the lanes' sums folded per group, then the scales.
 template <class F, int kWeights>
 void run_backward(int64_t num_blocks, const float* weights, const TrainedScales& scales,
-                  const float* grad_out, float* grad_weights, float* grad_scales) {
+                  const float* grad_out, float* grad_weights, float* grad_scales,
+                  Estimator estimator) {
   constexpr int kLanes = kBackwardLanes<F, kWeights>;
   for (int64_t block = 0; block < num_blocks; ++block) {
     std::array<float, kLanes * kWeights> steps, offsets;
     for (int lane = 0; lane < kLanes; ++lane) {
       LaneSums<kWeights> sums;
-      backward_lane<F, kWeights>(block, lane, weights, scales, grad_out, grad_weights, &sums);
+      backward_lane<F, kWeights>(block, lane, weights, scales, grad_out, grad_weights, &sums,
+                                 estimator);
       std::copy(sums.step, sums.step + kWeights, steps.begin() + lane * kWeights);
       std::copy(sums.offset, sums.offset + kWeights, offsets.begin() + lane * kWeights);
     }
@@ -160,21 +162,34 @@ void check_training(const std::vector<float>& row, const std::vector<float>& ini
       });
     EXPECT_EQ(compare_bits(out, fake_quantize(format, row, scales), "fake_quantize"), "");
 
-    std::vector<float> grad_weights = unwritten(row.size()), grad_scales = unwritten(scales.size());
-    run_backward<F, kWeights>(num_blocks, weights, trained, grad_out, grad_weights.data(),
-                              grad_scales.data());
-    std::vector<float> row_weights(row.size()), row_scales(scales.size());
-    format.fake_quantize_backward(row.data(), scales.data(), gradients.data(), row_weights.data(),
-                                  row_scales.data(), num_blocks);
-    if (trained.ratios)
-      for (size_t i = 0; i < row_scales.size(); ++i) row_scales[i] *= initial[i];
-    EXPECT_EQ(compare_bits(grad_weights, row_weights, "dL/dW"), "");
-    EXPECT_EQ(compare_bits(grad_scales, row_scales, "dL/dscales"), "");
+    for (const Estimator estimator : {Estimator::kRelative, Estimator::kLsq}) {
+      std::vector<float> grad_weights = unwritten(row.size()),
+                         grad_scales = unwritten(scales.size());
+      run_backward<F, kWeights>(num_blocks, weights, trained, grad_out, grad_weights.data(),
+                                grad_scales.data(), estimator);
+      std::vector<float> row_weights(row.size()), row_scales(scales.size());
+      format.fake_quantize_backward(row.data(), scales.data(), gradients.data(), row_weights.data(),
+                                    row_scales.data(), num_blocks, estimator);
+      if (trained.ratios)
+        for (size_t i = 0; i < row_scales.size(); ++i) row_scales[i] *= initial[i];
+      EXPECT_EQ(compare_bits(grad_weights, row_weights, "dL/dW"), "");
+      EXPECT_EQ(compare_bits(grad_scales, row_scales, "dL/dscales"), "");
 
-    std::vector<float> in_place = gradients;
-    run_backward<F, kWeights>(num_blocks, weights, trained, in_place.data(), in_place.data(),
-                              grad_scales.data());
-    EXPECT_EQ(compare_bits(in_place, row_weights, "dL/dW in place of dL/dW^"), "");
+      std::vector<float> in_place = gradients;
+      run_backward<F, kWeights>(num_blocks, weights, trained, in_place.data(), in_place.data(),
+                                grad_scales.data(), estimator);
+      EXPECT_EQ(compare_bits(in_place, row_weights, "dL/dW in place of dL/dW^"), "");
+    }
+    if constexpr (F::kNumScales > 0) {
+      const TrainedScales before = {initial.data()};
+      Misaligned<float> odd(row);
+      std::vector<float> even = row, expected = row;
+      float* moved = kWeights == 1 ? odd.data() : even.data();
+      for (int64_t lane = 0; lane < num_weights / kWeights; ++lane)
+        follow_lane<F, kWeights>(lane, moved, before, trained);
+      format.follow(expected.data(), initial.data(), scales.data(), num_blocks);
+      EXPECT_EQ(compare_bits(kWeights == 1 ? odd.values() : even, expected, "follow"), "");
+    }
   }
 }
 
@@ -247,7 +262,7 @@ void check_far_block() {
       LaneSums<kWeights> sums;
       for (int lane = 0; lane < kBackwardLanes<F, kWeights>; ++lane)
         backward_lane<F, kWeights>(block, lane, far_weights, far_scales, far_weights, far_out,
-                                   &sums);
+                                   &sums, Estimator::kRelative);
       const float step_sums[kNumGroups<F>] = {7.0f}, offset_sums[kNumGroups<F>] = {5.0f};
       backward_scales<F>(block, far_scales, step_sums, offset_sums,
                          below(grad_scales.data(), kFar * F::kNumScales * 4));
