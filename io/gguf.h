@@ -114,6 +114,8 @@ class GgufFile {
  public:
   /// Throws Error with path and byte offset.
   static GgufFile open(const std::string& path);
+  /// What a file of these tensors would be like, without their data: for plans and sizes.
+  static GgufFile layout(std::string path, GgufMetadata metadata, std::vector<GgufTensor> tensors);
   GgufFile(GgufFile&&) noexcept;
   GgufFile& operator=(GgufFile&&) noexcept;
   ~GgufFile();

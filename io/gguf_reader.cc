@@ -350,6 +350,15 @@ GgufFile GgufFile::open(const std::string& path) {
   return file;
 }
 
+GgufFile GgufFile::layout(std::string path, GgufMetadata metadata,
+                          std::vector<GgufTensor> tensors) {
+  GgufFile file;
+  file.path_ = std::move(path);
+  file.metadata_ = std::move(metadata);
+  file.tensors_ = std::move(tensors);
+  return file;
+}
+
 void GgufFile::open_part(const std::string& path, int64_t part, int64_t count) {
   parts_->files.emplace_back(path);
   with_frame(path, [&] {

@@ -89,4 +89,30 @@ inline std::string text_or_empty(const cxxopts::ParseResult& arguments, const st
   return arguments.count(name) > 0 ? arguments[name].as<std::string>() : "";
 }
 
+/// A number with a decimal unit, as sizes are printed: "90M" is 90,000,000. name: the option's.
+inline int64_t parse_size(const std::string& text, const std::string& name) {
+  size_t used = 0;
+  double size = -1;
+  try {
+    size = std::stod(text, &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  const std::string unit = text.substr(used);
+  const double factor = unit.empty() || unit == "B"   ? 1
+                        : unit == "K" || unit == "kB" ? 1e3
+                        : unit == "M" || unit == "MB" ? 1e6
+                        : unit == "G" || unit == "GB" ? 1e9
+                                                      : 0;
+  const double bytes = size * factor;
+  if (used == 0 || !(bytes >= 1 && bytes < 1e18))
+    fail_usage("--", name, ": wants a size as 90M or 1.5G, found '", text, "'");
+  return static_cast<int64_t>(bytes);
+}
+
+/// An option's size in bytes.
+inline int64_t size_argument(const cxxopts::ParseResult& arguments, const std::string& name) {
+  return parse_size(arguments[name].as<std::string>(), name);
+}
+
 }  // namespace nibble

@@ -12,30 +12,9 @@
 namespace nibble {
 namespace {
 
-/// "90M" -> 90000000; decimal units, as sizes are printed.
-int64_t parse_size(const std::string& text) {
-  size_t used = 0;
-  double size = -1;
-  try {
-    size = std::stod(text, &used);
-  } catch (const std::exception&) {
-    used = 0;
-  }
-  const std::string unit = text.substr(used);
-  const double factor = unit.empty() || unit == "B"   ? 1
-                        : unit == "K" || unit == "kB" ? 1e3
-                        : unit == "M" || unit == "MB" ? 1e6
-                        : unit == "G" || unit == "GB" ? 1e9
-                                                      : 0;
-  const double bytes = size * factor;
-  if (used == 0 || !(bytes >= 1 && bytes < 1e18))
-    fail_usage("--target-size: wants a size as 90M or 1.5G, found '", text, "'");
-  return static_cast<int64_t>(bytes);
-}
-
 int64_t budget_bytes(const cxxopts::ParseResult& arguments, const GgufFile& source,
                      const std::vector<int64_t>& pruned_layers) {
-  if (arguments.count("target-size")) return parse_size(arguments["target-size"].as<std::string>());
+  if (arguments.count("target-size")) return size_argument(arguments, "target-size");
   const double bpw = arguments["target-bpw"].as<double>();
   if (!(bpw > 0 && bpw <= 32))
     fail_usage("--target-bpw: wants more than 0, at most 32, found ", bpw);

@@ -19,6 +19,7 @@
 #include "model/hf/model_name.h"
 #include "model/hf/sampling.h"
 #include "model/hf/tokenizer.h"
+#include "model/hf/wanted_tensors.h"
 #include "quant/format/registry.h"
 #include "quant/format/rows.h"
 
@@ -74,59 +75,7 @@ bool is_left_out(const std::string& name) {
          name.ends_with(".attention.bias");
 }
 
-/// Every tensor that the configuration wants, by its name in the checkpoint.
-class Wanted {
- public:
-  struct Place {
-    std::string name;  // GGUF's
-    int64_t row_length, rows, heads;
-    bool is_matrix;
-  };
-
-  explicit Wanted(const HfConfig& config) : sizes_(config.sizes) {
-    for (const LlamaModelTensor& tensor : llama_model_tensors())
-      add(tensor.hf_name, tensor.name, tensor.row_length, tensor.rows, 0,
-          tensor.presence == Presence::kRequired || !config.tied);
-    for (int64_t layer = 0; layer < sizes_.num_layers; ++layer)
-      for (const LlamaTensorRow& row : llama_tensor_rows()) add_layer(config, row, layer);
-  }
-
-  /// Names of those that must be there.
-  const std::vector<std::string>& required() const { return required_; }
-  const Place* find(const std::string& hf_name) const {
-    const auto found = places_.find(hf_name);
-    return found == places_.end() ? nullptr : &found->second;
-  }
-
- private:
-  void add_layer(const HfConfig& config, const LlamaTensorRow& row, int64_t layer) {
-    const Presence presence = row.*config.architecture->presence;
-    const bool bias = presence == Presence::kOptional;
-    const bool has_bias = std::string_view(row.hf_name).starts_with("self_attn.")
-                              ? config.attention_biases
-                              : config.feed_forward_biases;
-    if (presence == Presence::kNone || (bias && !has_bias)) return;
-    const bool reordered = row.turned && !config.architecture->turns_halves;
-    const bool query = row.slot == &LlamaLayer::query || row.slot == &LlamaLayer::query_bias;
-    const int64_t heads = query ? sizes_.num_heads : sizes_.num_kv_heads;
-    add(concat("model.layers.", layer, '.', row.hf_name), concat("blk.", layer, '.', row.name),
-        row.row_length, row.rows, reordered ? heads : 0, true);
-  }
-
-  void add(std::string hf_name, std::string name, LlamaSize row_length, LlamaSize rows,
-           int64_t heads, bool required) {
-    Place place{std::move(name), sizes_.of(row_length), sizes_.of(rows), heads,
-                rows != LlamaSize::kOne};
-    if (required) required_.push_back(hf_name);
-    places_.emplace(std::move(hf_name), std::move(place));
-  }
-
-  LlamaSizes sizes_;
-  std::vector<std::string> required_;
-  std::unordered_map<std::string, Place> places_;
-};
-
-Job make_job(const Tensor& tensor, const Wanted::Place& place, GgmlType matrix_type) {
+Job make_job(const Tensor& tensor, const WantedTensors::Place& place, GgmlType matrix_type) {
   Job job;
   job.name = place.name;
   job.tensor = &tensor;
@@ -155,7 +104,7 @@ GgmlType stored_type(const HfCheckpoint& checkpoint, const std::string& folder) 
 
 std::vector<Job> plan_jobs(const HfCheckpoint& checkpoint, const std::string& folder,
                            const HfConfig& config, GgmlType matrix_type) {
-  const Wanted wanted(config);
+  const WantedTensors wanted(config);
   for (const std::string& name : wanted.required())
     check(checkpoint.find(name), folder, ": tensor '", name, "' is missing");
   std::vector<Job> jobs;
@@ -163,7 +112,7 @@ std::vector<Job> plan_jobs(const HfCheckpoint& checkpoint, const std::string& fo
     const std::string& name = tensor.entry->name;
     if (is_left_out(name)) continue;
     with_frame(frame_of(tensor), [&] {
-      const Wanted::Place* place = wanted.find(name);
+      const WantedTensors::Place* place = wanted.find(name);
       check(place, "a ", config.family, " of this config.json has no such tensor");
       jobs.push_back(make_job(tensor, *place, matrix_type));
     });

@@ -1,0 +1,38 @@
+#include "model/hf/layout.h"
+
+#include <filesystem>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "model/hf/config.h"
+#include "model/hf/json_fields.h"
+#include "model/hf/wanted_tensors.h"
+
+namespace nibble {
+
+GgufFile hf_layout(const std::string& path) {
+  const bool is_folder = std::filesystem::is_directory(path);
+  const std::string config_path = is_folder ? path + "/config.json" : path;
+  const auto json = read_json_file(config_path);
+  check(json.has_value(), config_path, ": no such file");
+  return with_frame(config_path, [&] {
+    constexpr uint32_t kMostlyF16 = 1;
+    const HfConfig config = read_hf_config(*json);
+    const WantedTensors wanted(config);
+    std::vector<GgufTensor> tensors;
+    for (const std::string& name : wanted.required()) {
+      const WantedTensors::Place& place = *wanted.find(name);
+      GgufTensor& tensor = tensors.emplace_back();
+      tensor.name = place.name;
+      tensor.shape = {place.row_length};
+      if (place.is_matrix) tensor.shape.push_back(place.rows);
+      tensor.type = place.is_matrix ? GgmlType::kF16 : GgmlType::kF32;
+    }
+    GgufMetadata metadata = hf_model_metadata(config, kMostlyF16);
+    metadata.set("general.architecture", std::string(config.architecture->name));
+    return GgufFile::layout(path, std::move(metadata), std::move(tensors));
+  });
+}
+
+}  // namespace nibble
