@@ -7,9 +7,12 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/progress.h"
 #include "configs/config.h"
+#include "export/modelfile.h"
 #include "export/sha256.h"
+#include "io/atomic_file.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
@@ -24,6 +27,7 @@ constexpr const char* kExamples =
     "\nexamples:\n"
     "  nibble export runs/demo model.gguf\n"
     "  nibble export runs/demo model.gguf --checkpoint last\n"
+    "  nibble export runs/demo model.gguf --ollama          and: ollama create NAME -f Modelfile\n"
     "  nibble verify model.gguf --against runs/demo         the same comparison, afterwards\n";
 
 void print_stats(const ExportStats& stats, const std::string& path, bool as_json) {
@@ -44,6 +48,16 @@ void print_stats(const ExportStats& stats, const std::string& path, bool as_json
       path.c_str(), format_bytes(stats.file_bytes).c_str(), stats.bits_per_weight,
       static_cast<long long>(stats.num_tensors), static_cast<long long>(stats.num_trained),
       static_cast<long long>(stats.weights_checked));
+}
+
+/// Writes the Modelfile beside the file and says what to do with it.
+void write_modelfile(const std::string& gguf_path) {
+  const std::filesystem::path path(gguf_path), beside = path.parent_path() / "Modelfile";
+  std::string problem;
+  write_file(beside.string(),
+             modelfile(GgufFile::open(gguf_path), path.filename().string(), problem));
+  if (!problem.empty()) note(beside.string(), ": ", problem);
+  note("ollama create ", path.stem().string(), " -f ", beside.string());
 }
 
 // The file that gives metadata and what was not trained: that of which the run trained the scales,
@@ -70,6 +84,8 @@ int run_export(int argc, char** argv) {
                         cxxopts::value<std::string>(), "best|last");
   options.add_options()("source", "the model that was trained, where the run folder does not say",
                         cxxopts::value<std::string>(), "FILE.gguf");
+  options.add_options()("ollama",
+                        "also a Modelfile beside the file: template, stop words, sampling");
   options.add_options()("json", "one JSON object on stdout");
   options.parse_positional({"run", "out"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
@@ -91,6 +107,7 @@ int run_export(int argc, char** argv) {
   const ExportStats stats = with_frame(
       path, [&] { return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info); });
   print_stats(stats, out_path, arguments->count("json") > 0);
+  if (arguments->count("ollama") > 0) write_modelfile(out_path);
   return 0;
 }
 
