@@ -14,6 +14,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "configs/config.h"
+#include "configs/forecast.h"
 #include "io/atomic_file.h"
 #include "io/gguf.h"
 #include "model/new_model.h"
@@ -45,6 +46,8 @@ constexpr const char* kExamples =
     "  nibble train configs/smollm2_q4_0_wikitext.yaml --set optimizer.learning_rate=2e-4\n"
     "  nibble train configs/smollm2_q4_0_wikitext.yaml --resume    goes on where it was stopped\n"
     "  nibble train configs/pretrain_python_6m.yaml                a new model, from scratch\n"
+    "  nibble train configs/qwen3_4b.yaml --dry-run                what it would take, before a "
+    "download\n"
     "  nibble export runs/smollm2_q4_0_wikitext trained.gguf\n";
 
 cxxopts::Options make_options() {
@@ -54,7 +57,9 @@ cxxopts::Options make_options() {
   options.add_options()("set", "a setting that wins over the file's; may be repeated",
                         cxxopts::value<std::string>(), "KEY=VALUE")(
       "resume", "go on from the last checkpoint, as if never stopped")(
-      "json", "the result as one JSON object on stdout");
+      "dry-run",
+      "only say what it will take: the file's size, memory, steps, work; a folder with config.json "
+      "is enough")("json", "the result as one JSON object on stdout");
   add_device_option(options, "trains");
   options.parse_positional({"config"});
   return options;
@@ -109,6 +114,43 @@ void print_result(const TrainResult& result, const std::optional<Diagnosis>& dia
   if (diagnosis) std::printf("%s\n", diagnosis_line(*diagnosis).c_str());
 }
 
+void print_forecast_json(const RunConfig& config, const Forecast& f) {
+  const nlohmann::ordered_json json = {{"model", config.model},
+                                       {"type", config.train.quant.type},
+                                       {"weights", f.weights},
+                                       {"file_bytes", f.file_bytes},
+                                       {"steps", f.steps},
+                                       {"tokens", f.tokens},
+                                       {"blockwise_tokens", f.block_tokens},
+                                       {"memory_bytes", f.memory.total()},
+                                       {"operations", f.operations}};
+  std::printf("%s\n", json.dump(2).c_str());
+}
+
+void print_forecast(const RunConfig& config, const Forecast& f) {
+  const auto bytes = [](int64_t value) { return format_bytes(value); };
+  std::printf("%s onto %s\n", config.model.c_str(), config.train.quant.type.c_str());
+  std::printf("  file      %s, %.2f bits per weight, of %.3g billion weights\n",
+              bytes(f.file_bytes).c_str(),
+              8.0 * static_cast<double>(f.file_bytes) / static_cast<double>(f.weights),
+              static_cast<double>(f.weights) / 1e9);
+  std::printf("  training  %lld steps, %lld tokens", static_cast<long long>(f.steps),
+              static_cast<long long>(f.tokens));
+  if (f.block_tokens > 0)
+    std::printf("; each block alone on %lld before", static_cast<long long>(f.block_tokens));
+  std::printf(
+      "\n  memory    %s at the peak, besides the program's own 0.3 GB: weights %s, optimizer %s, "
+      "gradients %s, activations %s, logits %s\n",
+      bytes(f.memory.total()).c_str(), bytes(f.memory.weights).c_str(),
+      bytes(f.memory.optimizer).c_str(), bytes(f.memory.gradients).c_str(),
+      bytes(f.memory.activations).c_str(), bytes(f.memory.logits).c_str());
+  std::printf(
+      "  work      %.2g floating-point operations: %s at 0.2 TFLOP/s (two cores with bfloat16 "
+      "products), %s at 200 TFLOP/s\n",
+      f.operations, format_duration(f.operations / 0.2e12).c_str(),
+      format_duration(f.operations / 200e12).c_str());
+}
+
 }  // namespace
 
 int run_train(int argc, char** argv) {
@@ -122,6 +164,14 @@ int run_train(int argc, char** argv) {
   RunConfig config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
   config.train.device = device_argument(*arguments);
 
+  if (arguments->count("dry-run") > 0) {
+    const Forecast forecast = make_forecast(config);
+    if (arguments->count("json") > 0)
+      print_forecast_json(config, forecast);
+    else
+      print_forecast(config, forecast);
+    return 0;
+  }
   const bool resume = arguments->count("resume") > 0;
   if (!config.makes_model()) config.model = model_file(config.model, config.output, resume);
   const GgufFile source =

@@ -1,0 +1,48 @@
+#include "configs/forecast.h"
+
+#include "base/error.h"
+#include "io/gguf.h"
+#include "model/hf/convert.h"
+#include "model/hf/layout.h"
+#include "quant/mix/quantize_file.h"
+#include "training/loss.h"
+
+namespace nibble {
+namespace {
+
+/// Multiplications and additions in matmuls with weights: 2 for each weight and token forward, 4
+/// backward. Attention between positions, which is some percent at the sequence lengths of
+/// training, is left out.
+double count_operations(const TrainOptions& options, const Forecast& forecast) {
+  const double forward = 2.0 * static_cast<double>(forecast.weights);
+  const double teacher = loss_shares(options.loss).kl > 0 ? 1 : 0;
+  const double again = options.activation_checkpointing ? 1 : 0;
+  // A block's own stage: the unquantized block, the error before and after, and a training step.
+  const double in_blocks = 1 + 1 + 1 + 3;
+  return forward *
+         (static_cast<double>(forecast.tokens) * (teacher + again + 3) +
+          static_cast<double>(forecast.block_tokens * options.blockwise.epochs) * in_blocks);
+}
+
+}  // namespace
+
+Forecast make_forecast(const RunConfig& config) {
+  if (config.makes_model()) fail_usage("a forecast wants a model that is there, not new_model");
+  const TrainOptions& options = config.train;
+  const GgufFile source =
+      is_hf_folder(config.model) ? hf_layout(config.model) : GgufFile::open(config.model);
+  const Plan plan = run_plan(config, source);
+  if (config.init_file().empty()) check_encodable(plan);
+  Forecast forecast;
+  for (const PlanEntry& entry : plan.entries)
+    forecast.weights += entry.bytes_as(GgmlType::kF32) / 4;
+  forecast.file_bytes = plan.total_bytes();
+  forecast.steps = options.max_tokens / options.batch_tokens;
+  forecast.tokens = forecast.steps * options.batch_tokens;
+  forecast.block_tokens = options.blockwise.tokens;
+  forecast.memory = estimate_memory(source, plan, options, 0);
+  forecast.operations = count_operations(options, forecast);
+  return forecast;
+}
+
+}  // namespace nibble

@@ -1,0 +1,23 @@
+// What a configuration's training will take, counted before anything is loaded.
+#pragma once
+
+#include <cstdint>
+
+#include "configs/config.h"
+#include "training/memory_estimate.h"
+
+namespace nibble {
+
+struct Forecast {
+  int64_t weights = 0, file_bytes = 0;  // file_bytes: of tensor data
+  int64_t steps = 0, tokens = 0;        // end to end
+  int64_t block_tokens = 0;             // that each block sees alone before
+  MemoryEstimate memory;                // besides the process itself
+  double operations = 0;                // in matmuls with weights, multiplications and additions
+};
+
+/// The model may be a Hugging Face folder of which only config.json is there; text is not read.
+/// Throws Error for a plan that cannot be written and (usage) for a new model.
+Forecast make_forecast(const RunConfig& config);
+
+}  // namespace nibble
