@@ -23,13 +23,14 @@ Packing pack_documents(const Batch& batch);
 /// q: [N, H, d], k and v: [N, G, d] float32, G a divisor of H. Each position attends to its
 /// document's positions up to itself; softmax(q k / sqrt(d)) v: [N, H * d]. Computed in dtype,
 /// document by document (all at once where they are equally long), so that the cost is that of the
-/// documents, not of the whole row.
+/// documents, not of the whole row. window: how many positions, itself counted, one attends to; 0:
+/// all.
 torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                     const Packing& packing, torch::Dtype dtype);
+                     const Packing& packing, torch::Dtype dtype, int64_t window = 0);
 
 /// The last T of P positions attend to all up to themselves. q: [T, H, d], k and v: [P, G, d]; [T,
 /// H * d].
 torch::Tensor attend_cached(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                            torch::Dtype dtype);
+                            torch::Dtype dtype, int64_t window = 0);
 
 }  // namespace nibble

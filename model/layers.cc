@@ -173,6 +173,10 @@ torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up) {
   return aten_swiglu(gate, up);
 }
 
+torch::Tensor geglu(const torch::Tensor& gate, const torch::Tensor& up) {
+  return at::gelu(gate, "tanh") * up;
+}
+
 torch::Tensor aten_rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon) {
   return at::rms_norm(x, {x.size(-1)}, weight, epsilon);
 }

@@ -37,8 +37,11 @@ torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, doub
 /// silu(gate) * up.
 torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up);
 
-// The last two in ATen's operations: what they are on a GPU, where model/kernels.h's loops do not
-// run. On any device.
+/// gelu(gate) * up, gelu with tanh (Hendrycks and Gimpel, arXiv:1606.08415). In ATen's operations.
+torch::Tensor geglu(const torch::Tensor& gate, const torch::Tensor& up);
+
+// rms_norm and swiglu in ATen's operations: what they are on a GPU, where model/kernels.h's loops
+// do not run. On any device.
 
 torch::Tensor aten_rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon);
 torch::Tensor aten_swiglu(const torch::Tensor& gate, const torch::Tensor& up);

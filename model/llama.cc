@@ -1,6 +1,7 @@
 #include "model/llama.h"
 
 #include <algorithm>
+#include <cmath>
 #include <unordered_map>
 #include <utility>
 
@@ -82,6 +83,34 @@ bool is_in_part(const std::string& name, const LlamaOptions& options, bool ends)
   return *block >= options.first_block && *block < options.first_block + options.shape.num_layers;
 }
 
+/// Of the layers with a window, whose rotation is not scaled (source: llama.cpp
+/// src/models/gemma3.cpp).
+void read_window(const GgufMetadata& metadata, LlamaOptions& options) {
+  const std::string& architecture = options.shape.architecture;
+  const std::string key = architecture + ".attention.sliding_window";
+  if (options.architecture.window_period == 0 || !metadata.contains(key)) return;
+  options.window = metadata.get_int(key);
+  check(options.window >= 0, "key '", key, "' must not be negative, is ", options.window);
+  const std::string pattern = key + "_pattern";
+  check(metadata.get_int_or(pattern, options.architecture.window_period) ==
+            options.architecture.window_period,
+        "key '", pattern, "': nibble has windows in all but each layer number ",
+        options.architecture.window_period);
+  options.window_rope.dimensions = options.rope.dimensions;
+  options.window_rope.pairs = options.rope.pairs;
+  options.window_rope.base = metadata.get_float_or(architecture + ".rope.freq_base_swa", 10000.0);
+}
+
+/// gemma3's settings that no layer here has.
+void check_gemma(const GgufMetadata& metadata, const LlamaOptions& options) {
+  const std::string softcap = options.shape.architecture + ".final_logit_softcapping";
+  check(metadata.get_float_or(softcap, 0) == 0, "key '", softcap,
+        "' is set: nibble caps no logits");
+  // llama.cpp takes another attention scale for that many layers.
+  check(options.shape.num_layers != 62,
+        "a gemma3 of 62 layers (27B) scales its attention otherwise");
+}
+
 torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
   return bias ? x + bias->value : x;
 }
@@ -94,6 +123,7 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     LlamaOptions options;
     options.shape.architecture = metadata.get_string("general.architecture");
     const LlamaArchitecture& architecture = require_architecture(options.shape.architecture);
+    options.architecture = architecture;
     const auto key = [&](const char* name) {
       return concat(options.shape.architecture, '.', name);
     };
@@ -121,6 +151,8 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     options.rope.pairs = architecture.turns_halves ? RopePairs::kHalves : RopePairs::kNeighbours;
     check(options.rope.dimensions == options.head_size, "key '", key("rope.dimension_count"),
           "' is ", options.rope.dimensions, ", a head has ", options.head_size);
+    read_window(metadata, options);
+    if (architecture.is_gemma) check_gemma(metadata, options);
     return options;
   });
 }
@@ -179,15 +211,21 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
   // Attention: heads, its result, that result with the documents joined.
   bytes.block += (query + 2 * key + query + query) * used + options.num_heads * full;
   // Norms of heads: what goes in, and one number for each.
-  if (options.shape.architecture == "qwen3")
+  const bool is_gemma = options.architecture.is_gemma;
+  if (options.shape.architecture == "qwen3" || is_gemma)
     bytes.block += (query + key + options.num_heads + options.num_kv_heads) * full;
+  // What goes into the norms after attention and feed-forward, and GELU's result.
+  if (is_gemma) bytes.block += (2 * width + wide) * full;
   // gate and up, and their product as the last matmul takes it.
   bytes.block += 2 * wide * full + wide * used;
   return bytes;
 }
 
 Llama::Llama(LlamaOptions options, std::vector<std::unique_ptr<Weight>> weights)
-    : options_(std::move(options)), weights_(std::move(weights)), rope_(options_.rope) {
+    : options_(std::move(options)),
+      weights_(std::move(weights)),
+      rope_(options_.rope),
+      window_rope_(options_.window_rope) {
   bind();
 }
 
@@ -239,33 +277,51 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
 
 torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& x,
                                   const torch::Tensor& attended) const {
-  const torch::Tensor middle =
-      x + add_bias(project(attended, {layer.attention_output})[0], layer.attention_output_bias);
+  const auto normed_after = [&](const torch::Tensor& y, const Weight* norm) {
+    return norm ? rms_norm(y, norm->value, options_.norm_epsilon) : y;
+  };
+  const torch::Tensor output =
+      add_bias(project(attended, {layer.attention_output})[0], layer.attention_output_bias);
+  const torch::Tensor middle = x + normed_after(output, layer.post_attention_norm);
   const torch::Tensor normed =
       rms_norm(middle, layer.feed_forward_norm->value, options_.norm_epsilon);
   const std::vector<torch::Tensor> wide = project(normed, {layer.gate, layer.up});
-  const torch::Tensor active =
-      swiglu(add_bias(wide[0], layer.gate_bias), add_bias(wide[1], layer.up_bias));
-  return middle + add_bias(project(active, {layer.down})[0], layer.down_bias);
+  const torch::Tensor gate = add_bias(wide[0], layer.gate_bias),
+                      up = add_bias(wide[1], layer.up_bias);
+  const torch::Tensor active = options_.architecture.is_gemma ? geglu(gate, up) : swiglu(gate, up);
+  const torch::Tensor down = add_bias(project(active, {layer.down})[0], layer.down_bias);
+  return middle + normed_after(down, layer.post_feed_forward_norm);
 }
 
 torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
-                           const torch::Tensor& rotation) const {
+                           const torch::Tensor& rotation, int64_t window) const {
   const Heads all = heads(layer, x, rotation);
-  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_));
+  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_, window));
+}
+
+torch::Tensor Llama::embedded(const torch::Tensor& tokens) const {
+  const torch::Tensor rows = embed_tokens(token_embedding_->value, tokens);
+  if (!options_.architecture.is_gemma) return rows;
+  return rows * std::sqrt(static_cast<float>(options_.shape.width));
 }
 
 torch::Tensor Llama::embed(const Batch& batch) {
-  return embed_tokens(token_embedding_->value, batch.tokens.flatten().to(device()));
+  return embedded(batch.tokens.flatten().to(device()));
 }
 
 torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
   const Packing packing = pack_documents(batch);
-  const torch::Tensor rotation = rope_.rotation(packing.positions.to(device()), packing.longest);
+  const torch::Tensor positions = packing.positions.to(device());
+  const torch::Tensor rotation = rope_.rotation(positions, packing.longest);
+  torch::Tensor of_windows;
+  if (options_.window > 0) of_windows = window_rope_.rotation(positions, packing.longest);
   torch::Tensor states = x;
-  for (const LlamaLayer& layer : layers_) {
-    const auto run = [this, &layer, packing, rotation](const torch::Tensor& in) {
-      return block(layer, in, packing, rotation);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LlamaLayer& layer = layers_[i];
+    const int64_t window = window_of(i);
+    const torch::Tensor turned = window > 0 ? of_windows : rotation;
+    const auto run = [this, &layer, packing, turned, window](const torch::Tensor& in) {
+      return block(layer, in, packing, turned, window);
     };
     states = activation_checkpointing_ ? recompute_in_backward(run, states) : run(states);
   }
@@ -314,12 +370,16 @@ torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& ca
   const torch::Tensor tokens = from_anywhere.to(device());
   LlamaCache& stored = dynamic_cast<LlamaCache&>(cache);
   const int64_t start = stored.length(), end = start + tokens.size(0);
-  const torch::Tensor rotation = rope_.rotation(at::arange(start, end, tokens.options()), end);
-  torch::Tensor x = embed_tokens(token_embedding_->value, tokens);
+  const torch::Tensor positions = at::arange(start, end, tokens.options());
+  const torch::Tensor rotation = rope_.rotation(positions, end);
+  torch::Tensor of_windows;
+  if (options_.window > 0) of_windows = window_rope_.rotation(positions, end);
+  torch::Tensor x = embedded(tokens);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const Heads fresh = heads(layers_[i], x, rotation);
+    const int64_t window = window_of(i);
+    const Heads fresh = heads(layers_[i], x, window > 0 ? of_windows : rotation);
     const auto [k, v] = stored.append(i, fresh.k, fresh.v);
-    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_));
+    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_, window));
   }
   stored.advance(tokens.size(0));
   return finish(x);

@@ -1,8 +1,10 @@
 // The llama architecture: pre-norm blocks of RMSNorm, rotary grouped-query attention and a SwiGLU
 // feed-forward (Touvron et al., arXiv:2302.13971), with the optional biases and rope divisors that
 // llama.cpp reads (source: llama.cpp src/models/llama.cpp), and what differs from it by a few
-// tensors: qwen2 (biases of q, k and v; heads turned by halves) and qwen3 (instead of the biases, a
-// norm of each head of q and k). Mixtures of experts are refused.
+// tensors: qwen2 (biases of q, k and v; heads turned by halves), qwen3 (instead of the biases, a
+// norm of each head of q and k) and gemma3 (such norms, norms after attention and feed-forward too,
+// GELU, scaled embeddings, and windows of attention in five layers of six, with a rotation of their
+// own). Mixtures of experts are refused.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +26,15 @@ struct LlamaOptions {
   int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
   double norm_epsilon = 0;
   RopeOptions rope;
+  /// Positions that layers with a window attend to, 0: there are none; their rotation.
+  int64_t window = 0;
+  RopeOptions window_rope;
+  LlamaArchitecture architecture = {};
+
+  /// Whether block `block`, counted from the model's first, has a window.
+  bool has_window(int64_t block) const {
+    return window > 0 && block % architecture.window_period < architecture.window_period - 1;
+  }
 };
 
 /// From the keys <architecture>.*. Throws for an architecture that llama_architectures() lacks, and
@@ -63,9 +74,15 @@ class Llama : public Model {
   };
   /// The block's heads for x [N, D].
   Heads heads(const LlamaLayer& layer, const torch::Tensor& x, const torch::Tensor& rotation) const;
-  /// One block of packed documents, x [N, D] -> [N, D].
+  /// One block of packed documents, x [N, D] -> [N, D]. window: as attend() takes it.
   torch::Tensor block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
-                      const torch::Tensor& rotation) const;
+                      const torch::Tensor& rotation, int64_t window) const;
+  /// [N, D] for tokens [N] int64 on the model's device.
+  torch::Tensor embedded(const torch::Tensor& tokens) const;
+  int64_t window_of(size_t layer) const {
+    return options_.has_window(options_.first_block + static_cast<int64_t>(layer)) ? options_.window
+                                                                                   : 0;
+  }
   /// x plus the attention output, plus the feed-forward of that.
   /// What leaves the last block, as the output matrix takes it.
   torch::Tensor finish(const torch::Tensor& x) const;
@@ -77,7 +94,7 @@ class Llama : public Model {
   std::vector<std::unique_ptr<Weight>> weights_;  // in file order
   Weight *token_embedding_ = nullptr, *output_norm_ = nullptr, *output_ = nullptr;
   std::vector<LlamaLayer> layers_;
-  Rope rope_;
+  Rope rope_, window_rope_;
   torch::Dtype dtype_ = torch::kFloat32;
 };
 

@@ -1,7 +1,8 @@
-// The tensor table of the llama architecture and of its relatives qwen2 and qwen3: what each tensor
-// is called in GGUF and in Hugging Face checkpoints, its shape, and which architectures have it.
-// Model, loader and converter read this one table (sources: llama.cpp src/models/{llama,qwen2,
-// qwen3}.cpp; transformers models/{llama,mistral,qwen2,qwen3}). Without LibTorch.
+// The tensor table of the llama architecture and of its relatives qwen2, qwen3 and gemma3: what
+// each tensor is called in GGUF and in Hugging Face checkpoints, its shape, and which architectures
+// have it. Model, loader and converter read this one table (sources: llama.cpp
+// src/models/{llama,qwen2, qwen3,gemma3}.cpp; transformers
+// models/{llama,mistral,qwen2,qwen3,gemma3}). Without LibTorch.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,7 @@ struct LlamaLayer {
          *key_norm = nullptr;
   Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
          *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+  Weight *post_attention_norm = nullptr, *post_feed_forward_norm = nullptr;
 };
 
 enum class LlamaSize { kOne, kWidth, kVocab, kQuery, kKey, kHead, kFeedForward };
@@ -39,7 +41,7 @@ struct LlamaTensorRow {
   const char* hf_name;  // after "model.layers.<n>."
   LlamaSize row_length, rows;
   bool turned;  // its rows are elements of heads that rotary positions turn
-  Presence llama, qwen2, qwen3;
+  Presence llama, qwen2, qwen3, gemma3;
 };
 
 /// A tensor that the model has once.
@@ -59,6 +61,12 @@ struct LlamaArchitecture {
   /// Rotary positions turn element i of a head with element i + d/2, as in Hugging Face's code;
   /// otherwise element 2i with 2i + 1, for which GGUF has the rows of q and k in another order.
   bool turns_halves;
+  /// gemma3's: embeddings times the root of their width, GELU instead of SiLU, and in Hugging
+  /// Face's checkpoints norms of 1 + w.
+  bool is_gemma;
+  /// Of so many layers in a row all but the last attend to a window, where the file says how long;
+  /// 0: none does.
+  int64_t window_period;
 };
 
 std::span<const LlamaTensorRow> llama_tensor_rows();

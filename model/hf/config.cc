@@ -23,7 +23,10 @@ constexpr Family kFamilies[] = {
     {"MistralForCausalLM", "llama", true, false, false},
     {"Qwen2ForCausalLM", "qwen2", false, false, true},
     {"Qwen3ForCausalLM", "qwen3", true, true, false},
+    {"Gemma3ForCausalLM", "gemma3", true, true, false},
 };
+
+bool is_gemma(const Family& family) { return std::string(family.architecture) == "gemma3"; }
 
 const Family& read_family(const Json& config) {
   const Json* names = array_field(config, "architectures");
@@ -38,13 +41,15 @@ const Family& read_family(const Json& config) {
 }
 
 /// Settings under which the file would compute something else than the model does.
-void refuse_unknown(const Json& config) {
+void refuse_unknown(const Json& config, const Family& family) {
   if (const Json* quantized = object_field(config, "quantization_config"))
     fail("the model is quantized already (",
          text_field(*quantized, "quant_method").value_or("by an unnamed method"),
          "); nibble converts unquantized checkpoints");
-  const std::string activation = text_field(config, "hidden_act").value_or("silu");
-  check(activation == "silu", "key 'hidden_act': '", activation, "'; nibble has silu");
+  const char* key = is_gemma(family) ? "hidden_activation" : "hidden_act";
+  const std::string wanted = is_gemma(family) ? "gelu_pytorch_tanh" : "silu";
+  const std::string activation = text_field(config, key).value_or(wanted);
+  check(activation == wanted, "key '", key, "': '", activation, "'; nibble has ", wanted, " here");
   check(number_field(config, "partial_rotary_factor").value_or(1.0) == 1.0,
         "key 'partial_rotary_factor': nibble turns whole heads only");
 }
@@ -76,6 +81,8 @@ HfRope read_rope(const Json& config, int64_t context_length) {
   // transformers 5 reads rope_scaling too, and then prefers it.
   const Json* given = object_field(config, "rope_scaling");
   if (!given || given->empty()) given = object_field(config, "rope_parameters");
+  // Of layers with and without a window, those without.
+  if (const Json* full = given ? object_field(*given, "full_attention") : nullptr) given = full;
   const Json& parameters = given ? *given : nothing;
   HfRope rope;
   rope.base = number_field(parameters, "rope_theta")
@@ -104,6 +111,46 @@ HfRope read_rope(const Json& config, int64_t context_length) {
   rope.low_frequency_factor = *low;
   rope.high_frequency_factor = *high;
   return rope;
+}
+
+/// Which of gemma3's layers have a window, as its file says it: all but each sixth, or none.
+void check_layer_types(const Json& config, int64_t num_layers) {
+  constexpr int64_t kPeriod = 6;
+  for (const char* key : {"sliding_window_pattern", "_sliding_window_pattern"})
+    check(int_field(config, key).value_or(kPeriod) == kPeriod, "key '", key,
+          "': ", int_field(config, key).value_or(0),
+          "; nibble has windows in all but each sixth layer");
+  const Json* types = array_field(config, "layer_types");
+  if (!types) return;
+  check(static_cast<int64_t>(types->size()) >= num_layers, "key 'layer_types': wants ", num_layers,
+        " of them, found ", types->size());
+  for (int64_t i = 0; i < num_layers; ++i)
+    check((*types)[static_cast<size_t>(i)] ==
+              (i % kPeriod < kPeriod - 1 ? "sliding_attention" : "full_attention"),
+          "key 'layer_types': layer ", i, " is another than all but each sixth with a window");
+}
+
+/// What of gemma3 neither GGUF nor nibble has a key or a layer for.
+void read_gemma(const Json& config, HfConfig& result) {
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
+    check(!find_field(config, key), "key '", key, "': nibble caps no logits");
+  check(!bool_field(config, "use_bidirectional_attention").value_or(false),
+        "key 'use_bidirectional_attention': nibble attends to what came before only");
+  check(!bool_field(config, "attention_bias").value_or(false),
+        "key 'attention_bias': a gemma3 file has no biases");
+  const auto scale = number_field(config, "query_pre_attn_scalar");
+  check(scale.value_or(256) == static_cast<double>(result.sizes.head_size),
+        "key 'query_pre_attn_scalar': ", scale.value_or(256),
+        "; nibble scales attention by the head size, ", result.sizes.head_size);
+  const Json* rope = object_field(config, "rope_parameters");
+  const Json* local = rope ? object_field(*rope, "sliding_attention") : nullptr;
+  result.window_rope_base = local ? number_field(*local, "rope_theta").value_or(10000)
+                                  : number_field(config, "rope_local_base_freq").value_or(10000);
+  check(result.window_rope_base > 0, "key 'rope_local_base_freq' must be positive, is ",
+        result.window_rope_base);
+  check_layer_types(config, result.sizes.num_layers);
+  result.window = int_field(config, "sliding_window").value_or(0);
+  check(result.window > 0, "key 'sliding_window' must be positive, is ", result.window);
 }
 
 LlamaSizes read_sizes(const Json& config, const Family& family) {
@@ -150,13 +197,14 @@ void add_rope(const HfConfig& config, GgufMetadata& metadata) {
     if (rope.beta_slow) set("scaling.yarn_beta_slow", *rope.beta_slow);
   }
   set("freq_base", rope.base);
+  if (config.window > 0) set("freq_base_swa", config.window_rope_base);
 }
 
 }  // namespace
 
 HfConfig read_hf_config(const Json& config) {
   const Family& family = read_family(config);
-  refuse_unknown(config);
+  refuse_unknown(config, family);
   HfConfig result;
   result.family = family.name;
   result.architecture = find_llama_architecture(family.architecture);
@@ -164,12 +212,15 @@ HfConfig read_hf_config(const Json& config) {
   result.context_length = count_field(config, "max_position_embeddings");
   result.norm_epsilon = number_field(config, "rms_norm_eps").value_or(1e-6);
   result.says_head_size = family.says_head_size || find_field(config, "head_dim");
-  result.tied = bool_field(config, "tie_word_embeddings").value_or(false);
+  result.tied = bool_field(config, "tie_word_embeddings").value_or(is_gemma(family));
   result.attention_biases =
       family.attention_biases || bool_field(config, "attention_bias").value_or(false);
   result.feed_forward_biases = bool_field(config, "mlp_bias").value_or(false);
   result.rope = read_rope(config, result.context_length);
-  note_sliding_window(config, family, result.context_length);
+  if (is_gemma(family))
+    read_gemma(config, result);
+  else
+    note_sliding_window(config, family, result.context_length);
   return result;
 }
 
@@ -194,6 +245,7 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
     set("attention.value_length", sizes.head_size);
   }
   metadata.set("general.file_type", file_type);
+  if (config.window > 0) set("attention.sliding_window", config.window);
   if (config.architecture->name == "llama") {
     set("vocab_size", sizes.vocab_size);
     set("rope.dimension_count", sizes.head_size);

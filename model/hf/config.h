@@ -32,6 +32,9 @@ struct HfConfig {
   bool tied = false;            // no output matrix of its own
   bool attention_biases = false, feed_forward_biases = false;
   HfRope rope;
+  /// Positions that gemma3's layers with a window attend to, 0: there are none; their rope base.
+  int64_t window = 0;
+  double window_rope_base = 0;
 };
 
 /// Throws for a family that nibble does not have, and for settings that it or GGUF does not know.

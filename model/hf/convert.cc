@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/float16.h"
 #include "base/progress.h"
 #include "base/threads.h"
 #include "io/gguf.h"
@@ -41,6 +42,7 @@ struct Job {
   const Tensor* tensor = nullptr;
   // Rows to take at a time, and which of them: for q and k each head's rows in another order.
   int64_t rows = 1, row_length = 1, heads = 0;
+  bool adds_one = false;  // a gemma's norm: the checkpoint has what is added to 1
 
   int64_t num_weights() const { return rows * row_length; }
   /// The row of the source that becomes row `row`: of a head, i and i + d/2 come to stand beside
@@ -115,6 +117,7 @@ std::vector<Job> plan_jobs(const HfCheckpoint& checkpoint, const std::string& fo
       const WantedTensors::Place* place = wanted.find(name);
       check(place, "a ", config.family, " of this config.json has no such tensor");
       jobs.push_back(make_job(tensor, *place, matrix_type));
+      jobs.back().adds_one = config.architecture->is_gemma && name.ends_with("norm.weight");
     });
   }
   return jobs;
@@ -134,6 +137,14 @@ std::span<const std::byte> source_rows(const Job& job, int64_t first, int64_t co
   return gathered;
 }
 
+/// In the stored type where that is float16, as llama.cpp's converter adds.
+void add_one(std::vector<float>& weights, GgmlType source) {
+  for (float& weight : weights) {
+    weight += 1.0f;
+    if (source == GgmlType::kF16) weight = float16_to_float(float_to_float16(weight));
+  }
+}
+
 void write_job(const Job& job, GgufWriter& writer) {
   const int64_t most = std::max<int64_t>(1, kPieceWeights / job.row_length);
   const int64_t stride = row_bytes(job.target, job.row_length);
@@ -149,6 +160,7 @@ void write_job(const Job& job, GgufWriter& writer) {
       weights.resize(static_cast<size_t>(count * job.row_length));
       with_frame(frame, [&] {
         decode_tensor(job.source, rows, weights);
+        if (job.adds_one) add_one(weights, job.source);
         writer.put(first * stride, encode_tensor(job.target, weights, job.row_length, {},
                                                  EncodeMethod::kRtn, first));
       });

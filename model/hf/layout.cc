@@ -30,7 +30,10 @@ GgufFile hf_layout(const std::string& path) {
       tensor.type = place.is_matrix ? GgmlType::kF16 : GgmlType::kF32;
     }
     GgufMetadata metadata = hf_model_metadata(config, kMostlyF16);
-    metadata.set("general.architecture", std::string(config.architecture->name));
+    const std::string architecture(config.architecture->name);
+    metadata.set("general.architecture", architecture);
+    // Which a file of its own counts from its tokenizer.
+    metadata.set(architecture + ".vocab_size", static_cast<uint32_t>(config.sizes.vocab_size));
     return GgufFile::layout(path, std::move(metadata), std::move(tensors));
   });
 }

@@ -18,12 +18,17 @@ void append(GgufMetadata& metadata, const GgufMetadata& more) {
   for (const auto& [key, value] : more.pairs()) metadata.set(key, value);
 }
 
+bool sentencepiece_file(const TokenizerFiles& files) {
+  std::error_code ignored;
+  return std::filesystem::exists(files.path("tokenizer.model"), ignored);
+}
+
 GgufMetadata vocabulary_of(const TokenizerFiles& files, const HfConfig& config,
                            const std::string& pre) {
   const int64_t size = config.sizes.vocab_size;
   const bool llama = config.architecture->name == "llama";
   std::error_code error;
-  const bool sentencepiece = std::filesystem::exists(files.path("tokenizer.model"), error);
+  const bool sentencepiece = sentencepiece_file(files);
   const bool merged = llama && files.tokenizer && is_merged_sentencepiece(*files.tokenizer);
   check(pre.empty() || !(sentencepiece || merged),
         "a sentencepiece tokenizer has no pre-tokenizer (--pre ", pre, ")");
@@ -50,6 +55,8 @@ GgufMetadata hf_tokenizer_metadata(const std::string& folder, const HfConfig& co
   append(metadata, vocabulary_of(files, config, pre));
   append(metadata, special_tokens(files, json, config.sizes.vocab_size));
   append(metadata, chat_templates(files));
+  if (config.architecture->is_gemma && sentencepiece_file(files))
+    metadata.set("tokenizer.ggml.add_space_prefix", false);
   if (llama && config.sizes.vocab_size == kVocabWithoutBos)
     metadata.set("tokenizer.ggml.add_bos_token", false);
   return metadata;

@@ -3,6 +3,7 @@
 python transformers_child.py make FOLDER SEED DTYPE SHARD_SIZE: random weights for FOLDER's config.json, saved there.
 python transformers_child.py log_probs FOLDER TOKENS.npy OUT.npy: tokens int32 [chunks, ctx]; out float32
 [chunks, ctx, vocabulary], all float32, plain attention.
+python transformers_child.py log_probs_half_gelu ...: the same with GELU looked up in float16, as ggml does on a CPU.
 """
 
 import json
@@ -42,10 +43,23 @@ def make(folder, seed, dtype, shard_size):
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-def log_probs(folder, tokens, out):
+def half_gelu(x):
+    """ggml's GELU on a CPU: a table from float16 to float16, within its range (source: ggml/src/ggml-cpu/vec.h)."""
+    rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+    return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, rounded))
+
+
+def log_probs_half_gelu(folder, tokens, out):
+    log_probs(folder, tokens, out, half_gelu)
+
+
+def log_probs(folder, tokens, out, activation=None):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
+    if activation:
+        for layer in model.model.layers:
+            layer.mlp.act_fn.forward = activation
     with torch.no_grad():
         logits = model(torch.from_numpy(np.load(tokens)).long()).logits
     np.save(out, logits.float().log_softmax(-1).numpy())
@@ -53,4 +67,4 @@ def log_probs(folder, tokens, out):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"make": make, "log_probs": log_probs}[sys.argv[1]](*sys.argv[2:])
+    {"make": make, "log_probs": log_probs, "log_probs_half_gelu": log_probs_half_gelu}[sys.argv[1]](*sys.argv[2:])

@@ -63,13 +63,17 @@ class PlainLlama {
   /// One document, tokens [T]: logits [T, V].
   torch::Tensor logits(const torch::Tensor& tokens) {
     torch::Tensor x = weight("token_embd.weight").index_select(0, tokens);
+    if (tiny_.is_gemma()) x = x * std::sqrt(static_cast<double>(tiny_.width));
     for (int64_t layer = 0; layer < tiny_.layers; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
-      x = x + linear(attention(norm(x, prefix + "attn_norm"), prefix), prefix + "attn_output");
+      const bool windowed = tiny_.window > 0 && layer % 6 < 5;
+      const torch::Tensor attended = linear(
+          attention(norm(x, prefix + "attn_norm"), prefix, windowed), prefix + "attn_output");
+      x = x + normed_after(attended, prefix + "post_attention_norm");
       const torch::Tensor normed = norm(x, prefix + "ffn_norm");
-      const torch::Tensor gate = linear(normed, prefix + "ffn_gate");
-      x = x +
-          linear(gate * at::sigmoid(gate) * linear(normed, prefix + "ffn_up"), prefix + "ffn_down");
+      const torch::Tensor wide =
+          activation(linear(normed, prefix + "ffn_gate")) * linear(normed, prefix + "ffn_up");
+      x = x + normed_after(linear(wide, prefix + "ffn_down"), prefix + "post_ffw_norm");
     }
     return norm(x, "output_norm")
         .mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t());
@@ -79,21 +83,32 @@ class PlainLlama {
   torch::Tensor norm(const torch::Tensor& x, const std::string& name) {
     return x / (x.square().mean(-1, true) + 1e-5).sqrt() * weight(name + ".weight");
   }
+  torch::Tensor normed_after(const torch::Tensor& x, const std::string& name) {
+    return tiny_.is_gemma() ? norm(x, name) : x;
+  }
+  /// SiLU, or GELU by tanh.
+  torch::Tensor activation(const torch::Tensor& x) const {
+    if (!tiny_.is_gemma()) return x * at::sigmoid(x);
+    return 0.5 * x * (1 + at::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+  }
   torch::Tensor linear(const torch::Tensor& x, const std::string& name) {
     const torch::Tensor y = x.mm(weight(name + ".weight").t());
     return weights_.count(name + ".bias") > 0 ? y + weight(name + ".bias") : y;
   }
-  torch::Tensor attention(const torch::Tensor& x, const std::string& prefix) {
+  torch::Tensor attention(const torch::Tensor& x, const std::string& prefix, bool windowed) {
     const int64_t length = x.size(0), size = tiny_.head_size();
     const torch::Tensor q = linear(x, prefix + "attn_q"), k = linear(x, prefix + "attn_k"),
                         v = linear(x, prefix + "attn_v");
-    const torch::Tensor future = at::ones({length, length}, torch::kBool).triu(1);
+    torch::Tensor unseen = at::ones({length, length}, torch::kBool).triu(1);
+    if (windowed) unseen = unseen.logical_or(at::ones_like(unseen).tril(-tiny_.window));
+    const double base = windowed ? 10000.0 : tiny_.rope_base;
     std::vector<torch::Tensor> heads;
     for (int64_t head = 0; head < tiny_.heads; ++head) {
       const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
-      const torch::Tensor scores = turn(head_of(q, head, prefix + "attn_q_norm"))
-                                       .mm(turn(head_of(k, group, prefix + "attn_k_norm")).t());
-      heads.push_back(at::softmax((scores / std::sqrt(size)).masked_fill(future, -INFINITY), -1)
+      const torch::Tensor query = turn(head_of(q, head, prefix + "attn_q_norm"), base);
+      const torch::Tensor key = turn(head_of(k, group, prefix + "attn_k_norm"), base);
+      const torch::Tensor scores = query.mm(key.t());
+      heads.push_back(at::softmax((scores / std::sqrt(size)).masked_fill(unseen, -INFINITY), -1)
                           .mm(v.narrow(1, group * size, size)));
     }
     return at::cat(heads, 1);
@@ -102,11 +117,11 @@ class PlainLlama {
     const torch::Tensor part = x.narrow(1, head * tiny_.head_size(), tiny_.head_size());
     return weights_.count(norm_name + ".weight") > 0 ? norm(part, norm_name) : part;
   }
-  torch::Tensor turn(const torch::Tensor& x) {
+  torch::Tensor turn(const torch::Tensor& x, double base) {
     const int64_t length = x.size(0), size = x.size(1);
     const torch::Tensor position = at::arange(length, torch::kFloat64).unsqueeze(1);
     const torch::Tensor angle =
-        position * at::pow(10000.0, at::arange(0, size, 2, torch::kFloat64) * (-1.0 / size));
+        position * at::pow(base, at::arange(0, size, 2, torch::kFloat64) * (-1.0 / size));
     if (tiny_.architecture != "llama") {
       const torch::Tensor a = x.narrow(1, 0, size / 2), b = x.narrow(1, size / 2, size / 2);
       return at::cat({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 1);
@@ -129,7 +144,7 @@ TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
   tiny.tied = std::get<0>(GetParam());
   tiny.biases = std::get<1>(GetParam());
   tiny.kv_heads = std::get<2>(GetParam());
-  tiny.architecture = std::get<3>(GetParam());
+  tiny.take_architecture(std::get<3>(GetParam()));
   const auto model = load(tiny);
   PlainLlama plain(*model, tiny);
   for (Weight* weight : model->weights()) weight->value.requires_grad_(true);
@@ -155,7 +170,9 @@ INSTANTIATE_TEST_SUITE_P(Llama, Variants,
                                          std::make_tuple(true, true, 4, "llama"),
                                          std::make_tuple(false, true, 2, "qwen2"),
                                          std::make_tuple(true, false, 2, "qwen3"),
-                                         std::make_tuple(false, true, 1, "qwen3")));
+                                         std::make_tuple(false, true, 1, "qwen3"),
+                                         std::make_tuple(true, false, 2, "gemma3"),
+                                         std::make_tuple(false, false, 1, "gemma3")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -188,6 +205,19 @@ TEST_F(LlamaTest, DocumentsOfARowAreSeparateRuns) {
   EXPECT_GT(largest_difference(packed, model->logits({tokens, {}})), 1000 * kTolerance);
 }
 
+TEST_F(LlamaTest, AWindowCountsWithinADocument) {
+  TinyLlama tiny;
+  tiny.take_architecture("gemma3");
+  const auto model = load(tiny);
+  const torch::Tensor tokens = some_tokens(1, 40);
+  torch::Tensor document = torch::zeros({1, 40}, torch::kInt64);
+  document[0].slice(0, 9).fill_(1);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor packed = model->logits({tokens, document})[0];
+  const torch::Tensor alone = model->logits({tokens.slice(1, 9), {}})[0];
+  EXPECT_LT(largest_difference(packed.slice(0, 9), alone), 4 * kTolerance);
+}
+
 TEST_F(LlamaTest, RowsOfABatchAreSeparateRuns) {
   const auto model = load({});
   const torch::Tensor tokens = some_tokens(3, 16);
@@ -205,11 +235,12 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
 }
 
 class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Llama, Architectures, testing::Values("llama", "qwen2", "qwen3"));
+INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
+                         testing::Values("llama", "qwen2", "qwen3", "gemma3"));
 
 TEST_P(Architectures, CacheContinuesWhereItStopped) {
   TinyLlama tiny;
-  tiny.architecture = GetParam();
+  tiny.take_architecture(GetParam());
   const auto model = load(tiny);
   const torch::Tensor tokens = some_tokens(1, 150)[0];  // beyond the cache's first 64 rows, twice
   const torch::Tensor whole = model->hidden({tokens.unsqueeze(0), {}})[0];
@@ -299,6 +330,16 @@ TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
   tiny.architecture = "qwen2";
   tiny.more_tensors = {{"blk.0.attn_output.bias", {32}, GgmlType::kF32}};
   expect_complaint(tiny, {"blk.0.attn_output.bias", "no such tensor"});
+
+  tiny = {};
+  tiny.take_architecture("gemma3");
+  tiny.extra.set("gemma3.attention.sliding_window_pattern", uint32_t{4});
+  expect_complaint(tiny, {"gemma3.attention.sliding_window_pattern", "each layer number 6"});
+
+  tiny = {};
+  tiny.take_architecture("gemma3");
+  tiny.extra.set("gemma3.final_logit_softcapping", 30.0f);
+  expect_complaint(tiny, {"gemma3.final_logit_softcapping", "caps no logits"});
 
   tiny = {};
   tiny.extra.set("llama.expert_count", uint32_t{8});

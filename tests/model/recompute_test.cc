@@ -85,7 +85,8 @@ TEST_F(RecomputeTest, TheEmbeddingGetsItsGradientThroughTheBlocks) {
 }
 
 class KeptBytes : public RecomputeTest, public testing::WithParamInterface<const char*> {};
-INSTANTIATE_TEST_SUITE_P(RecomputeTest, KeptBytes, testing::Values("llama", "qwen2", "qwen3"));
+INSTANTIATE_TEST_SUITE_P(RecomputeTest, KeptBytes,
+                         testing::Values("llama", "qwen2", "qwen3", "gemma3"));
 
 TEST_P(KeptBytes, ActivationBytesAreWhatIsKept) {
   tiny_.architecture = GetParam();

@@ -1,4 +1,4 @@
-// A llama, or qwen2 or qwen3, in miniature, with random weights, written as a GGUF file.
+// A llama, or qwen2, qwen3 or gemma3, in miniature, with random weights, written as a GGUF file.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +16,8 @@ namespace nibble {
 struct TinyLlama {
   std::string architecture = "llama";
   int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
+  int64_t window = 0;  // of gemma3
+  float rope_base = 10000.0f;
   bool tied = false, biases = false;
   uint32_t seed = 1;
   GgufMetadata extra;                // added to the metadata, or replacing it
@@ -24,9 +26,18 @@ struct TinyLlama {
   std::vector<GgufWriter::Tensor> more_tensors;
 
   int64_t head_size() const { return width / heads; }
-  /// qwen2 and qwen3 have biases of q, k and v at most.
+  bool is_gemma() const { return architecture == "gemma3"; }
+  /// Seven layers, of which one has no window, and a rotation of its own.
+  void take_architecture(const std::string& name) {
+    architecture = name;
+    if (!is_gemma()) return;
+    layers = 7;
+    window = 6;
+    rope_base = 500.0f;
+  }
+  /// qwen2 and qwen3 have biases of q, k and v at most, gemma3 none.
   bool has_bias(const std::string& name) const {
-    return biases &&
+    return biases && !is_gemma() &&
            (architecture == "llama" || name == "attn_q" || name == "attn_k" || name == "attn_v");
   }
 
@@ -44,6 +55,8 @@ struct TinyLlama {
     set("attention.head_count", heads);
     set("attention.head_count_kv", kv_heads);
     result.set(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
+    if (window > 0) set("attention.sliding_window", window);
+    if (rope_base != 10000.0f) result.set(architecture + ".rope.freq_base", rope_base);
     for (const auto& [key, value] : extra.pairs()) result.set(key, value);
     for (const std::string& key : erased) result.erase(key);
     return result;
@@ -67,15 +80,17 @@ struct TinyLlama {
       linear("attn_q", width, width);
       linear("attn_k", width, keys);
       linear("attn_v", width, keys);
-      if (architecture == "qwen3") {
+      if (architecture == "qwen3" || is_gemma()) {
         add(prefix + "attn_q_norm.weight", {head_size()});
         add(prefix + "attn_k_norm.weight", {head_size()});
       }
       linear("attn_output", width, width);
+      if (is_gemma()) add(prefix + "post_attention_norm.weight", {width});
       add(prefix + "ffn_norm.weight", {width});
       linear("ffn_gate", width, feed_forward);
       linear("ffn_up", width, feed_forward);
       linear("ffn_down", feed_forward, width);
+      if (is_gemma()) add(prefix + "post_ffw_norm.weight", {width});
     }
     add("output_norm.weight", {width});
     if (!tied) add("output.weight", {width, vocab});
