@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <string_view>
 
 #include "base/error.h"
 
@@ -31,51 +32,34 @@ std::string hexadecimal(unsigned value, size_t digits) {
   return text;
 }
 
-/// Python's repr of a string.
-std::string quoted(const std::string& text) {
-  const bool doubled = text.find('\'') != std::string::npos && text.find('"') == std::string::npos;
-  const char quote = doubled ? '"' : '\'';
+/// A text between quotes: each of `special` as a backslash and its name, other control characters
+/// by number.
+std::string escaped(const std::string& text, char quote, std::string_view special,
+                    std::string_view names, const char* numbered, size_t digits) {
   std::string out(1, quote);
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
-    if (c == quote || c == '\\')
+    const size_t known = special.find(c);
+    if (c == quote)
       out += {'\\', c};
-    else if (c == '\n')
-      out += "\\n";
-    else if (c == '\r')
-      out += "\\r";
-    else if (c == '\t')
-      out += "\\t";
-    else if (byte < 32 || byte == 127)
-      out += "\\x" + hexadecimal(byte, 2);
+    else if (known != std::string_view::npos)
+      out += {'\\', names[known]};
+    else if (byte < 32)
+      out += numbered + hexadecimal(byte, digits);
     else
       out += c;
   }
   return out += quote;
 }
 
+/// Python's repr of a string.
+std::string quoted(const std::string& text) {
+  const bool doubled = text.find('\'') != std::string::npos && text.find('"') == std::string::npos;
+  return escaped(text, doubled ? '"' : '\'', "\\\n\r\t", "\\nrt", "\\x", 2);
+}
+
 std::string json_string(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\')
-      out += {'\\', c};
-    else if (c == '\n')
-      out += "\\n";
-    else if (c == '\r')
-      out += "\\r";
-    else if (c == '\t')
-      out += "\\t";
-    else if (c == '\b')
-      out += "\\b";
-    else if (c == '\f')
-      out += "\\f";
-    else if (byte < 32)
-      out += "\\u" + hexadecimal(byte, 4);
-    else
-      out += c;
-  }
-  return out += '"';
+  return escaped(text, '"', "\\\n\r\t\b\f", "\\nrtbf", "\\u", 4);
 }
 
 /// As it stands inside of a list that is printed.
