@@ -32,10 +32,9 @@ Value length(const Value& value, const Arguments& arguments) {
 
 Value to_json(const Value& value, const Arguments& arguments) {
   const ArgumentReader reader("tojson", arguments, {"indent", "ensure_ascii"});
-  check(!reader.flag(1, false), "tojson: ensure_ascii is not known to nibble's template engine");
   const int64_t indent = reader.integer(0, -1);
   check(indent <= 64, "tojson: an indent of ", indent, " is too large");
-  return value.json(indent);
+  return value.json(indent, reader.flag(1, false));
 }
 
 Value join(const Value& value, const Arguments& arguments) {
@@ -128,6 +127,11 @@ Value string(const Value& value, const Arguments& arguments) {
   return value.text();
 }
 
+Value safe(const Value& value, const Arguments& arguments) {
+  const ArgumentReader reader("safe", arguments, {});
+  return SafeText{value.text()};
+}
+
 Value replace_filter(const Value& value, const Arguments& arguments) {
   const ArgumentReader reader("replace", arguments, {"old", "new", "count"});
   return replace(value.text(), reader.string(0), reader.string(1), reader.integer(2, -1));
@@ -190,6 +194,7 @@ const std::string& name_argument(const Arguments& arguments, size_t i, std::stri
 }
 
 Value map(const Value& value, const Arguments& arguments) {
+  if (!value.truth()) return List{};
   List mapped;
   if (!arguments.named.empty()) {
     const Arguments named = {{}, arguments.named};
@@ -213,6 +218,7 @@ Value choose(const Value& value, const Arguments& arguments) {
   constexpr size_t kNames = kByAttribute ? 1 : 0;
   const std::string attribute = kByAttribute ? name_argument(arguments, 0, "selectattr") : "";
   const bool tests = arguments.positional.size() > kNames;
+  if (!value.truth()) return List{};
   List kept;
   for (const Value& item : items_of(value)) {
     const Value judged = kByAttribute ? attribute_of(item, attribute) : item;
@@ -261,7 +267,7 @@ const std::map<std::string, FilterFunction, std::less<>> kFilters = {
     {"float", real_number},
     {"abs", absolute},
     {"string", string},
-    {"safe", string},
+    {"safe", safe},
     {"replace", replace_filter},
     {"items", items},
     {"dictsort", sorted_entries},

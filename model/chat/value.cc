@@ -58,9 +58,42 @@ std::string quoted(const std::string& text) {
   return escaped(text, doubled ? '"' : '\'', "\\\n\r\t", "\\nrt", "\\x", 2);
 }
 
-std::string json_string(const std::string& text) {
-  return escaped(text, '"', "\\\n\r\t\b\f", "\\nrtbf", "\\u", 4);
+/// The code point of a character's UTF-8 bytes; of what is none the replacement character's.
+uint32_t code_point(const std::string& character) {
+  constexpr unsigned kLead[] = {0, 0x7f, 0x1f, 0x0f, 0x07};
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(character[i]); };
+  if (character.size() == 1 && byte(0) >= 0x80) return 0xfffd;
+  uint32_t point = byte(0) & kLead[character.size()];
+  for (size_t i = 1; i < character.size(); ++i) point = point << 6 | (byte(i) & 0x3f);
+  return point;
 }
+
+/// Characters beyond ASCII as UTF-16 by number.
+std::string in_ascii(const std::string& text) {
+  std::string out;
+  for (const std::string& character : characters(text)) {
+    const uint32_t point = code_point(character);
+    if (point < 0x7f)
+      out += character;
+    else if (point < 0x10000)
+      out += "\\u" + hexadecimal(point, 4);
+    else
+      out += "\\u" + hexadecimal(0xd7c0 + (point >> 10), 4) + "\\u" +
+             hexadecimal(0xdc00 + (point & 0x3ff), 4);
+  }
+  return out;
+}
+
+std::string json_string(const std::string& text, bool ascii) {
+  const std::string quoted = escaped(text, '"', "\\\n\r\t\b\f", "\\nrtbf", "\\u", 4);
+  return ascii ? in_ascii(quoted) : quoted;
+}
+
+/// How json.dumps() was asked to write.
+struct JsonStyle {
+  int64_t indent;
+  bool ascii;
+};
 
 /// As it stands inside of a list that is printed.
 std::string representation(const Value& value) {
@@ -86,19 +119,19 @@ std::string json_items(const char* brackets, const Items& items, int64_t indent,
   return out + line(depth) + brackets[1];
 }
 
-std::string to_json(const Value& value, int64_t indent, int64_t depth) {
-  if (value.is_string()) return json_string(value.string());
+std::string to_json(const Value& value, const JsonStyle& style, int64_t depth) {
+  if (value.is_string()) return json_string(value.string(), style.ascii);
   if (value.is_none()) return "null";
   if (value.is_bool()) return value.truth() ? "true" : "false";
   if (value.is_float() && !std::isfinite(value.number()))
     return std::isnan(value.number()) ? "NaN" : value.number() > 0 ? "Infinity" : "-Infinity";
   if (value.is_number()) return value.text();
   if (value.is_list())
-    return json_items("[]", value.list(), indent, depth,
-                      [&](const Value& item) { return to_json(item, indent, depth + 1); });
+    return json_items("[]", value.list(), style.indent, depth,
+                      [&](const Value& item) { return to_json(item, style, depth + 1); });
   if (value.is_dict())
-    return json_items("{}", value.dict(), indent, depth, [&](const auto& entry) {
-      return json_string(entry.first) + ": " + to_json(entry.second, indent, depth + 1);
+    return json_items("{}", value.dict(), style.indent, depth, [&](const auto& entry) {
+      return json_string(entry.first, style.ascii) + ": " + to_json(entry.second, style, depth + 1);
     });
   fail("tojson: ", value.type_name(), " has no form in JSON");
 }
@@ -136,16 +169,16 @@ Value Value::from_json(const nlohmann::ordered_json& json) {
 }
 
 const char* Value::type_name() const {
-  constexpr const char* kNames[] = {"what is undefined", "None",       "a bool", "an int",
-                                    "a float",           "a string",   "a list", "a dict",
-                                    "a function",        "a namespace"};
+  constexpr const char* kNames[] = {
+      "what is undefined", "None",   "a bool", "an int",     "a float",    "a string",
+      "a safe text",       "a list", "a dict", "a function", "a namespace"};
   return kNames[data_.index()];
 }
 
 bool Value::truth() const {
   if (is_undefined() || is_none()) return false;
   if (is_number()) return number() != 0;
-  if (is_string()) return !string().empty();
+  if (is_string() || is_safe()) return !text().empty();
   if (is_list()) return !list().empty();
   if (is_dict()) return !dict().empty();
   return true;
@@ -158,6 +191,7 @@ std::string Value::text() const {
   if (is_int()) return std::to_string(integer());
   if (is_float()) return float_text(number());
   if (is_string()) return string();
+  if (is_safe()) return std::get<SafeText>(data_).text;
   std::string out;
   if (is_list()) {
     for (const Value& item : list()) out += (out.empty() ? "" : ", ") + representation(item);
@@ -169,7 +203,9 @@ std::string Value::text() const {
   return '{' + out + '}';
 }
 
-std::string Value::json(int64_t indent) const { return to_json(*this, indent, 0); }
+std::string Value::json(int64_t indent, bool ascii) const {
+  return to_json(*this, {indent, ascii}, 0);
+}
 
 const Value* Value::member(const std::string& name) const {
   if (!is_dict() && !is_namespace()) return nullptr;
@@ -181,7 +217,8 @@ const Value* Value::member(const std::string& name) const {
 bool equal(const Value& a, const Value& b) {
   if (a.is_number() && b.is_number())
     return a.is_float() || b.is_float() ? a.number() == b.number() : a.integer() == b.integer();
-  if (a.is_string() && b.is_string()) return a.string() == b.string();
+  const auto is_text = [](const Value& value) { return value.is_string() || value.is_safe(); };
+  if (is_text(a) && is_text(b)) return a.text() == b.text();
   if (a.is_list() && b.is_list()) return equal_lists(a.list(), b.list());
   if (a.is_dict() && b.is_dict()) return equal_dicts(a.dict(), b.dict());
   if (a.is_namespace() && b.is_namespace()) return &a.space() == &b.space();

@@ -31,6 +31,11 @@ struct Undefined {
   std::string name;
 };
 struct None {};
+/// What the filter `safe` makes: prints as the text. Jinja escapes what is added to it with "+",
+/// which is refused here.
+struct SafeText {
+  std::string text;
+};
 /// namespace(...): the one thing whose attributes a template can set.
 struct Namespace {
   Dict members;
@@ -42,6 +47,7 @@ class Value {
   Value() : data_(Undefined{}) {}
   Value(Undefined undefined) : data_(std::move(undefined)) {}
   Value(None) : data_(None{}) {}
+  Value(SafeText safe) : data_(std::move(safe)) {}
   Value(bool value) : data_(value) {}
   Value(int64_t value) : data_(value) {}
   Value(double value) : data_(value) {}
@@ -62,6 +68,7 @@ class Value {
   /// As Python counts: True and False are integers.
   bool is_number() const { return is_bool() || is_int() || is_float(); }
   bool is_string() const { return is<std::string>(); }
+  bool is_safe() const { return is<SafeText>(); }
   bool is_list() const { return is<std::shared_ptr<const List>>(); }
   bool is_dict() const { return is<std::shared_ptr<const Dict>>(); }
   bool is_function() const { return is<std::shared_ptr<const Function>>(); }
@@ -84,9 +91,9 @@ class Value {
   bool truth() const;
   /// str(value): strings as they are, None as "None".
   std::string text() const;
-  /// json.dumps(value, ensure_ascii=False, indent=indent); indent -1: on one line, with ", " and ":
-  /// ".
-  std::string json(int64_t indent = -1) const;
+  /// json.dumps(value, ensure_ascii=ascii, indent=indent); indent -1: on one line, with ", " and
+  /// ": ".
+  std::string json(int64_t indent = -1, bool ascii = false) const;
   /// Members of a dictionary or namespace; nullptr: none of that name.
   const Value* member(const std::string& name) const;
 
@@ -95,9 +102,9 @@ class Value {
   bool is() const {
     return std::holds_alternative<T>(data_);
   }
-  std::variant<Undefined, None, bool, int64_t, double, std::string, std::shared_ptr<const List>,
-               std::shared_ptr<const Dict>, std::shared_ptr<const Function>,
-               std::shared_ptr<Namespace>>
+  std::variant<Undefined, None, bool, int64_t, double, std::string, SafeText,
+               std::shared_ptr<const List>, std::shared_ptr<const Dict>,
+               std::shared_ptr<const Function>, std::shared_ptr<Namespace>>
       data_;
 };
 

@@ -102,6 +102,7 @@ class TestTemplates:
 {{ messages|tojson }}
 {{ messages|tojson(indent=2) }}
 {{ {'ä': "\\u2028<'&\\x1f\\"/", 'b': [], 'c': {}, 'd': [1, 2.5, none, true]}|tojson }} {{ []|tojson(indent=4) }}
+{{ {'ä': ['é\\u0101', '日本', '🙂', 'a\x7f']}|tojson(ensure_ascii=true) }} {{ messages|tojson(ensure_ascii=true) }}
 {{ 'a\\tb\\nc\\'d\\\\e\\u00e4\\x41\\q' }} {{ "it's" }} {{ 'say "hi"' }} {{ ['it\\'s', "say \\"hi\\"", 'both\\'"', 'a\\n'] }}
 {{ [3, 1, 2]|min }} {{ [3, 1, 2]|max }} {{ [3, 1, 2]|sum }} {{ ['a', 'b']|join(', ') }} {{ [1, 2]|join }} {{ [{'n': 1}, {'n': 2}]|join('/', attribute='n') }}
 {{ [1, 2]|first }} {{ 'abc'|last }} {{ []|first }}| {{ 'abc'|reverse }} {{ [1, 2]|reverse|list }} {{ [1, 1, 2]|unique|list }} {{ 'abc'|list }}
@@ -111,7 +112,7 @@ class TestTemplates:
 {{ [1, 2, 3, 4]|select('even')|list }} {{ [1, 2, 3]|reject('odd')|list }} {{ [0, 1, '']|select|list }} {{ [1, 2, 3]|select('in', [1, 3])|list }} {{ [4, 6]|select('divisibleby', 4)|list }}
 {{ 1 is number }} {{ true is number }} {{ 'a' is string }} {{ {} is mapping }} {{ [] is sequence }} {{ 'a' is iterable }} {{ 1 is iterable }} {{ 1 is integer }} {{ true is integer }} {{ 1.0 is float }} {{ true is boolean }} {{ none is none }} {{ 1 is none }}
 {{ 4 is divisibleby 2 }} {{ 3 is odd }} {{ 3 is not even }} {{ 1 is eq 1 }} {{ 'a' is in 'abc' }} {{ raise_exception is callable }} {{ true is true }} {{ 1 is true }} {{ false is false }}
-{{ 'a\\nb\\n\\nc'|indent(2) }} {{ 'a\\nb'|indent(3, true) }} {{ 'X'|lower }} {{ 'some words'|title }} {{ 'sOME'|capitalize }} {% for k, v in {'b': 1, 'A': 2}|dictsort %}{{ k }}{{ v }}{% endfor %} {% for k, v in {'a': 1}|items %}{{ k }}{{ v }}{% endfor %} {{ 'aa'|replace('a', 'b') }} {{ 3|string + 'x' }} {{ '<'|safe }}
+{{ 'a\\nb\\n\\nc'|indent(2) }} {{ 'a\\nb'|indent(3, true) }} {{ 'X'|lower }} {{ 'some words'|title }} {{ 'sOME'|capitalize }} {% for k, v in {'b': 1, 'A': 2}|dictsort %}{{ k }}{{ v }}{% endfor %} {% for k, v in {'a': 1}|items %}{{ k }}{{ v }}{% endfor %} {{ 'aa'|replace('a', 'b') }} {{ 3|string + 'x' }} {{ '<'|safe }} {{ 'a' ~ ('<'|safe) ~ 1 }} {{ ''|safe or 'x' }} {{ '<'|safe == '<' }} {{ none|map('upper')|list }} {{ none|selectattr('a')|list }}
 {% set x = 1 %}{% for i in range(3) %}{{ x }}{% set x = i %}{{ x }} {% endfor %}{{ x }}
 {% set ns = namespace(n=0, s='') %}{% for i in range(2, 10, 3) %}{% set ns.n = ns.n + i %}{% set ns.s = ns.s ~ i %}{% endfor %}{{ ns.n }} {{ ns.s }} {{ ns.x is defined }}
 {% for m in messages %}{{ loop.index }}{{ loop.index0 }}{{ loop.revindex }}{{ loop.revindex0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.cycle('a', 'b') }}{{ loop.previtem is defined }}{{ loop.nextitem is defined }} {% endfor %}
@@ -169,6 +170,7 @@ class TestTemplates:
             ("{{ 'a'.encode() }}", "'encode' is undefined"),
             ("{{ 1 / 0 }}", "division by zero"),
             ("{{ 'É'.lower() }}", "letters beyond ASCII"),
+            ("{{ ('<'|safe) + '>' }}", "'+' is not for a safe text and a string"),
             ("{{ f(*messages) }}", "arguments with '*' are not known"),
             ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested more than"),
             ("{{ 1" + " + 1" * 100000 + " }}", "more than 200 operators"),
