@@ -120,8 +120,6 @@ int64_t metadata_bytes(const GgufFile& source) {
 
 std::vector<Candidate> find_candidates(const GgufFile& source, const Question& question) {
   std::vector<Candidate> candidates;
-  const int64_t layers =
-      layers_that_fit(source, *plan_of(source, "F16"), question.serving, INT64_MAX / 2);
   for (const std::string& type : plan_type_names()) {
     const auto plan = plan_of(source, type);
     if (!plan) continue;
@@ -134,9 +132,8 @@ std::vector<Candidate> find_candidates(const GgufFile& source, const Question& q
     candidate.error = weight_error(*plan);
     candidate.need = memory_need(source, *plan, question.serving);
     candidate.fits = !question.memory || candidate.need.total() <= *question.memory;
-    candidate.layers = question.memory
-                           ? layers_that_fit(source, *plan, question.serving, *question.memory)
-                           : layers;
+    candidate.layers =
+        layers_that_fit(source, *plan, question.serving, question.memory.value_or(INT64_MAX / 2));
   }
   std::stable_sort(
       candidates.begin(), candidates.end(),

@@ -225,10 +225,14 @@ std::optional<double> run_trial(const Tuning& tuning, const Trial& trial, int64_
   return lowest;
 }
 
-/// What an earlier call found.
-void read_found(Tuning& tuning, const std::string& path) {
+/// What an earlier call found, after a first line with its configuration. Throws Error (usage)
+/// where that is another one.
+void read_found(Tuning& tuning, const std::string& path, const std::string& config) {
   if (!fs::exists(path)) return;
   for_each_row(read_file(path), [&](const Json& row, int64_t line) {
+    if (line == 1 && row.value("config", "") != config)
+      fail_usage(path, ": was made with another configuration; give another --output");
+    if (line == 1) return;
     check(row.is_object() && row.contains("trial") && row.contains("seed"), path, ": line ", line,
           ": is no trial");
     for (Trial& trial : tuning.trials) {
@@ -244,8 +248,11 @@ void read_found(Tuning& tuning, const std::string& path) {
 void run_all(Tuning& tuning) {
   const std::string path = tuning.output + "/trials.jsonl";
   create_folders(tuning.output);
-  read_found(tuning, path);
+  const std::string config = config_yaml(load_config(tuning.config_path, tuning.base));
+  const bool is_new = !fs::exists(path);
+  read_found(tuning, path, config);
   LineFile found(path);
+  if (is_new) found.append(Json{{"config", config}}.dump());
   Progress bar("tuning", static_cast<int64_t>(tuning.trials.size()) * tuning.seeds, "trainings");
   int64_t done = 0;
   for (int64_t seed = 1; seed <= tuning.seeds; ++seed) {

@@ -1,9 +1,12 @@
 """nibble recommend against the files that nibble quantize writes and the memory that llama.cpp says it takes."""
 
 import json
+import pathlib
 import re
 
 import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def recommend(run_nibble, *arguments):
@@ -61,6 +64,14 @@ def test_memory(run_nibble, run_llama, request, model, ctx, kv_type):
     answer = by_type(recommend(run_nibble, path, "--ctx", ctx, "--kv-type", kv_type))
     source = "F32" if model == "smollm2_f32" else "Q4_1"
     assert abs(answer[source]["total_bytes"] / taken - 1) < 0.1, (answer[source], taken)
+
+
+def test_types_are_ranked_by_what_was_measured():
+    """The errors in the program are those of docs/formats.md's table, by search."""
+    said = re.findall(r"\{GgmlType::k(\w+), ([\d.]+)\}", (ROOT / "recipes" / "recommend.cc").read_text())
+    table = (ROOT / "docs" / "formats.md").read_text().split("## Measured")[1].split("\n## ")[0]
+    measured = {row[0]: float(row[1]) for row in re.findall(r"^\| (\w+) \|[^|]*\|[^|]*\| ([\d.]+) \|$", table, re.M)}
+    assert len(said) == 20 and all(float(error) == measured[name] for name, error in said)
 
 
 def test_priorities(run_nibble, shared):

@@ -49,6 +49,13 @@ def test_the_best_rate_wins(run_nibble, config):
     assert time.monotonic() - begun < 2
 
 
+def test_results_of_another_configuration_are_not_taken(run_nibble, config):
+    words = ["tune", config, "--output", config.with_name("tuned"), "--try", "optimizer.learning_rate=1e-3,4e-3", "--seeds", "1"]
+    assert run_nibble(*words, "--set", "max_tokens=1024").returncode == 0
+    result = run_nibble(*words, "--set", "max_tokens=2048")
+    assert result.returncode == 2 and "was made with another configuration; give another --output" in result.stderr
+
+
 def test_a_hopeless_trial_gets_no_further_seed(run_nibble, config):
     answer = tune(run_nibble, config, "--try", "optimizer.learning_rate=4e-3,0.9", "--seeds", 2)
     good, bad = answer["trials"]
