@@ -59,8 +59,6 @@ bool holds(const ChatFrame& frame, const ChatTemplate& chat, const std::string& 
 std::optional<ChatFrame> probe(const ChatTemplate& chat, const std::string& bos, bool with_system) {
   const Conversation question = {{"user", "QUESTION"}},
                      answered = {{"user", "QUESTION"}, {"assistant", "ANSWER"}};
-  const Conversation asked_twice = {
-      {"user", "QUESTION"}, {"assistant", "ANSWER"}, {"user", "AGAIN"}};
   ChatFrame frame;
   ChatFrame::Role system{"system", "", ""}, user{"user", "", ""}, assistant{"assistant", "", ""};
   std::string rest = render(chat, question, false);
@@ -77,7 +75,6 @@ std::optional<ChatFrame> probe(const ChatTemplate& chat, const std::string& bos,
   frame.generation = rest.substr(asked.size());
   if (with_system) {
     rest = render(chat, {{"system", "SYSTEM"}, {"user", "QUESTION"}}, false);
-    std::string after;
     const std::string tail = user.before + "QUESTION" + user.after;
     if (!rest.starts_with(bos) || !rest.ends_with(tail)) return std::nullopt;
     rest = rest.substr(bos.size(), rest.size() - bos.size() - tail.size());

@@ -32,6 +32,7 @@
 #include "quant/mix/importance.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
+#include "recipes/config_arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
 #include "training/calibrate.h"
@@ -477,11 +478,8 @@ int run_run(int argc, char** argv) {
   Run run;
   run.resume = arguments->count("resume") > 0;
   run.resume_command = resume_command(argc, argv);
-  // Read one by one: a list option of cxxopts would cut values at their commas.
-  std::vector<ConfigOverride> overrides;
-  for (const cxxopts::KeyValue& argument : arguments->arguments())
-    if (argument.key() == "set") overrides.push_back(argument.value());
-  run.config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
+  run.config =
+      load_config(required(*arguments, "config", "CONFIG.yaml"), config_overrides(*arguments));
   run.config.train.device = device_argument(*arguments);
   const std::string page = run_all(run);
   if (arguments->count("json") > 0) {

@@ -21,6 +21,7 @@
 #include "quant/mix/plan.h"
 #include "quant/mix/quantize_file.h"
 #include "recipes/arguments.h"
+#include "recipes/config_arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
 #include "training/diagnosis.h"
@@ -157,11 +158,8 @@ int run_train(int argc, char** argv) {
   cxxopts::Options options = make_options();
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
-  // Read one by one: a list option of cxxopts would cut values at their commas.
-  std::vector<ConfigOverride> overrides;
-  for (const cxxopts::KeyValue& argument : arguments->arguments())
-    if (argument.key() == "set") overrides.push_back(argument.value());
-  RunConfig config = load_config(required(*arguments, "config", "CONFIG.yaml"), overrides);
+  RunConfig config =
+      load_config(required(*arguments, "config", "CONFIG.yaml"), config_overrides(*arguments));
   config.train.device = device_argument(*arguments);
 
   if (arguments->count("dry-run") > 0) {

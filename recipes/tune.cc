@@ -27,6 +27,7 @@
 #include "io/input_files.h"
 #include "io/line_file.h"
 #include "recipes/arguments.h"
+#include "recipes/config_arguments.h"
 #include "recipes/recipe.h"
 #include "training/trainer.h"
 
@@ -79,6 +80,12 @@ struct Tuning {
   std::vector<Trial> trials;
   int64_t seeds = 3, steps = 0;
 
+  /// What is set for a trial, the last of a key winning.
+  std::vector<ConfigOverride> settings_of(const Trial& trial) const {
+    std::vector<ConfigOverride> settings = base;
+    settings.insert(settings.end(), trial.settings.begin(), trial.settings.end());
+    return settings;
+  }
   std::string run_folder(const Trial& trial, int64_t seed) const {
     std::string folder = trial.name();
     for (char& c : folder)
@@ -118,6 +125,13 @@ Difference difference(const Trial& trial, const Trial& other) {
   return result;
 }
 
+/// Over its seeds; NaN where it has none.
+double mean_loss(const Trial& trial) {
+  std::vector<double> losses;
+  for (const auto& [seed, loss] : trial.losses) losses.push_back(loss);
+  return losses.empty() ? NAN : mean(losses);
+}
+
 /// The lowest mean loss among those that have run with every seed so far.
 const Trial& best_trial(const std::vector<Trial>& trials) {
   size_t most = 0;
@@ -126,10 +140,8 @@ const Trial& best_trial(const std::vector<Trial>& trials) {
   double lowest = INFINITY;
   for (const Trial& trial : trials) {
     if (trial.losses.size() < most || trial.losses.empty()) continue;
-    std::vector<double> losses;
-    for (const auto& [seed, loss] : trial.losses) losses.push_back(loss);
-    if (mean(losses) < lowest) {
-      lowest = mean(losses);
+    if (mean_loss(trial) < lowest) {
+      lowest = mean_loss(trial);
       best = &trial;
     }
   }
@@ -171,8 +183,8 @@ bool is_hopeless(const std::string& folder, const std::vector<StepMetrics>& best
 pid_t start_training(const Tuning& tuning, const Trial& trial, int64_t seed) {
   const std::string folder = tuning.run_folder(trial, seed), log = folder + ".log";
   std::vector<std::string> words = {"nibble", "train", tuning.config_path, "--json"};
-  for (const std::vector<ConfigOverride>* settings : {&tuning.base, &trial.settings})
-    for (const ConfigOverride& setting : *settings) words.insert(words.end(), {"--set", setting});
+  for (const ConfigOverride& setting : tuning.settings_of(trial))
+    words.insert(words.end(), {"--set", setting});
   words.insert(words.end(), {"--set", concat("seed=", seed), "--set", "output=" + folder});
   if (fs::exists(folder + "/config.yaml")) words.emplace_back("--resume");
   std::vector<char*> arguments;
@@ -317,9 +329,8 @@ Tuning read_tuning(const cxxopts::ParseResult& arguments) {
   if (tuning.seeds < 1 || tuning.seeds > kMaxSeeds)
     fail_usage("--seeds wants 1 to ", kMaxSeeds, ", found ", tuning.seeds);
   std::vector<std::vector<ConfigOverride>> tries;
-  // Read one by one: a list option of cxxopts would cut values at their commas.
+  tuning.base = config_overrides(arguments);
   for (const cxxopts::KeyValue& argument : arguments.arguments()) {
-    if (argument.key() == "set") tuning.base.push_back(argument.value());
     if (argument.key() == "try") tries.push_back(parse_try(argument.value()));
     if (argument.key() == "methods")
       tries.push_back(parse_try("quant.estimator=" + argument.value()));
@@ -330,9 +341,7 @@ Tuning read_tuning(const cxxopts::ParseResult& arguments) {
     fail_usage("nothing to compare: there is one trial; give more values");
   // Every mistake in a trial before the first one runs.
   for (const Trial& trial : tuning.trials) {
-    std::vector<ConfigOverride> settings = tuning.base;
-    settings.insert(settings.end(), trial.settings.begin(), trial.settings.end());
-    const RunConfig config = load_config(tuning.config_path, settings);
+    const RunConfig config = load_config(tuning.config_path, tuning.settings_of(trial));
     if (config.train.data.held_out == 0)
       fail_usage("data.held_out is 0: trials are compared by their held-out losses");
     tuning.steps = config.train.max_tokens / config.train.batch_tokens;
@@ -343,17 +352,9 @@ Tuning read_tuning(const cxxopts::ParseResult& arguments) {
 }
 
 std::string write_best(const Tuning& tuning, const Trial& best) {
-  std::vector<ConfigOverride> settings = tuning.base;
-  settings.insert(settings.end(), best.settings.begin(), best.settings.end());
   const std::string path = tuning.output + "/best.yaml";
-  write_file(path, config_yaml(load_config(tuning.config_path, settings)));
+  write_file(path, config_yaml(load_config(tuning.config_path, tuning.settings_of(best))));
   return path;
-}
-
-double mean_loss(const Trial& trial) {
-  std::vector<double> losses;
-  for (const auto& [seed, loss] : trial.losses) losses.push_back(loss);
-  return losses.empty() ? NAN : mean(losses);
 }
 
 void print_json(const Tuning& tuning, const Trial& best, const std::string& best_path) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/error.h"
+#include "model/tokenizer_pre.h"
 
 namespace nibble::jinja {
 namespace {
@@ -23,22 +24,6 @@ std::string normalized(std::string_view source) {
   return text;
 }
 
-void append_code_point(uint32_t point, std::string& out) {
-  const auto tail = [&](int shift) { out += static_cast<char>(0x80 | (point >> shift & 0x3f)); };
-  if (point < 0x80) {
-    out += static_cast<char>(point);
-  } else if (point < 0x800) {
-    out += static_cast<char>(0xc0 | point >> 6);
-    tail(0);
-  } else if (point < 0x10000) {
-    out += static_cast<char>(0xe0 | point >> 12);
-    tail(6), tail(0);
-  } else {
-    out += static_cast<char>(0xf0 | point >> 18);
-    tail(12), tail(6), tail(0);
-  }
-}
-
 class Lexer {
  public:
   explicit Lexer(std::string_view source) : source_(normalized(source)) {}
@@ -50,11 +35,13 @@ class Lexer {
   }
 
  private:
-  std::string_view rest() const { return std::string_view(source_).substr(at_); }
-  bool sees(std::string_view text) const { return rest().starts_with(text); }
-  char peek(size_t ahead = 0) const {
-    return at_ + ahead < source_.size() ? source_[at_ + ahead] : '\0';
+  std::string_view rest_from(size_t at) const {
+    return at < source_.size() ? std::string_view(source_).substr(at) : std::string_view();
   }
+  char peek_at(size_t at) const { return at < source_.size() ? source_[at] : '\0'; }
+  std::string_view rest() const { return rest_from(at_); }
+  bool sees(std::string_view text) const { return rest().starts_with(text); }
+  char peek(size_t ahead = 0) const { return peek_at(at_ + ahead); }
   template <class... Args>
   [[noreturn]] void refuse(const Args&... args) const {
     fail("line ", line_, ": ", args...);
@@ -154,11 +141,6 @@ class Lexer {
     }
     refuse("{% raw %} without {% endraw %}");
   }
-  std::string_view rest_from(size_t at) const {
-    return at < source_.size() ? std::string_view(source_).substr(at) : std::string_view();
-  }
-  char peek_at(size_t at) const { return at < source_.size() ? source_[at] : '\0'; }
-
   void lex_tag(bool block) {
     const std::string_view bracket = block ? "%}" : "}}";
     add(block ? TokenKind::kBlockBegin : TokenKind::kVariableBegin, "");
@@ -247,7 +229,7 @@ class Lexer {
       uint32_t point = 0;
       for (size_t i = 0; i < digits; ++i) point = point * 16 + hexadecimal_digit(peek(2 + i));
       if (point > 0x10ffff) refuse("an escaped character beyond Unicode");
-      append_code_point(point, text);
+      append_utf8(point, text);
       advance(2 + digits);
     } else if (known != std::string_view::npos && at_ + 1 < source_.size()) {
       text += kMeant[known];

@@ -119,16 +119,11 @@ class Parser {
         expect(TokenKind::kVariableEnd, "'}}'");
         statements.push_back(std::move(print));
       } else {
-        const std::string& word = token(1).text;
-        if (std::find(words.begin(), words.end(), word) != words.end() || word.starts_with("end") ||
-            word == "else" || word == "elif") {
-          if (std::find(words.begin(), words.end(), word) == words.end()) {
-            take();
-            refuse("'", word, "' belongs to nothing here");
-          }
-          return statements;
-        }
+        const std::string word = token(1).text;
+        if (std::find(words.begin(), words.end(), word) != words.end()) return statements;
         take();
+        if (word.starts_with("end") || word == "else" || word == "elif")
+          refuse("'", word, "' belongs to nothing here");
         statements.push_back(parse_block());
       }
     }
