@@ -183,5 +183,5 @@ def test_unknown_architecture(run_nibble, stories260k, shared, tmp_path):
     model.write_bytes(data.replace(name, name[:-5] + b"lemon"))
     result = run_nibble("perplexity", model, tinystories(shared))
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith("unknown architecture 'lemon'; nibble has llama, qwen2, qwen3")
+    assert "unknown architecture 'lemon'; nibble has llama, " in result.stderr.splitlines()[-1]
     assert str(model) in result.stderr
