@@ -192,7 +192,7 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   specs.push_back({kRopeDivisors, {options.rope.dimensions / 2}, false});
   for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
     for (const LlamaTensorRow& row : llama_tensor_rows())
-      if (const Presence presence = row.*architecture.presence; presence != Presence::kNone)
+      if (const Presence presence = row.presence(architecture); presence != Presence::kNone)
         specs.push_back(spec(layer_tensor(layer, row), row.row_length, row.rows, presence));
   return specs;
 }

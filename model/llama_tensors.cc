@@ -6,69 +6,67 @@
 namespace nibble {
 namespace {
 
-constexpr Presence kNone = Presence::kNone, kMay = Presence::kOptional, kMust = Presence::kRequired;
 constexpr LlamaSize kOne = LlamaSize::kOne, kWidth = LlamaSize::kWidth, kQuery = LlamaSize::kQuery,
                     kKey = LlamaSize::kKey, kHead = LlamaSize::kHead,
                     kFeedForward = LlamaSize::kFeedForward;
 using L = LlamaLayer;
 
-// slot, GGUF's name, Hugging Face's name, row length, rows, turned, llama, qwen2, qwen3, gemma3
+/// Architectures as bits of a set.
+enum : unsigned {
+  kLlama = 1 << 0,
+  kQwen2 = 1 << 1,
+  kQwen3 = 1 << 2,
+  kGemma3 = 1 << 3,
+  kAll = ~0U,
+};
+
+// slot, GGUF's name, Hugging Face's name, row length, rows, turned, who must have it, who may
 constexpr LlamaTensorRow kRows[] = {
-    {&L::attention_norm, "attn_norm.weight", "input_layernorm.weight", kWidth, kOne, false, kMust,
-     kMust, kMust, kMust},
-    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true, kMust, kMust,
-     kMust, kMust},
-    {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kMust, kMust, kMust,
-     kMust},
-    {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kMust, kMust,
-     kMust, kMust},
+    {&L::attention_norm, "attn_norm.weight", "input_layernorm.weight", kWidth, kOne, false, kAll},
+    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true, kAll},
+    {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kAll},
+    {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kAll},
     {&L::attention_output, "attn_output.weight", "self_attn.o_proj.weight", kQuery, kWidth, false,
-     kMust, kMust, kMust, kMust},
-    {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, kMay, kMay, kMay,
-     kNone},
-    {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, kMay, kMay, kMay,
-     kNone},
-    {&L::value_bias, "attn_v.bias", "self_attn.v_proj.bias", kKey, kOne, false, kMay, kMay, kMay,
-     kNone},
-    {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false,
-     kMay, kNone, kNone, kNone},
-    {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false, kNone,
-     kNone, kMust, kMust},
-    {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false, kNone,
-     kNone, kMust, kMust},
+     kAll},
+    {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, 0,
+     kLlama | kQwen2 | kQwen3},
+    {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, 0,
+     kLlama | kQwen2 | kQwen3},
+    {&L::value_bias, "attn_v.bias", "self_attn.v_proj.bias", kKey, kOne, false, 0,
+     kLlama | kQwen2 | kQwen3},
+    {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false, 0,
+     kLlama},
+    {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false,
+     kQwen3 | kGemma3},
+    {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false,
+     kQwen3 | kGemma3},
     {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
-     false, kMust, kMust, kMust, kNone},
-    {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false, kMust, kMust,
-     kMust, kMust},
-    {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false, kMust, kMust,
-     kMust, kMust},
-    {&L::down, "ffn_down.weight", "mlp.down_proj.weight", kFeedForward, kWidth, false, kMust, kMust,
-     kMust, kMust},
-    {&L::gate_bias, "ffn_gate.bias", "mlp.gate_proj.bias", kFeedForward, kOne, false, kMay, kNone,
-     kNone, kNone},
-    {&L::up_bias, "ffn_up.bias", "mlp.up_proj.bias", kFeedForward, kOne, false, kMay, kNone, kNone,
-     kNone},
-    {&L::down_bias, "ffn_down.bias", "mlp.down_proj.bias", kWidth, kOne, false, kMay, kNone, kNone,
-     kNone},
+     false, kAll & ~kGemma3},
+    {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false, kAll},
+    {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false, kAll},
+    {&L::down, "ffn_down.weight", "mlp.down_proj.weight", kFeedForward, kWidth, false, kAll},
+    {&L::gate_bias, "ffn_gate.bias", "mlp.gate_proj.bias", kFeedForward, kOne, false, 0, kLlama},
+    {&L::up_bias, "ffn_up.bias", "mlp.up_proj.bias", kFeedForward, kOne, false, 0, kLlama},
+    {&L::down_bias, "ffn_down.bias", "mlp.down_proj.bias", kWidth, kOne, false, 0, kLlama},
     {&L::post_attention_norm, "post_attention_norm.weight", "post_attention_layernorm.weight",
-     kWidth, kOne, false, kNone, kNone, kNone, kMust},
+     kWidth, kOne, false, kGemma3},
     {&L::feed_forward_norm, "ffn_norm.weight", "pre_feedforward_layernorm.weight", kWidth, kOne,
-     false, kNone, kNone, kNone, kMust},
+     false, kGemma3},
     {&L::post_feed_forward_norm, "post_ffw_norm.weight", "post_feedforward_layernorm.weight",
-     kWidth, kOne, false, kNone, kNone, kNone, kMust},
+     kWidth, kOne, false, kGemma3},
 };
 
 constexpr LlamaModelTensor kModelTensors[] = {
-    {kTokenEmbedding, "model.embed_tokens.weight", kWidth, LlamaSize::kVocab, kMust},
-    {kOutputNorm, "model.norm.weight", kWidth, kOne, kMust},
-    {kOutput, "lm_head.weight", kWidth, LlamaSize::kVocab, kMay},
+    {kTokenEmbedding, "model.embed_tokens.weight", kWidth, LlamaSize::kVocab, Presence::kRequired},
+    {kOutputNorm, "model.norm.weight", kWidth, kOne, Presence::kRequired},
+    {kOutput, "lm_head.weight", kWidth, LlamaSize::kVocab, Presence::kOptional},
 };
 
 constexpr LlamaArchitecture kArchitectures[] = {
-    {"llama", &LlamaTensorRow::llama, false, false, 0},
-    {"qwen2", &LlamaTensorRow::qwen2, true, false, 0},
-    {"qwen3", &LlamaTensorRow::qwen3, true, false, 0},
-    {"gemma3", &LlamaTensorRow::gemma3, true, true, 6},
+    {"llama", kLlama, false, false, 0},
+    {"qwen2", kQwen2, true, false, 0},
+    {"qwen3", kQwen3, true, false, 0},
+    {"gemma3", kGemma3, true, true, 6},
 };
 
 }  // namespace
@@ -91,6 +89,11 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return feed_forward;
   }
   return 0;
+}
+
+Presence LlamaTensorRow::presence(const LlamaArchitecture& architecture) const {
+  if (must_have & architecture.bit) return Presence::kRequired;
+  return may_have & architecture.bit ? Presence::kOptional : Presence::kNone;
 }
 
 std::span<const LlamaTensorRow> llama_tensor_rows() { return kRows; }

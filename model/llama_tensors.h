@@ -34,6 +34,8 @@ struct LlamaSizes {
 
 enum class Presence { kNone, kOptional, kRequired };
 
+struct LlamaArchitecture;
+
 /// A tensor that every block has, or may have.
 struct LlamaTensorRow {
   Weight* LlamaLayer::*slot;
@@ -41,7 +43,8 @@ struct LlamaTensorRow {
   const char* hf_name;  // after "model.layers.<n>."
   LlamaSize row_length, rows;
   bool turned;  // its rows are elements of heads that rotary positions turn
-  Presence llama, qwen2, qwen3, gemma3;
+  unsigned must_have = 0, may_have = 0;  // sets of architectures
+  Presence presence(const LlamaArchitecture& architecture) const;
 };
 
 /// A tensor that the model has once.
@@ -57,7 +60,7 @@ inline constexpr const char *kTokenEmbedding = "token_embd.weight",
 
 struct LlamaArchitecture {
   std::string_view name;  // general.architecture
-  Presence LlamaTensorRow::*presence;
+  unsigned bit;           // in the sets of the table's rows
   /// Rotary positions turn element i of a head with element i + d/2, as in Hugging Face's code;
   /// otherwise element 2i with 2i + 1, for which GGUF has the rows of q and k in another order.
   bool turns_halves;

@@ -21,7 +21,7 @@ const WantedTensors::Place* WantedTensors::find(const std::string& hf_name) cons
 }
 
 void WantedTensors::add_layer(const HfConfig& config, const LlamaTensorRow& row, int64_t layer) {
-  const Presence presence = row.*config.architecture->presence;
+  const Presence presence = row.presence(*config.architecture);
   const bool bias = presence == Presence::kOptional;
   const bool has_bias = std::string_view(row.hf_name).starts_with("self_attn.")
                             ? config.attention_biases
