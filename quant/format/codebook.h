@@ -27,11 +27,10 @@ struct Codebook {
     return climb(x, std::make_integer_sequence<int, kCount - 1>());
   }
   /// In range: no further beyond the outer levels than half their distance to the next.
-  static NIBBLE_HD Rounding round(float x) {
+  static NIBBLE_HD bool in_range(float x) {
     constexpr float lowest = 1.5f * at(0) - 0.5f * at(1);
     constexpr float highest = 1.5f * at(kCount - 1) - 0.5f * at(kCount - 2);
-    const bool in_range = (x >= lowest) & (x <= highest);
-    return {nearest(x), in_range};
+    return (x >= lowest) & (x <= highest);
   }
   /// i of the highest at(i) that is not above q, at least 0.
   static NIBBLE_HD int index_of(int q) {

@@ -2,11 +2,13 @@
 // instruction set: rows_<target>.cc defines NIBBLE_TARGET (the namespace) and NIBBLE_TARGET_OPTIONS
 // (a function attribute), then includes this. Everything that these functions call is inlined into
 // them, so no code for a wider instruction set leaves its namespace.
+#include <algorithm>
 #include <array>
 #include <type_traits>
 
 #include "quant/format/encode.h"
 #include "quant/format/registry.h"
+#include "quant/format/stream.h"
 
 #define NIBBLE_FORMAT(F)
 #include "quant/format/formats.def"
@@ -14,9 +16,32 @@
 
 namespace nibble::NIBBLE_TARGET {
 
+/// Weights that are decoded in the first-level cache and then stored around all caches.
+constexpr int kStreamedPiece = 256;
+
+/// decode() of many weights: caches could not keep them until they are used, and a store into a
+/// cache reads the line from memory first. out: aligned to 16 bytes.
+template <class F>
+NIBBLE_TARGET_OPTIONS void decode_streamed(const std::byte* blocks, float* out,
+                                           int64_t num_blocks) {
+  using Block = typename F::Block;
+  constexpr int64_t kBlocks = kStreamedPiece / F::kBlockSize;
+  alignas(64) float piece[kStreamedPiece];
+  for (int64_t first = 0; first < num_blocks; first += kBlocks) {
+    const int64_t count = std::min(kBlocks, num_blocks - first);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i)
+      F::decode(block_at<Block>(blocks + (first + i) * sizeof(Block)), piece + i * F::kBlockSize);
+    stream(piece, count * F::kBlockSize, out + first * F::kBlockSize);
+  }
+  finish_streams();
+}
+
 template <class F>
 NIBBLE_TARGET_OPTIONS void decode(const std::byte* blocks, float* out, int64_t num_blocks) {
   using Block = typename F::Block;
+  if (num_blocks * F::kBlockSize >= kStreamedWeights && can_stream(out))
+    return decode_streamed<F>(blocks, out, num_blocks);
 #pragma GCC ivdep
   for (int64_t i = 0; i < num_blocks; ++i) {
     F::decode(block_at<Block>(blocks + i * sizeof(Block)), out + i * F::kBlockSize);

@@ -20,12 +20,6 @@ namespace nibble {
 template <class F>
 constexpr int kNumGroups = F::kBlockSize / F::kGroupSize;
 
-/// A weight in steps, rounded to a level. in_range: rounding alone, without clamping, gave one.
-struct Rounding {
-  float level;
-  bool in_range;
-};
-
 /// The q's of a format whose levels are evenly spaced: all integers from kQMin to kQMax.
 template <class F>
 struct EvenLevels {
@@ -33,10 +27,13 @@ struct EvenLevels {
   static NIBBLE_HD int at(int i) { return F::kQMin + i; }
   /// Ties to even. A NaN stays NaN.
   static NIBBLE_HD float nearest(float x) { return round_to_even(clamp_to(x, F::kQMin, F::kQMax)); }
-  static NIBBLE_HD Rounding round(float x) {
-    const float rounded = round_to_even(clamp_to(x, F::kQMin - 1.0f, F::kQMax + 1.0f));
-    const float q = clamp_to(rounded, F::kQMin, F::kQMax);
-    return {q, q == rounded};
+  /// Whether rounding alone, without clamping, gives a level: half a step beyond the outer ones,
+  /// and that included where the tie is theirs.
+  static NIBBLE_HD bool in_range(float x) {
+    constexpr float lowest = F::kQMin - 0.5f, highest = F::kQMax + 0.5f;
+    const bool above = F::kQMin % 2 == 0 ? x >= lowest : x > lowest;
+    const bool below = F::kQMax % 2 == 0 ? x <= highest : x < highest;
+    return above & below;
   }
 };
 
@@ -74,9 +71,11 @@ NIBBLE_HD float rounded_part(Estimator estimator) {
 template <class F>
 NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid, float rounded_part) {
   const float x = in_steps<F>(w, grid);
-  const auto [q, in_range] = F::Levels::round(x);
-  return {in_range ? g : 0.0f, g * (in_range ? q - rounded_part * x : q),
-          in_range ? g - rounded_part * g : g};
+  const bool in_range = F::Levels::in_range(x);
+  // Selects of what both sides have: g++ makes vectors of nothing else here.
+  const float kept = in_range ? g : 0.0f;
+  const float rounded = rounded_part * (in_range ? x : 0.0f);
+  return {kept, g * (F::Levels::nearest(x) - rounded), g - rounded_part * kept};
 }
 
 /// From one grid of a group to another: w -> w * scale + shift.
@@ -169,8 +168,7 @@ struct Uniform {
       float steps[kChunk] = {}, offsets[kChunk] = {};
       for (int first = group * F::kGroupSize; first < (group + 1) * F::kGroupSize;
            first += kChunk) {
-#pragma GCC ivdep
-        for (int k = 0; k < kChunk; ++k) {
+        NIBBLE_EACH_LANE (k, kChunk) {
           const WeightGradient part =
               gradient_of<F>(weights[first + k], grad_out[first + k], grid, part_off);
           grad_weights[first + k] = part.weight;

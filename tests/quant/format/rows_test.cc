@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
+
 #include "base/error.h"
 #include "base/threads.h"
 #include "format_checks.h"
+#include "quant/format/stream.h"
 
 namespace nibble {
 namespace {
@@ -40,6 +44,39 @@ std::vector<std::byte> encode_row_by_row(const Format& format, const std::vector
     bytes.insert(bytes.end(), encoded.begin(), encoded.end());
   }
   return bytes;
+}
+
+/// Blocks in a row, again and again, and the last time a part of them.
+template <class T>
+std::vector<T> repeated(const std::vector<T>& some, size_t count) {
+  std::vector<T> all(count);
+  for (size_t i = 0; i < count; ++i) all[i] = some[i % some.size()];
+  return all;
+}
+
+void check_many_weights(const Format& format, const Format& on_target, const char* target) {
+  constexpr int64_t kPeriod = 3 * 256;  // weights
+  const std::vector<std::byte> period = random_blocks(format, kPeriod / format.block_size);
+  const int64_t num_blocks = kStreamedWeights / format.block_size + 1;
+  const std::vector<std::byte> blocks = repeated(period, num_blocks * format.block_bytes);
+  const std::vector<float> expected =
+      repeated(decode(format, period), num_blocks * format.block_size);
+  // Where the first weight lies: aligned as streamed stores want it, and not.
+  std::vector<float> out(expected.size() + 1);
+  for (const size_t first : {size_t{0}, size_t{1}}) {
+    std::fill(out.begin(), out.end(), -1.0f);
+    on_target.decode(blocks.data(), out.data() + first, num_blocks);
+    EXPECT_EQ(std::memcmp(out.data() + first, expected.data(), expected.size() * sizeof(float)), 0)
+        << format.name << " on " << target << " from weight " << first;
+  }
+}
+
+TEST(Rows, ManyWeightsDecodeAsFewDo) {
+  for (const Target& target : targets()) {
+    if (!target.supported) continue;
+    for (size_t i = 0; i < formats().size() + decode_only().size(); ++i)
+      check_many_weights(targets()[0].formats[i], target.formats[i], target.name.data());
+  }
 }
 
 // 768: the search fills its lanes with blocks of two rows.
