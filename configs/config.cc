@@ -77,7 +77,8 @@ std::vector<Field> config_fields(RunConfig& c) {
        encode_refusal},
       {"quant.tensor_type", &c.mix.tensor_type},
       {"quant.tensor_types", &c.mix.tensor_types},
-      {"quant.weights", &t.quant.weights, 0, 0, {"full", "scales"}},
+      {"quant.weights", &t.quant.weights, 0, 0, {"full", "lora", "rounding", "scales"}},
+      {"quant.lora_rank", &t.quant.lora_rank, 1, 1 << 16},
       {"quant.scales", &t.quant.scales, 0, 0, {"learned", "dynamic", "frozen"}},
       {"quant.initial",
        &t.quant.initial,
@@ -155,12 +156,13 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
     for (std::string& key : keys) ignored.push_back({std::move(key), reason});
   };
   const bool none = t.quant.type == "none";
-  ignore(
-      none, "quant.type is none",
-      {"quant.weights", "quant.scales", "quant.initial", "quant.calibration_tokens", "quant.pure",
-       "quant.output_tensor_type", "quant.token_embedding_type", "quant.tensor_type",
-       "quant.tensor_types", "quant.estimator", "quant.activations", "quant.frozen", "init.file",
-       "blockwise.tokens", "baselines", "control", "compare.matrix"});
+  ignore(none, "quant.type is none",
+         {"quant.weights", "quant.lora_rank", "quant.scales", "quant.initial",
+          "quant.calibration_tokens", "quant.pure", "quant.output_tensor_type",
+          "quant.token_embedding_type", "quant.tensor_type", "quant.tensor_types",
+          "quant.estimator", "quant.activations", "quant.frozen", "init.file", "blockwise.tokens",
+          "baselines", "control", "compare.matrix"});
+  ignore(!none && t.quant.weights != "lora", "quant.weights is not lora", {"quant.lora_rank"});
   const bool scales_alone = !none && t.quant.weights == "scales";
   ignore(scales_alone && t.blockwise.tokens == 0, "quant.weights is scales: nothing else trains",
          {"quant.scales", "quant.estimator"});

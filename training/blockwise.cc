@@ -22,9 +22,10 @@ int64_t most_positions(const std::vector<Batch>& batches) {
   return most;
 }
 
-/// What a block's own training minds of a run's options: everything in it trains.
+/// What a block's own training minds of a run's options: everything in it trains, if not by
+/// rounding alone.
 TrainOptions stage_options(TrainOptions options) {
-  options.quant.weights = "full";
+  if (options.quant.weights != "rounding") options.quant.weights = "full";
   options.quant.init_file.clear();
   options.optimizer.relative = true;
   options.optimizer.learning_rate = options.blockwise.learning_rate;
@@ -174,7 +175,7 @@ void Blockwise::train(Student& student) {
                                         options_.optimizer),
                    norm);
     student.clear_gradients();
-    student.materialize();
+    student.update();
   }
 }
 

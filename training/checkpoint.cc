@@ -79,6 +79,9 @@ TrainedTensor read_tensor(const SharedFile& file, const Json& description) {
   tensor.weights = view_entry(file, file->find(tensor.name), tensor.name);
   if (tensor.scale_ratios.defined())
     tensor.initial_scales = view_entry(file, file->find(initial), initial);
+  for (const std::string& suffix : master_state_suffixes())
+    if (const SafetensorsEntry* entry = file->find(tensor.name + suffix))
+      tensor.training_state.push_back({suffix, view_entry(file, entry, entry->name)});
   return tensor;
 }
 
@@ -154,6 +157,8 @@ void save_checkpoint(const std::string& path, const Checkpoint& checkpoint,
     all.add(tensor.name + kBlocks, tensor.blocks);
     all.add(tensor.name + kRatios, tensor.scale_ratios);
     all.add(tensor.name + kInitial, tensor.initial_scales);
+    if (checkpoint.moments.empty()) continue;  // it only ships
+    for (const auto& [suffix, value] : tensor.training_state) all.add(tensor.name + suffix, value);
   }
   for (const auto& [name, moment] : checkpoint.moments) all.add(name, moment);
   const Json state = {{"step", checkpoint.step},

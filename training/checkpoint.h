@@ -7,7 +7,8 @@
 //
 // Layout: per trained tensor NAME (GGUF's) an F32 entry "NAME" with the masters, or a U8 entry
 // "NAME:blocks" where codes are stored (its scales are the initial ones),
-// "NAME:scale_ratios" and "NAME:initial_scales" where scales exist, and "NAME:moment1",
+// "NAME:scale_ratios" and "NAME:initial_scales" where scales exist, what else the way of training
+// keeps (quant/fake/master_training.h: "NAME:low_rank_a", ...), and "NAME:moment1",
 // "NAME:moment2", "NAME:scale_ratios:moment1", ... when moments are kept. Metadata: nibble.format =
 // "2", nibble.state and nibble.tensors as JSON, nibble.plan (plan.json), nibble.options (JSON). The
 // last entry is "checksum" (io/safetensors.h); layout "1" had none.
@@ -18,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "quant/fake/master_training.h"
 #include "quant/fake/quantizer.h"
 #include "quant/mix/plan.h"
 
@@ -30,7 +32,8 @@ struct TrainedTensor {
   torch::Tensor weights;                       // masters, float32, the Weight's shape; or
   torch::Tensor blocks;                        // stored, uint8, as FakeQuantizer has them
   torch::Tensor scale_ratios, initial_scales;  // float32, or undefined
-  uint64_t materialized_hash = 0;              // content_hash of W^ as it was evaluated
+  std::vector<MasterTraining::Part> training_state;  // empty in a file that only ships
+  uint64_t materialized_hash = 0;                    // content_hash of W^ as it was evaluated
 };
 
 struct Checkpoint {

@@ -134,7 +134,7 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
   optimizer_.step(student_->gradients(), rate_factor, result.grad_norm);
   student_->clear_gradients();
   watch.add_to(result.times.optimizer);
-  student_->materialize();
+  student_->update();
   watch.add_to(result.times.materialize);
   return result;
 }

@@ -20,12 +20,14 @@ constexpr int64_t kFloat = sizeof(float);
 constexpr int64_t kBfloat16 = 2;
 
 struct Counts {
-  int64_t weights = 0;                      // of all tensors
-  int64_t masters = 0;                      // of those that train on a grid
-  int64_t scales = 0;                       // of those
-  int64_t blocks = 0;                       // bytes of stored ones
-  int64_t largest = 0;                      // weights of the largest tensor
-  int64_t trained = 0, trained_scales = 0;  // of weights and scales, those that are not frozen
+  int64_t weights = 0;         // of all tensors
+  int64_t masters = 0;         // of those that train on a grid
+  int64_t scales = 0;          // of those
+  int64_t blocks = 0;          // bytes of stored ones
+  int64_t largest = 0;         // weights of the largest tensor
+  int64_t parameters = 0;      // that the optimizer moves, but for scales
+  int64_t trained_scales = 0;  // of scales, those that are not frozen
+  int64_t training_state = 0;  // what the way of training keeps besides
 };
 
 Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant) {
@@ -34,10 +36,17 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
   for (const PlanEntry& entry : plan.entries) {
     const int64_t weights = source.tensor(entry.tensor).num_weights();
     const bool trains = !frozen.match(entry.tensor);
+    const bool quantized = quant.type != "none" && entry.target != GgmlType::kF32;
     counts.weights += weights;
-    if (trains) counts.trained += weights;
     counts.largest = std::max(counts.largest, weights);
-    if (quant.type == "none" || entry.target == GgmlType::kF32) continue;
+    if (trains && (quantized || quant.type == "none" || quant.weights == "full")) {
+      const bool low_rank = quantized && quant.weights == "lora";
+      const int64_t factors = quant.lora_rank * (entry.shape[0] + weights / entry.shape[0]);
+      counts.parameters += low_rank ? factors : weights;
+      if (low_rank) counts.training_state += 2 * factors;
+      if (quantized && quant.weights == "rounding") counts.training_state += weights;
+    }
+    if (!quantized) continue;
     const Format& format = require_decoder(entry.target);
     const bool stored = quant.weights == "scales";
     if (stored)
@@ -119,7 +128,8 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
 
   MemoryEstimate estimate;
   estimate.process = process;
-  estimate.weights = kFloat * (counts.weights + counts.masters + 2 * counts.scales) + counts.blocks;
+  estimate.weights = kFloat * (counts.weights + counts.masters + 2 * counts.scales) +
+                     kFloat * counts.training_state + counts.blocks;
   if (distils)
     estimate.weights += options.teacher.empty()
                             ? teacher_bytes(source, dtype)
@@ -128,8 +138,9 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   // The ratios before a step, which masters follow.
   if (learned && !stored && options.quant.estimator == "relative")
     estimate.weights += kFloat * counts.scales;
-  const int64_t trained = (stored ? 0 : counts.trained) + (learned ? counts.trained_scales : 0);
-  estimate.optimizer = kFloat * 2 * trained;
+  const int64_t trained_scales = learned ? counts.trained_scales : 0;
+  const int64_t moved = stored ? 0 : counts.parameters;
+  estimate.optimizer = kFloat * 2 * (moved + trained_scales);
   estimate.logits = kFloat * outputs * chunk * vocab;
   if (dtype != torch::kFloat32)
     estimate.logits += kBfloat16 * (outputs * vocab * width + chunk * vocab + vocab * width);
@@ -148,8 +159,10 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   // top (512 to 2,048 positions, both dtypes, with and without activation checkpointing: 0 to 5 %
   // off).
   const int64_t at_loss = activations + kFloat * vocab * width;
-  // With stored codes a weight's gradient is gone before the next one is made.
-  const int64_t at_end = kFloat * (trained + (stored ? counts.largest : 0));
+  // With stored codes and factors of low rank a weight's gradient is gone before the next one is
+  // made.
+  const bool mapped = stored || options.quant.weights == "lora";
+  const int64_t at_end = kFloat * (moved + trained_scales + (mapped ? counts.largest : 0));
   estimate.activations = activations;
   estimate.gradients =
       std::max(at_loss, at_end) + std::min(at_loss, at_end) / 2 - estimate.activations;

@@ -35,6 +35,7 @@ std::string options_json(const TrainOptions& o) {
                                          {"initial", o.quant.initial},
                                          {"calibration_tokens", o.quant.calibration_tokens},
                                          {"weights", o.quant.weights},
+                                         {"lora_rank", o.quant.lora_rank},
                                          {"init_file", o.quant.init_file},
                                          {"estimator", o.quant.estimator},
                                          {"activations", o.quant.activations},

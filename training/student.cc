@@ -38,10 +38,60 @@ class ToScales : public torch::autograd::PostAccumulateGradHook {
   torch::Tensor& ratio_gradients_;
 };
 
+/// Adds to a sum that may have no terms yet.
+void add_to(torch::Tensor& sum, const torch::Tensor& term) {
+  if (!term.defined()) return;
+  if (sum.defined())
+    sum.add_(term);
+  else
+    sum = term;
+}
+
+/// Maps what a backward pass adds to dL/dW^ to the parameters in the masters' place, and lets go of
+/// it.
+class ToParameters : public torch::autograd::PostAccumulateGradHook {
+ public:
+  /// All must outlive it.
+  ToParameters(FakeQuantizer& quantizer, const MasterTraining& masters,
+               std::vector<torch::Tensor>& gradients, torch::Tensor& ratio_gradients)
+      : quantizer_(quantizer),
+        masters_(masters),
+        gradients_(gradients),
+        ratio_gradients_(ratio_gradients) {}
+  void operator()(const torch::Tensor& weight) override {
+    if (!weight.grad().defined()) return;  // autograd's own call: it has nothing to add
+    const torch::NoGradGuard no_grad;
+    const FakeQuantizer::Gradients mapped = quantizer_.backward(weight.grad().contiguous());
+    const std::vector<torch::Tensor> terms = masters_.gradients(mapped.weights);
+    gradients_.resize(terms.size());
+    for (size_t i = 0; i < terms.size(); ++i) add_to(gradients_[i], terms[i]);
+    add_to(ratio_gradients_, mapped.scale_ratios);
+    weight.mutable_grad() = torch::Tensor();
+  }
+
+ private:
+  FakeQuantizer& quantizer_;
+  const MasterTraining& masters_;
+  std::vector<torch::Tensor>& gradients_;
+  torch::Tensor& ratio_gradients_;
+};
+
 void copy_saved(const std::string& name, const torch::Tensor& saved, torch::Tensor& into) {
   check(saved.defined() == into.defined() && (!into.defined() || saved.sizes() == into.sizes()),
         "tensor '", name, "': the checkpoint holds another shape or scale mode");
   if (into.defined()) into.copy_(saved);
+}
+
+void restore_training(const TrainedTensor& saved, MasterTraining& masters) {
+  for (MasterTraining::Part& part : masters.state()) {
+    const auto found = std::find_if(
+        saved.training_state.begin(), saved.training_state.end(),
+        [&](const MasterTraining::Part& other) { return other.suffix == part.suffix; });
+    check(found != saved.training_state.end(), "the checkpoint has no '", saved.name, part.suffix,
+          "'");
+    copy_saved(saved.name + part.suffix, found->value, part.value);
+  }
+  masters.restored();
 }
 
 }  // namespace
@@ -69,7 +119,10 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
     if (!quantized) continue;
     const PlanEntry* entry = plan->find(weight->name);
     check(entry, "the plan has no tensor '", weight->name, "'");
-    if (entry->target == GgmlType::kF32) continue;
+    if (entry->target == GgmlType::kF32) {
+      weight->value.set_requires_grad(options.weights == "full" && !frozen);
+      continue;
+    }
     if (scales_only) {
       trainable.quantizer.emplace(stored_quantizer(*weight, entry->target, start, initial));
       continue;
@@ -92,8 +145,25 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
                             [&](const Weight& weight) { return plan->find(weight.name)->target; });
   for (Trainable& trainable : trainables_)
     if (trainable.quantizer) trainable.quantizer->set_estimator(parse_estimator(options.estimator));
-  if (scales_only) train_stored_scales();
+  if (scales_only)
+    train_stored_scales();
+  else
+    train_masters(options);
   materialize();
+}
+
+void Student::train_masters(const QuantOptions& options) {
+  for (Trainable& trainable : trainables_) {
+    if (!trainable.quantizer || trainable.frozen) continue;
+    trainable.masters =
+        make_master_training(options.weights, *trainable.quantizer, options.lora_rank);
+    if (!trainable.masters) trainable.weight->value.set_requires_grad(false);
+    if (trainable.maps_at_once())
+      torch::autograd::impl::set_post_acc_grad_hooks(
+          trainable.weight->value,
+          std::make_unique<ToParameters>(*trainable.quantizer, *trainable.masters,
+                                         trainable.mapped_gradients, trainable.ratio_gradients));
+  }
 }
 
 void Student::train_stored_scales() {
@@ -122,6 +192,11 @@ bool Student::Trainable::learns_scales() const {
          quantizer->scale_ratios().defined();
 }
 
+std::vector<MasterTraining::Part> Student::Trainable::parameters() const {
+  if (!trains_weights()) return {};
+  return masters ? masters->parameters() : std::vector<MasterTraining::Part>{{"", weight->value}};
+}
+
 bool Student::trains() const {
   return std::any_of(trainables_.begin(), trainables_.end(), [](const Trainable& trainable) {
     return trainable.weight->value.requires_grad();
@@ -147,14 +222,20 @@ void Student::add_parameters(AdamW& optimizer) const {
   for (const Trainable& trainable : trainables_) {
     const std::string& name = trainable.weight->name;
     const bool matrix = trainable.weight->value.dim() > 1;
-    const torch::Tensor& masters =
-        trainable.quantizer ? trainable.quantizer->weights() : trainable.weight->value;
-    if (trainable.trains_weights())
-      optimizer.add(name, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector, masters);
+    for (const auto& [suffix, value] : trainable.parameters())
+      optimizer.add(name + suffix, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector,
+                    value);
     if (trainable.learns_scales())
       optimizer.add(name + ":scale_ratios", ParameterGroup::kScales,
                     trainable.quantizer->scale_ratios());
   }
+}
+
+void Student::update() {
+  const torch::NoGradGuard no_grad;
+  for (Trainable& trainable : trainables_)
+    if (trainable.masters) trainable.masters->apply(trainable.quantizer->weights());
+  materialize();
 }
 
 void Student::materialize() {
@@ -176,9 +257,18 @@ double Student::backward() {
       if (mapped.defined()) sum += squared_norm(mapped);
       continue;
     }
+    if (trainable.maps_at_once()) {
+      trainable.mapped_gradients.resize(trainable.parameters().size());
+      std::vector<torch::Tensor> mapped = trainable.mapped_gradients;
+      if (learned) mapped.push_back(trainable.ratio_gradients);
+      if (on_cpu)
+        for (const torch::Tensor& each : mapped) sum += each.defined() ? squared_norm(each) : 0;
+      gradients_.insert(gradients_.end(), mapped.begin(), mapped.end());
+      continue;
+    }
     torch::Tensor gradient = trainable.weight->value.grad();
     if (!gradient.defined()) {  // a weight that this batch did not use
-      gradients_.resize(gradients_.size() + 1 + learned);
+      gradients_.resize(gradients_.size() + trainable.parameters().size() + learned);
       continue;
     }
     gradient = gradient.contiguous();
@@ -200,7 +290,9 @@ void Student::clear_gradients() {
   gradients_.clear();
   for (Trainable& trainable : trainables_) {
     trainable.weight->value.mutable_grad() = torch::Tensor();
-    if (!trainable.trains_weights()) trainable.ratio_gradients = torch::Tensor();
+    trainable.mapped_gradients.clear();
+    if (!trainable.trains_weights() || trainable.maps_at_once())
+      trainable.ratio_gradients = torch::Tensor();
   }
 }
 
@@ -220,6 +312,8 @@ std::string Student::first_bad_gradient() const {
   for (const Trainable& trainable : trainables_) {
     const torch::Tensor& gradient = trainable.weight->value.grad();
     if (gradient.defined() && !all_finite(gradient)) return "gradient of " + trainable.weight->name;
+    for (const torch::Tensor& mapped : trainable.mapped_gradients)
+      if (mapped.defined() && !all_finite(mapped)) return "gradient of " + trainable.weight->name;
     const torch::Tensor& of_scales = trainable.ratio_gradients;
     if (!trainable.trains_weights() && of_scales.defined() && !all_finite(of_scales))
       return "gradient of the scales of " + trainable.weight->name;
@@ -243,6 +337,7 @@ std::vector<TrainedTensor> Student::tensors() const {
     tensor.scale_ratios = trainable.quantizer->scale_ratios();
     if (!trainable.quantizer->is_stored())  // else they are in the blocks
       tensor.initial_scales = trainable.quantizer->initial_scales();
+    if (trainable.masters) tensor.training_state = trainable.masters->state();
   }
   return all;
 }
@@ -264,6 +359,7 @@ void Student::restore(const std::vector<TrainedTensor>& tensors) {
       continue;
     }
     copy_saved(saved.name, saved.weights, trainable.quantizer->weights());
+    if (trainable.masters) restore_training(saved, *trainable.masters);
     copy_saved(saved.name, saved.scale_ratios, trainable.quantizer->scale_ratios());
     if (trainable.quantizer->is_stored())
       trainable.quantizer->copy_blocks(saved.blocks);

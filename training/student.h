@@ -1,9 +1,10 @@
 // The model that trains: each of its weights on the grid that the plan gives it. A weight of a
 // quantized type has its masters and scales in a FakeQuantizer and holds W^ in Weight::value; one
 // of type F32 (norms, biases) is its own parameter. A tied output is one weight, so it has one
-// state and its gradient is the sum of both uses. Where scales alone train (`weights: scales`), a
-// FakeQuantizer stores blocks, everything else is frozen, and a weight's gradient is gone as soon
-// as the backward pass has made it.
+// state and its gradient is the sum of both uses. How masters train is
+// quant/fake/master_training.h's; but for `weights: full` only what is quantized trains. Where
+// scales alone train (`weights: scales`), a FakeQuantizer stores blocks, everything else is frozen,
+// and a weight's gradient is gone as soon as the backward pass has made it.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "model/model.h"
+#include "quant/fake/master_training.h"
 #include "quant/fake/quantizer.h"
 #include "quant/mix/plan.h"
 #include "training/checkpoint.h"
@@ -39,8 +41,8 @@ class Student {
   double coarseness() const;
   /// Registers all parameters, in the order that gradients() uses.
   void add_parameters(AdamW& optimizer) const;
-  /// W^ of every quantized weight, from its masters and scales.
-  void materialize();
+  /// After an optimizer step: masters are what their parameters say, and W^ what they make.
+  void update();
   /// After the last micro-batch: turns dL/dW^ into the gradients of all parameters. Returns their
   /// norm.
   double backward();
@@ -62,6 +64,8 @@ class Student {
   struct Trainable {
     Weight* weight = nullptr;
     std::optional<FakeQuantizer> quantizer;
+    std::unique_ptr<MasterTraining> masters;      // of a quantizer whose masters train
+    std::vector<torch::Tensor> mapped_gradients;  // a step's sums, where the masters map at once
     torch::Tensor ratio_gradients;  // reused from step to step; of stored codes, a step's sum
     bool frozen = false;            // QuantOptions::frozen names it
 
@@ -70,9 +74,17 @@ class Student {
       return weight->value.requires_grad() && !(quantizer && quantizer->is_stored());
     }
     bool learns_scales() const;
+    bool maps_at_once() const { return masters && masters->maps_at_once(); }
+    /// What the optimizer moves of the weight, besides scales.
+    std::vector<MasterTraining::Part> parameters() const;
   };
   /// Of all stored blocks that have such; the gradients of their W^ go there.
   void train_stored_scales();
+  /// Of all quantizers that have masters which train.
+  void train_masters(const QuantOptions& options);
+  /// W^ of every quantized weight, from its masters and scales.
+  void materialize();
+
   std::unique_ptr<Model> model_;
   std::vector<Trainable> trainables_;
   std::vector<torch::Tensor> gradients_;

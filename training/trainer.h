@@ -58,9 +58,11 @@ struct QuantOptions {
   std::string scales = "learned";      // "learned", "dynamic", "frozen"
   std::string initial = "search";      // "search", "gptq", "awq", "imatrix", "ggml", "rtn"
   int64_t calibration_tokens = 32768;  // of training text that gptq, awq and imatrix see
-  /// "full", or "scales": codes stay as they start, norms and what is not quantized as they are,
-  /// and only the scales train, with the optimizer's rate for scales.
+  /// "full"; "lora" or "rounding" (quant/fake/master_training.h): norms and what is not quantized
+  /// stay as they are; or "scales": codes stay too, and only the scales train, with the optimizer's
+  /// rate for scales.
   std::string weights = "full";
+  int64_t lora_rank = 16;  // of "lora"
   /// With "scales": path of the GGUF file whose codes and scales are the start (and whose types the
   /// plan has), or "". The model that is trained for it is then the teacher alone.
   std::string init_file;

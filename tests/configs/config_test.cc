@@ -304,6 +304,15 @@ TEST_F(ConfigTest, TypesOfSingleTensors) {
             "--set: quant.pure: has no effect, since quant.type is none");
 }
 
+TEST_F(ConfigTest, RanksAreOfLora) {
+  const TrainOptions lora =
+      parse_config(kSmall + "quant: {weights: lora, lora_rank: 4}\n", "f.yaml").train;
+  EXPECT_EQ(lora.quant.weights, "lora");
+  EXPECT_EQ(lora.quant.lora_rank, 4);
+  EXPECT_EQ(error_of(kSmall + "quant: {lora_rank: 4}\n"),
+            "f.yaml:4:20: quant.lora_rank: has no effect, since quant.weights is not lora");
+}
+
 TEST_F(ConfigTest, TypesOfNamedTensors) {
   std::ofstream("sub/types.txt") << "ffn_down=Q6_K\n^blk\\.0\\.=q8_0 attn_v=Q5_K\n";
   const RunConfig config = parse_config(
@@ -394,7 +403,8 @@ TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
 TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
   // One test for the whole schema: the default of each field is within its range and choices.
   const std::set<std::string> depend = {"loss.ce_weight", "data.text_field",
-                                        "quant.calibration_tokens", "data.answers_only"};
+                                        "quant.calibration_tokens", "data.answers_only",
+                                        "quant.lora_rank"};
   for (const std::string& line : config_keys()) {
     const std::string key = line.substr(0, line.find(':'));
     const std::string value = line.substr(line.find(':') + 2);

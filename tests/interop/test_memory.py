@@ -27,7 +27,8 @@ def train(run_nibble, smollm2_q4_1, shared, tmp_path):
 @pytest.mark.parametrize(
     "tokens, settings",
     [(512, ["dtype=float32"]), (1024, ["dtype=bfloat16"]), (1024, ["dtype=float32", "activation_checkpointing=true"]),
-     (512, ["dtype=float32", "blockwise.tokens=512", "blockwise.batch_tokens=512"])],
+     (512, ["dtype=float32", "blockwise.tokens=512", "blockwise.batch_tokens=512"]),
+     (512, ["dtype=float32", "quant.weights=lora"]), (512, ["dtype=float32", "quant.weights=rounding"])],
 )
 def test_the_prediction_is_within_a_tenth(train, tokens, settings):
     result = train(tokens, *settings)
@@ -41,7 +42,8 @@ model: {model}
 quant: {{weights: {weights}, initial: rtn}}
 data: {{files: [{text}], sequence_length: 512, max_bytes: 300000, held_out: 0.001}}
 batch_tokens: 1024
-micro_batch_tokens: 1024
+micro_batch_tokens: 512
+activation_checkpointing: true
 max_tokens: 2048
 evaluate_every: 0
 dtype: float32
@@ -49,7 +51,7 @@ output: {output}
 """
 
 
-def test_scales_alone_take_less_memory(run_nibble, smollm2_q4_1, shared, tmp_path):
+def test_scales_alone_take_half_of_the_memory(run_nibble, smollm2_q4_1, shared, tmp_path):
     peak = {}
     for weights in ("full", "scales"):
         config = tmp_path / f"{weights}.yaml"
@@ -60,8 +62,8 @@ def test_scales_alone_take_less_memory(run_nibble, smollm2_q4_1, shared, tmp_pat
         report = json.loads(result.stdout)
         peak[weights] = report["peak_bytes"]
         assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1), weights
-    # 0.66 was measured: the activations of 1,024 positions, teacher and W^ are the same in both.
-    assert peak["scales"] <= 0.7 * peak["full"], peak
+    # 0.49 was measured, and 0.66 with the activations of 1,024 positions, which are the same in both, as are teacher and W^.
+    assert peak["scales"] <= 0.5 * peak["full"], peak
 
 
 def test_a_run_that_cannot_fit_names_settings_that_do(train):

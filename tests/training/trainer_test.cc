@@ -129,6 +129,66 @@ TEST_F(TrainerTest, CheckpointMaterializesToTheHashItNames) {
   }
 }
 
+/// Start and end of a tensor's masters.
+torch::Tensor moved(const TrainedTensor& from, const TrainedTensor& to) {
+  return to.weights - from.weights;
+}
+
+// With scales that stay, masters move by a product of rank 4, and what is not quantized not at all.
+TEST_F(TrainerTest, LowRankFactorsAreAllThatTrains) {
+  options_.quant.weights = "lora";
+  options_.quant.lora_rank = 4;
+  options_.quant.scales = "frozen";
+  options_.optimizer.learning_rate = 1e-2;
+  options_.checkpoint_every = 0;
+  const TrainResult end = train("end");
+  EXPECT_LT(end.metrics.back().held_out_loss, 0.9 * end.metrics.front().held_out_loss);
+  options_.optimizer.learning_rate = 0;
+  const TrainResult start = train("start");
+  const Checkpoint before = load_checkpoint(start.checkpoint),
+                   after = load_checkpoint(end.checkpoint);
+  for (size_t i = 0; i < before.tensors.size(); ++i) {
+    const TrainedTensor& tensor = after.tensors[i];
+    const torch::Tensor change = moved(before.tensors[i], tensor);
+    EXPECT_TRUE(tensor.training_state.empty()) << "a file that ships has no adapter";
+    if (tensor.type == GgmlType::kF32) {
+      EXPECT_EQ(change.abs().max().item<float>(), 0.0f) << tensor.name;
+      continue;
+    }
+    const torch::Tensor values = at::linalg_svdvals(change);
+    EXPECT_GT(values[3].item<float>(), 1e-3 * values[0].item<float>()) << tensor.name;
+    // What float32 leaves of a sum of twenty products.
+    EXPECT_LT(values[4].item<float>(), 1e-4 * values[0].item<float>()) << tensor.name;
+  }
+}
+
+TEST_F(TrainerTest, RoundingMovesNoMasterFurtherThanALevel) {
+  options_.quant.weights = "rounding";
+  options_.quant.scales = "frozen";
+  options_.optimizer.learning_rate = 3e-4;
+  options_.checkpoint_every = 0;
+  const TrainResult end = train("end");
+  EXPECT_LT(end.metrics.back().held_out_loss, 0.9 * end.metrics.front().held_out_loss);
+  options_.optimizer.learning_rate = 0;
+  const TrainResult start = train("start");
+  const Checkpoint before = load_checkpoint(start.checkpoint),
+                   after = load_checkpoint(end.checkpoint);
+  bool moves = false;
+  for (size_t i = 0; i < before.tensors.size(); ++i) {
+    const TrainedTensor& tensor = after.tensors[i];
+    const torch::Tensor change = moved(before.tensors[i], tensor).abs();
+    if (!tensor.initial_scales.defined()) {  // norms, and F16 where 32 divides no row
+      EXPECT_EQ(change.max().item<float>(), 0.0f) << tensor.name;
+      continue;
+    }
+    const torch::Tensor steps = tensor.initial_scales.abs().repeat_interleave(32, 1);
+    moves |= change.max().item<float>() > 0;
+    // Half a step, and float32's rounding of the bound.
+    EXPECT_LE((change / steps.clamp_min(1e-12)).max().item<float>(), 0.5001) << tensor.name;
+  }
+  EXPECT_TRUE(moves);
+}
+
 TEST_F(TrainerTest, SameSeedSameBytes) {
   const TrainResult a = train("a"), b = train("b");
   options_.seed = 2;
@@ -216,6 +276,16 @@ void ResumedRunTest::expect_the_run_that_never_stopped() {
 
 TEST_F(ResumedRunTest, HasTheSameBitsWhereScalesAloneTrain) {
   options_.quant.weights = "scales";
+  expect_the_run_that_never_stopped();
+}
+
+TEST_F(ResumedRunTest, HasTheSameBitsWhereFactorsOfLowRankTrain) {
+  options_.quant.weights = "lora";
+  expect_the_run_that_never_stopped();
+}
+
+TEST_F(ResumedRunTest, HasTheSameBitsWhereRoundingTrains) {
+  options_.quant.weights = "rounding";
   expect_the_run_that_never_stopped();
 }
 
