@@ -19,18 +19,6 @@ std::string layer_tensor(int64_t layer, const LlamaTensorRow& row) {
   return concat("blk.", layer, ".", row.name);
 }
 
-/// A positive count that the file must give.
-int64_t read_count(const GgufMetadata& metadata, const std::string& key) {
-  const int64_t count = metadata.get_int(key);
-  check(count > 0, "key '", key, "' must be positive, is ", count);
-  return count;
-}
-
-int64_t read_vocab_size(const GgufMetadata& metadata, const std::string& key) {
-  if (metadata.contains(key)) return read_count(metadata, key);
-  return static_cast<int64_t>(metadata.get_strings("tokenizer.ggml.tokens").size());
-}
-
 /// Keys and values of each layer, [P, G, d] of which the first `length` rows are filled.
 class LlamaCache : public KvCache {
  public:
@@ -67,14 +55,6 @@ LlamaSizes sizes_of(const LlamaOptions& options) {
           options.feed_forward};
 }
 
-const LlamaArchitecture& require_architecture(const std::string& name) {
-  if (const LlamaArchitecture* found = find_llama_architecture(name)) return *found;
-  std::string known;
-  for (const LlamaArchitecture& each : llama_architectures())
-    known += concat(known.empty() ? "" : ", ", each.name);
-  fail("unknown architecture '", name, "'; nibble has ", known);
-}
-
 /// Whether a model of these blocks, with or without what is around them, has the tensor.
 bool is_in_part(const std::string& name, const LlamaOptions& options, bool ends) {
   if (name == kRopeDivisors) return true;
@@ -83,103 +63,14 @@ bool is_in_part(const std::string& name, const LlamaOptions& options, bool ends)
   return *block >= options.first_block && *block < options.first_block + options.shape.num_layers;
 }
 
-/// Of the layers with a window, whose rotation is not scaled (source: llama.cpp
-/// src/models/gemma3.cpp).
-void read_window(const GgufMetadata& metadata, LlamaOptions& options) {
-  const std::string& architecture = options.shape.architecture;
-  const std::string key = architecture + ".attention.sliding_window";
-  if (options.architecture.window_period == 0 || !metadata.contains(key)) return;
-  options.window = metadata.get_int(key);
-  check(options.window >= 0, "key '", key, "' must not be negative, is ", options.window);
-  const std::string pattern = key + "_pattern";
-  check(metadata.get_int_or(pattern, options.architecture.window_period) ==
-            options.architecture.window_period,
-        "key '", pattern, "': nibble has windows in all but each layer number ",
-        options.architecture.window_period);
-  options.window_rope.dimensions = options.rope.dimensions;
-  options.window_rope.pairs = options.rope.pairs;
-  options.window_rope.base = metadata.get_float_or(architecture + ".rope.freq_base_swa", 10000.0);
-}
-
-/// gemma3's settings that no layer here has.
-void check_gemma(const GgufMetadata& metadata, const LlamaOptions& options) {
-  const std::string softcap = options.shape.architecture + ".final_logit_softcapping";
-  check(metadata.get_float_or(softcap, 0) == 0, "key '", softcap,
-        "' is set: nibble caps no logits");
-  // llama.cpp takes another attention scale for that many layers.
-  check(options.shape.num_layers != 62,
-        "a gemma3 of 62 layers (27B) scales its attention otherwise");
-}
-
 torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
   return bias ? x + bias->value : x;
 }
 
 }  // namespace
 
-LlamaOptions read_llama_options(const GgufFile& file) {
-  return with_frame(file.path(), [&] {
-    const GgufMetadata& metadata = file.metadata();
-    LlamaOptions options;
-    options.shape.architecture = metadata.get_string("general.architecture");
-    const LlamaArchitecture& architecture = require_architecture(options.shape.architecture);
-    options.architecture = architecture;
-    const auto key = [&](const char* name) {
-      return concat(options.shape.architecture, '.', name);
-    };
-    options.shape.num_layers = read_count(metadata, key("block_count"));
-    options.shape.width = read_count(metadata, key("embedding_length"));
-    options.shape.context_length = read_count(metadata, key("context_length"));
-    options.shape.vocab_size = read_vocab_size(metadata, key("vocab_size"));
-    options.feed_forward = read_count(metadata, key("feed_forward_length"));
-    options.num_heads = read_count(metadata, key("attention.head_count"));
-    options.num_kv_heads = metadata.get_int_or(key("attention.head_count_kv"), options.num_heads);
-    options.norm_epsilon = metadata.get_float(key("attention.layer_norm_rms_epsilon"));
-    check(metadata.get_int_or(key("expert_count"), 0) == 0, "key '", key("expert_count"),
-          "' is set: nibble has no mixture of experts");
-    check(options.num_kv_heads > 0 && options.num_heads % options.num_kv_heads == 0, "key '",
-          key("attention.head_count_kv"), "' (", options.num_kv_heads, ") must divide ",
-          key("attention.head_count"), " (", options.num_heads, ")");
-    options.head_size =
-        metadata.get_int_or(key("attention.key_length"), options.shape.width / options.num_heads);
-    const int64_t value_size =
-        metadata.get_int_or(key("attention.value_length"), options.head_size);
-    check(options.head_size > 0 && value_size == options.head_size,
-          "heads' keys and values must be equally long, are ", options.head_size, " and ",
-          value_size);
-    options.rope = read_rope_options(metadata, options.shape.architecture, options.head_size);
-    options.rope.pairs = architecture.turns_halves ? RopePairs::kHalves : RopePairs::kNeighbours;
-    check(options.rope.dimensions == options.head_size, "key '", key("rope.dimension_count"),
-          "' is ", options.rope.dimensions, ", a head has ", options.head_size);
-    read_window(metadata, options);
-    if (architecture.is_gemma) check_gemma(metadata, options);
-    return options;
-  });
-}
-
-GgufMetadata llama_metadata(const LlamaOptions& options) {
-  GgufMetadata metadata;
-  const std::string& architecture = options.shape.architecture;
-  metadata.set("general.architecture", architecture);
-  const auto set = [&](const char* name, int64_t count) {
-    metadata.set(concat(architecture, '.', name), static_cast<uint32_t>(count));
-  };
-  set("block_count", options.shape.num_layers);
-  set("context_length", options.shape.context_length);
-  set("embedding_length", options.shape.width);
-  set("vocab_size", options.shape.vocab_size);
-  set("feed_forward_length", options.feed_forward);
-  set("attention.head_count", options.num_heads);
-  set("attention.head_count_kv", options.num_kv_heads);
-  set("rope.dimension_count", options.rope.dimensions);
-  metadata.set(architecture + ".attention.layer_norm_rms_epsilon",
-               static_cast<float>(options.norm_epsilon));
-  metadata.set(architecture + ".rope.freq_base", static_cast<float>(options.rope.base));
-  return metadata;
-}
-
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
-  const LlamaArchitecture& architecture = require_architecture(options.shape.architecture);
+  const LlamaArchitecture& architecture = options.architecture;
   const LlamaSizes sizes = sizes_of(options);
   const auto spec = [&](std::string name, LlamaSize row_length, LlamaSize rows, Presence presence) {
     std::vector<int64_t> shape = {sizes.of(row_length)};
@@ -242,8 +133,7 @@ void Llama::bind() {
   layers_.resize(options_.shape.num_layers);
   for (size_t i = 0; i < layers_.size(); ++i)
     for (const LlamaTensorRow& row : llama_tensor_rows())
-      layers_[i].*row.slot =
-          find(layer_tensor(options_.first_block + static_cast<int64_t>(i), row));
+      layers_[i].*row.slot = find(layer_tensor(block_of(i), row));
 }
 
 std::vector<Weight*> Llama::weights() {
@@ -266,9 +156,10 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
     return add_bias(all, bias).view({x.size(0), num_heads, size});
   };
   const auto turned = [&](const torch::Tensor& heads, const Weight* norm) {
-    if (!norm) return rotate(heads, rotation, options_.rope.pairs);
-    const torch::Tensor each = rms_norm(heads.flatten(0, 1), norm->value, options_.norm_epsilon);
-    return rotate(each.view_as(heads), rotation, options_.rope.pairs);
+    const torch::Tensor each =
+        norm ? rms_norm(heads.flatten(0, 1), norm->value, options_.norm_epsilon).view_as(heads)
+             : heads;
+    return rotation.defined() ? rotate(each, rotation, options_.rope.pairs) : each;
   };
   return {turned(split(projected[0], layer.query_bias, options_.num_heads), layer.query_norm),
           turned(split(projected[1], layer.key_bias, options_.num_kv_heads), layer.key_norm),
@@ -309,19 +200,27 @@ torch::Tensor Llama::embed(const Batch& batch) {
   return embedded(batch.tokens.flatten().to(device()));
 }
 
+Llama::Rotations Llama::rotations(const torch::Tensor& positions, int64_t limit) {
+  Rotations all{rope_.rotation(positions, limit), {}};
+  if (options_.window > 0) all.windows = window_rope_.rotation(positions, limit);
+  return all;
+}
+
+torch::Tensor Llama::rotation_of(size_t layer, const Rotations& all) const {
+  if (!options_.turns(block_of(layer))) return {};
+  return window_of(layer) > 0 ? all.windows : all.full;
+}
+
 torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
   const Packing packing = pack_documents(batch);
-  const torch::Tensor positions = packing.positions.to(device());
-  const torch::Tensor rotation = rope_.rotation(positions, packing.longest);
-  torch::Tensor of_windows;
-  if (options_.window > 0) of_windows = window_rope_.rotation(positions, packing.longest);
+  const Rotations all = rotations(packing.positions.to(device()), packing.longest);
   torch::Tensor states = x;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LlamaLayer& layer = layers_[i];
     const int64_t window = window_of(i);
-    const torch::Tensor turned = window > 0 ? of_windows : rotation;
-    const auto run = [this, &layer, packing, turned, window](const torch::Tensor& in) {
-      return block(layer, in, packing, turned, window);
+    const torch::Tensor rotation = rotation_of(i, all);
+    const auto run = [this, &layer, packing, rotation, window](const torch::Tensor& in) {
+      return block(layer, in, packing, rotation, window);
     };
     states = activation_checkpointing_ ? recompute_in_backward(run, states) : run(states);
   }
@@ -371,13 +270,11 @@ torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& ca
   LlamaCache& stored = dynamic_cast<LlamaCache&>(cache);
   const int64_t start = stored.length(), end = start + tokens.size(0);
   const torch::Tensor positions = at::arange(start, end, tokens.options());
-  const torch::Tensor rotation = rope_.rotation(positions, end);
-  torch::Tensor of_windows;
-  if (options_.window > 0) of_windows = window_rope_.rotation(positions, end);
+  const Rotations all = rotations(positions, end);
   torch::Tensor x = embedded(tokens);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const int64_t window = window_of(i);
-    const Heads fresh = heads(layers_[i], x, window > 0 ? of_windows : rotation);
+    const Heads fresh = heads(layers_[i], x, rotation_of(i, all));
     const auto [k, v] = stored.append(i, fresh.k, fresh.v);
     x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_, window));
   }

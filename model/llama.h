@@ -2,9 +2,9 @@
 // feed-forward (Touvron et al., arXiv:2302.13971), with the optional biases and rope divisors that
 // llama.cpp reads (source: llama.cpp src/models/llama.cpp), and what differs from it by a few
 // tensors: qwen2 (biases of q, k and v; heads turned by halves), qwen3 (instead of the biases, a
-// norm of each head of q and k) and gemma3 (such norms, norms after attention and feed-forward too,
+// norm of each head of q and k), gemma3 (such norms, norms after attention and feed-forward too,
 // GELU, scaled embeddings, and windows of attention in five layers of six, with a rotation of their
-// own). Mixtures of experts are refused.
+// own) and smollm3 (no rotary positions in each fourth layer). Mixtures of experts are refused.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/attention.h"
+#include "model/llama_options.h"
 #include "model/llama_tensors.h"
 #include "model/model.h"
 #include "model/rope.h"
@@ -20,29 +21,6 @@
 
 namespace nibble {
 
-struct LlamaOptions {
-  ModelShape shape;
-  int64_t first_block = 0;  // of a model that has some of them: shape.num_layers from here on
-  int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
-  double norm_epsilon = 0;
-  RopeOptions rope;
-  /// Positions that layers with a window attend to, 0: there are none; their rotation.
-  int64_t window = 0;
-  RopeOptions window_rope;
-  LlamaArchitecture architecture = {};
-
-  /// Whether block `block`, counted from the model's first, has a window.
-  bool has_window(int64_t block) const {
-    return window > 0 && block % architecture.window_period < architecture.window_period - 1;
-  }
-};
-
-/// From the keys <architecture>.*. Throws for an architecture that llama_architectures() lacks, and
-/// for a missing or impossible key, naming it.
-LlamaOptions read_llama_options(const GgufFile& file);
-/// The keys from which read_llama_options() reads `options` again, general.architecture with them.
-/// Of rope, dimensions and base only: a new model scales nothing.
-GgufMetadata llama_metadata(const LlamaOptions& options);
 /// Every tensor that a file of these options may hold.
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options);
 /// Counted from what the functions of model/layers.h and model/attention.h save.
@@ -72,7 +50,14 @@ class Llama : public Model {
   struct Heads {
     torch::Tensor q, k, v;  // [N, H, d], [N, G, d], [N, G, d]; q and k turned
   };
-  /// The block's heads for x [N, D].
+  /// Of layers without and with a window, as Rope::rotation() gives them.
+  struct Rotations {
+    torch::Tensor full, windows;
+  };
+  Rotations rotations(const torch::Tensor& positions, int64_t limit);
+  /// Undefined for a layer whose heads are not turned.
+  torch::Tensor rotation_of(size_t layer, const Rotations& all) const;
+  /// The block's heads for x [N, D]; rotation: undefined where they are not turned.
   Heads heads(const LlamaLayer& layer, const torch::Tensor& x, const torch::Tensor& rotation) const;
   /// One block of packed documents, x [N, D] -> [N, D]. window: as attend() takes it.
   torch::Tensor block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
@@ -80,8 +65,11 @@ class Llama : public Model {
   /// [N, D] for tokens [N] int64 on the model's device.
   torch::Tensor embedded(const torch::Tensor& tokens) const;
   int64_t window_of(size_t layer) const {
-    return options_.has_window(options_.first_block + static_cast<int64_t>(layer)) ? options_.window
-                                                                                   : 0;
+    return options_.has_window(block_of(layer)) ? options_.window : 0;
+  }
+  /// Counted from the whole model's first.
+  int64_t block_of(size_t layer) const {
+    return options_.first_block + static_cast<int64_t>(layer);
   }
   /// x plus the attention output, plus the feed-forward of that.
   /// What leaves the last block, as the output matrix takes it.

@@ -17,6 +17,7 @@ enum : unsigned {
   kQwen2 = 1 << 1,
   kQwen3 = 1 << 2,
   kGemma3 = 1 << 3,
+  kSmolLm3 = 1 << 4,
   kAll = ~0U,
 };
 
@@ -29,11 +30,11 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::attention_output, "attn_output.weight", "self_attn.o_proj.weight", kQuery, kWidth, false,
      kAll},
     {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, 0,
-     kLlama | kQwen2 | kQwen3},
+     kLlama | kQwen2 | kQwen3 | kSmolLm3},
     {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, 0,
-     kLlama | kQwen2 | kQwen3},
+     kLlama | kQwen2 | kQwen3 | kSmolLm3},
     {&L::value_bias, "attn_v.bias", "self_attn.v_proj.bias", kKey, kOne, false, 0,
-     kLlama | kQwen2 | kQwen3},
+     kLlama | kQwen2 | kQwen3 | kSmolLm3},
     {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false, 0,
      kLlama},
     {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false,
@@ -63,10 +64,9 @@ constexpr LlamaModelTensor kModelTensors[] = {
 };
 
 constexpr LlamaArchitecture kArchitectures[] = {
-    {"llama", kLlama, false, false, 0},
-    {"qwen2", kQwen2, true, false, 0},
-    {"qwen3", kQwen3, true, false, 0},
-    {"gemma3", kGemma3, true, true, 6},
+    {"llama", kLlama, false, false, 0, 0},     {"qwen2", kQwen2, true, false, 0, 0},
+    {"qwen3", kQwen3, true, false, 0, 0},      {"gemma3", kGemma3, true, true, 6, 0},
+    {"smollm3", kSmolLm3, false, false, 0, 4},
 };
 
 }  // namespace

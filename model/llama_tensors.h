@@ -1,8 +1,7 @@
-// The tensor table of the llama architecture and of its relatives qwen2, qwen3 and gemma3: what
-// each tensor is called in GGUF and in Hugging Face checkpoints, its shape, and which architectures
-// have it. Model, loader and converter read this one table (sources: llama.cpp
-// src/models/{llama,qwen2, qwen3,gemma3}.cpp; transformers
-// models/{llama,mistral,qwen2,qwen3,gemma3}). Without LibTorch.
+// The tensor table of the llama architecture and of its relatives (qwen2, qwen3, gemma3, smollm3):
+// what each tensor is called in GGUF and in Hugging Face checkpoints, its shape, and which
+// architectures have it. Model, loader and converter read this one table (sources: llama.cpp
+// src/models/<architecture>.cpp; transformers models/<family>). Without LibTorch.
 #pragma once
 
 #include <cstdint>
@@ -70,6 +69,8 @@ struct LlamaArchitecture {
   /// Of so many layers in a row all but the last attend to a window, where the file says how long;
   /// 0: none does.
   int64_t window_period;
+  /// Of so many layers in a row the last has no rotary positions (smollm3); 0: all have.
+  int64_t unturned_period;
 };
 
 std::span<const LlamaTensorRow> llama_tensor_rows();

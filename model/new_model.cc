@@ -54,6 +54,7 @@ LlamaOptions llama_options(const NewModelOptions& options) {
                options.heads, " heads");
   LlamaOptions llama;
   llama.shape = {"llama", options.layers, options.width, options.vocab_size, options.context};
+  llama.architecture = *find_llama_architecture("llama");
   llama.num_heads = options.heads;
   llama.num_kv_heads = options.kv_heads;
   llama.head_size = options.width / options.heads;

@@ -9,16 +9,18 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/progress.h"
+#include "model/hf/config.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 
 namespace nibble {
 namespace {
 
-constexpr const char* kIntroduction =
-    "Converts a downloaded Hugging Face folder (config.json, safetensors, tokenizer) into one "
-    "GGUF\n"
-    "file. Families: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM.\n";
+std::string introduction() {
+  return "Converts a downloaded Hugging Face folder (config.json, safetensors, tokenizer) into one "
+         "GGUF\nfile. Families: " +
+         hf_family_names() + ".\n";
+}
 
 constexpr const char* kExamples =
     "\nExamples:\n"
@@ -58,7 +60,7 @@ std::string result_json(const std::string& path, const HfConverted& result) {
 
 int run_convert(int argc, char** argv) {
   const auto text = [] { return cxxopts::value<std::string>(); };
-  cxxopts::Options options("nibble convert", kIntroduction);
+  cxxopts::Options options("nibble convert", introduction());
   options.custom_help("[OPTIONS]").positional_help("FOLDER OUT.gguf");
   options.add_options()("outtype", "type of the matrices: auto (as stored), f32, f16 or bf16",
                         text()->default_value("auto"), "TYPE")(

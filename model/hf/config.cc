@@ -1,8 +1,5 @@
 #include "model/hf/config.h"
 
-#include <cmath>
-#include <numbers>
-
 #include "base/error.h"
 #include "base/log.h"
 #include "model/hf/json_fields.h"
@@ -14,16 +11,20 @@ using Json = nlohmann::json;
 
 struct Family {
   const char *name, *architecture;
-  bool says_head_size;    // whether its configuration class always has a head_dim
-  bool needs_head_size;   // whether a missing one is not hidden_size / num_attention_heads
-  bool attention_biases;  // always; else as "attention_bias" says
+  bool is_llama;                // as in HfConfig
+  bool says_head_size;          // whether its configuration class always has a head_dim
+  bool needs_head_size;         // whether a missing one is not hidden_size / num_attention_heads
+  bool attention_biases;        // always; else as "attention_bias" says
+  const char* defaults = "{}";  // of keys that published configurations leave out
 };
 constexpr Family kFamilies[] = {
-    {"LlamaForCausalLM", "llama", true, false, false},
-    {"MistralForCausalLM", "llama", true, false, false},
-    {"Qwen2ForCausalLM", "qwen2", false, false, true},
-    {"Qwen3ForCausalLM", "qwen3", true, true, false},
-    {"Gemma3ForCausalLM", "gemma3", true, true, false},
+    {"LlamaForCausalLM", "llama", true, true, false, false},
+    {"MistralForCausalLM", "llama", true, true, false, false},
+    {"Qwen2ForCausalLM", "qwen2", false, false, false, true},
+    {"Qwen3ForCausalLM", "qwen3", false, true, true, false},
+    {"Gemma3ForCausalLM", "gemma3", false, true, true, false, R"({"tie_word_embeddings": true})"},
+    {"SmolLM3ForCausalLM", "smollm3", true, false, false, false,
+     R"({"tie_word_embeddings": true, "rope_theta": 2000000.0, "no_rope_layer_interval": 4})"},
 };
 
 bool is_gemma(const Family& family) { return std::string(family.architecture) == "gemma3"; }
@@ -32,12 +33,17 @@ const Family& read_family(const Json& config) {
   const Json* names = array_field(config, "architectures");
   check(names && !names->empty() && names->front().is_string(), "key 'architectures': names none");
   const auto name = names->front().get<std::string>();
-  std::string known;
-  for (const Family& family : kFamilies) {
+  for (const Family& family : kFamilies)
     if (name == family.name) return family;
-    known += concat(known.empty() ? "" : ", ", family.name);
-  }
-  fail("architecture '", name, "' cannot be converted yet; nibble has ", known);
+  fail("architecture '", name, "' cannot be converted yet; nibble has ", hf_family_names());
+}
+
+/// What transformers' configuration class fills in.
+Json with_defaults(Json config, const Family& family) {
+  const Json defaults = Json::parse(family.defaults);
+  for (const auto& [key, value] : defaults.items())
+    if (!config.contains(key)) config[key] = value;
+  return config;
 }
 
 /// Settings under which the file would compute something else than the model does.
@@ -62,55 +68,6 @@ void note_sliding_window(const Json& config, const Family& family, int64_t conte
   if (used && window && *window < context_length)
     note("sliding_window ", *window, " is left out, as llama.cpp's converter does: equal up to ",
          *window, " tokens, beyond them every token is attended to");
-}
-
-void read_yarn(const Json& parameters, HfRope& rope) {
-  for (const char* key : {"attention_factor", "attn_factor", "extrapolation_factor", "mscale",
-                          "mscale_all_dim", "truncate"})
-    check(!find_field(parameters, key), "rope scaling 'yarn': key '", key,
-          "' cannot be said in a GGUF file");
-  rope.beta_fast = number_field(parameters, "beta_fast");
-  rope.beta_slow = number_field(parameters, "beta_slow");
-  check(rope.beta_fast.value_or(32) == 32 && rope.beta_slow.value_or(1) == 1,
-        "rope scaling 'yarn': llama.cpp takes a beta_fast of 32 and a beta_slow of 1, found ",
-        rope.beta_fast.value_or(32), " and ", rope.beta_slow.value_or(1));
-}
-
-HfRope read_rope(const Json& config, int64_t context_length) {
-  const Json nothing = Json::object();
-  // transformers 5 reads rope_scaling too, and then prefers it.
-  const Json* given = object_field(config, "rope_scaling");
-  if (!given || given->empty()) given = object_field(config, "rope_parameters");
-  // Of layers with and without a window, those without.
-  if (const Json* full = given ? object_field(*given, "full_attention") : nullptr) given = full;
-  const Json& parameters = given ? *given : nothing;
-  HfRope rope;
-  rope.base = number_field(parameters, "rope_theta")
-                  .value_or(number_field(config, "rope_theta").value_or(rope.base));
-  rope.type = text_field(parameters, "rope_type")
-                  .value_or(text_field(parameters, "type").value_or(rope.type));
-  check(rope.base > 0, "key 'rope_theta' must be positive, is ", rope.base);
-  check(number_field(parameters, "partial_rotary_factor").value_or(1.0) == 1.0,
-        "key 'partial_rotary_factor': nibble turns whole heads only");
-  if (rope.type == "default") return rope;
-  check(rope.type == "linear" || rope.type == "yarn" || rope.type == "llama3", "rope type '",
-        rope.type, "' cannot be converted; nibble has default, linear, yarn and llama3");
-  const auto factor = number_field(parameters, "factor");
-  check(factor && *factor > 0, "rope type '", rope.type, "': wants a positive 'factor'");
-  rope.factor = *factor;
-  rope.original_context =
-      int_field(parameters, "original_max_position_embeddings").value_or(context_length);
-  check(rope.original_context > 0, "key 'original_max_position_embeddings' must be positive, is ",
-        rope.original_context);
-  if (rope.type == "yarn") read_yarn(parameters, rope);
-  if (rope.type != "llama3") return rope;
-  const auto low = number_field(parameters, "low_freq_factor"),
-             high = number_field(parameters, "high_freq_factor");
-  check(low && high && *low > 0 && *high > *low,
-        "rope type 'llama3': wants a 'low_freq_factor' above 0 and a larger 'high_freq_factor'");
-  rope.low_frequency_factor = *low;
-  rope.high_frequency_factor = *high;
-  return rope;
 }
 
 /// Which of gemma3's layers have a window, as its file says it: all but each sixth, or none.
@@ -144,13 +101,31 @@ void read_gemma(const Json& config, HfConfig& result) {
         "; nibble scales attention by the head size, ", result.sizes.head_size);
   const Json* rope = object_field(config, "rope_parameters");
   const Json* local = rope ? object_field(*rope, "sliding_attention") : nullptr;
-  result.window_rope_base = local ? number_field(*local, "rope_theta").value_or(10000)
+  result.rope.window_base = local ? number_field(*local, "rope_theta").value_or(10000)
                                   : number_field(config, "rope_local_base_freq").value_or(10000);
-  check(result.window_rope_base > 0, "key 'rope_local_base_freq' must be positive, is ",
-        result.window_rope_base);
+  check(result.rope.window_base > 0, "key 'rope_local_base_freq' must be positive, is ",
+        result.rope.window_base);
   check_layer_types(config, result.sizes.num_layers);
   result.window = int_field(config, "sliding_window").value_or(0);
   check(result.window > 0, "key 'sliding_window' must be positive, is ", result.window);
+}
+
+/// Which of smollm3's layers turn no heads: llama.cpp, and nibble, have each fourth.
+void check_unturned_layers(const Json& config, const HfConfig& result) {
+  const int64_t period = result.architecture->unturned_period;
+  const Json* turned = array_field(config, "no_rope_layers");
+  if (!turned) {
+    const int64_t interval = count_field(config, "no_rope_layer_interval");
+    check(interval == period, "key 'no_rope_layer_interval': ", interval, "; nibble has ", period);
+    return;
+  }
+  const int64_t num_layers = result.sizes.num_layers;
+  check(static_cast<int64_t>(turned->size()) >= num_layers, "key 'no_rope_layers': wants ",
+        num_layers, " of them, found ", turned->size());
+  for (int64_t i = 0; i < num_layers; ++i)
+    check((*turned)[static_cast<size_t>(i)] == (i % period < period - 1 ? 1 : 0),
+          "key 'no_rope_layers': layer ", i, " is another than each layer number ", period,
+          " without rotary positions");
 }
 
 LlamaSizes read_sizes(const Json& config, const Family& family) {
@@ -180,30 +155,17 @@ LlamaSizes read_sizes(const Json& config, const Family& family) {
   return sizes;
 }
 
-void add_rope(const HfConfig& config, GgufMetadata& metadata) {
-  const std::string prefix = concat(config.architecture->name, ".rope.");
-  const HfRope& rope = config.rope;
-  const auto set = [&](const char* name, double value) {
-    metadata.set(prefix + name, static_cast<float>(value));
-  };
-  if (rope.type == "linear" || rope.type == "yarn") {
-    metadata.set(prefix + "scaling.type", rope.type);
-    set("scaling.factor", rope.factor);
-  }
-  if (rope.type == "yarn") {
-    metadata.set(prefix + "scaling.original_context_length",
-                 static_cast<uint32_t>(rope.original_context));
-    if (rope.beta_fast) set("scaling.yarn_beta_fast", *rope.beta_fast);
-    if (rope.beta_slow) set("scaling.yarn_beta_slow", *rope.beta_slow);
-  }
-  set("freq_base", rope.base);
-  if (config.window > 0) set("freq_base_swa", config.window_rope_base);
-}
-
 }  // namespace
 
-HfConfig read_hf_config(const Json& config) {
-  const Family& family = read_family(config);
+std::string hf_family_names() {
+  std::string names;
+  for (const Family& family : kFamilies) names += concat(names.empty() ? "" : ", ", family.name);
+  return names;
+}
+
+HfConfig read_hf_config(const Json& given) {
+  const Family& family = read_family(given);
+  const Json config = with_defaults(given, family);
   refuse_unknown(config, family);
   HfConfig result;
   result.family = family.name;
@@ -211,12 +173,16 @@ HfConfig read_hf_config(const Json& config) {
   result.sizes = read_sizes(config, family);
   result.context_length = count_field(config, "max_position_embeddings");
   result.norm_epsilon = number_field(config, "rms_norm_eps").value_or(1e-6);
+  result.is_llama = family.is_llama;
   result.says_head_size = family.says_head_size || find_field(config, "head_dim");
-  result.tied = bool_field(config, "tie_word_embeddings").value_or(is_gemma(family));
+  result.tied = bool_field(config, "tie_word_embeddings").value_or(false);
   result.attention_biases =
       family.attention_biases || bool_field(config, "attention_bias").value_or(false);
   result.feed_forward_biases = bool_field(config, "mlp_bias").value_or(false);
-  result.rope = read_rope(config, result.context_length);
+  result.rope = read_hf_rope(config, result.context_length);
+  check(result.rope.type != "llama3" || result.architecture->name == "llama",
+        "rope type 'llama3': a ", family.architecture, " file has no divisors of angles");
+  if (result.architecture->unturned_period > 0) check_unturned_layers(config, result);
   if (is_gemma(family))
     read_gemma(config, result);
   else
@@ -237,7 +203,7 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
   set("feed_forward_length", sizes.feed_forward);
   set("attention.head_count", sizes.num_heads);
   set("attention.head_count_kv", sizes.num_kv_heads);
-  add_rope(config, metadata);
+  add_rope_metadata(config.rope, prefix + "rope.", metadata);
   metadata.set(prefix + "attention.layer_norm_rms_epsilon",
                static_cast<float>(config.norm_epsilon));
   if (config.says_head_size) {
@@ -246,39 +212,11 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
   }
   metadata.set("general.file_type", file_type);
   if (config.window > 0) set("attention.sliding_window", config.window);
-  if (config.architecture->name == "llama") {
+  if (config.is_llama) {
     set("vocab_size", sizes.vocab_size);
     set("rope.dimension_count", sizes.head_size);
   }
   return metadata;
-}
-
-std::vector<float> llama3_rope_divisors(const HfConfig& config) {
-  const HfRope& rope = config.rope;
-  if (rope.type != "llama3") return {};
-  const auto low = static_cast<float>(rope.low_frequency_factor);
-  const auto range = static_cast<float>(rope.high_frequency_factor - rope.low_frequency_factor);
-  const auto context = static_cast<float>(rope.original_context);
-  const auto factor = static_cast<float>(rope.factor), base = static_cast<float>(rope.base);
-  const auto head_size = static_cast<float>(config.sizes.head_size);
-  const auto longest = static_cast<float>(rope.original_context / rope.low_frequency_factor);
-  const auto shortest = static_cast<float>(rope.original_context / rope.high_frequency_factor);
-  constexpr auto kTurn = static_cast<float>(2 * std::numbers::pi);
-  std::vector<float> divisors;
-  for (int64_t i = 0; i < config.sizes.head_size; i += 2) {
-    // A number over a tensor is the tensor's reciprocal times the number there, so it is here.
-    const float frequency = 1.0f / std::pow(base, static_cast<float>(i) / head_size);
-    const float wavelength = 1.0f / frequency * kTurn;
-    if (wavelength < shortest) {
-      divisors.push_back(1.0f);
-    } else if (wavelength > longest) {
-      divisors.push_back(factor);
-    } else {
-      const float smooth = (1.0f / wavelength * context - low) / range;
-      divisors.push_back(1.0f / ((1.0f - smooth) / factor + smooth));
-    }
-  }
-  return divisors;
 }
 
 }  // namespace nibble

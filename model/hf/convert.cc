@@ -211,7 +211,7 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   result.family = config.family;
   result.matrix_type = options.matrix_type ? *options.matrix_type : stored_type(checkpoint, folder);
   const std::vector<Job> jobs = plan_jobs(checkpoint, folder, config, result.matrix_type);
-  const std::vector<float> divisors = llama3_rope_divisors(config);
+  const std::vector<float> divisors = llama3_rope_divisors(config.rope, config.sizes.head_size);
 
   std::vector<GgufWriter::Tensor> table;
   if (!divisors.empty())

@@ -26,7 +26,7 @@ bool sentencepiece_file(const TokenizerFiles& files) {
 GgufMetadata vocabulary_of(const TokenizerFiles& files, const HfConfig& config,
                            const std::string& pre) {
   const int64_t size = config.sizes.vocab_size;
-  const bool llama = config.architecture->name == "llama";
+  const bool llama = config.is_llama;
   std::error_code error;
   const bool sentencepiece = sentencepiece_file(files);
   const bool merged = llama && files.tokenizer && is_merged_sentencepiece(*files.tokenizer);
@@ -45,7 +45,7 @@ GgufMetadata vocabulary_of(const TokenizerFiles& files, const HfConfig& config,
 GgufMetadata hf_tokenizer_metadata(const std::string& folder, const HfConfig& config,
                                    const nlohmann::json& json, const std::string& pre) {
   const TokenizerFiles files = read_tokenizer_files(folder);
-  const bool llama = config.architecture->name == "llama";
+  const bool llama = config.is_llama;
   GgufMetadata metadata;
   if (llama && files.config)
     with_frame(files.path("tokenizer_config.json"), [&] {

@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 import pytest
 
+from published_configs import PUBLISHED
 from test_model import BROKEN, TOLERANCE, bos_token, largest_difference, llama_log_probs
 
 CHILD = pathlib.Path(__file__).with_name("transformers_child.py")
@@ -70,6 +71,13 @@ MODELS = {
          "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         "bfloat16", "50GB",
     ),
+    # Five layers, of which the fourth turns no heads.
+    "smollm3": (
+        "SmolLM3-3B", "smollm2",
+        {**SMOLLM2_TOKENS, "num_hidden_layers": 5, "layer_types": ["full_attention"] * 5, "pad_token_id": 0,
+         "no_rope_layers": [1, 1, 1, 0, 1]},
+        "bfloat16", "50GB",
+    ),
 }
 # What each family would compute without: a change of the GGUF file's tensors, or of its keys.
 ONES = np.ones_like
@@ -117,7 +125,7 @@ def run_child(env, *arguments):
 
 def lay_folder(folder, shared, config, tokenizer, changes):
     folder.mkdir(parents=True)
-    given = json.loads((shared / "hf" / config / "config.json").read_text())
+    given = PUBLISHED.get(config) or json.loads((shared / "hf" / config / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**given, **SMALL, **changes}))
     for file, source in tokenizer_files(tokenizer).items():
         shutil.copy(shared / "hf" / source, folder / file)
@@ -151,6 +159,13 @@ def text_of(shared):
     return shared / "text" / "wikitext-2-raw" / "wiki.test.raw"
 
 
+def transformers_log_probs(torch_env, model, tokens, folder):
+    asked, answer = folder / "tokens.npy", folder / "log_probs.npy"
+    np.save(asked, tokens)
+    run_child(torch_env, "log_probs", model, asked, answer)
+    return np.load(answer)
+
+
 class Converted:
     """A model in float32 GGUF, what transformers computes with the folder that it came of, and where its tensors lie."""
 
@@ -163,10 +178,8 @@ class Converted:
     def transformers_log_probs(self, tokens):
         """Of the first tokens asked for; the others must be the same."""
         if self._tokens is None:
-            asked, answer = self.path.with_name("tokens.npy"), self.path.with_name("log_probs.npy")
-            np.save(asked, tokens)
-            run_child(self._torch_env, "log_probs", self.folder, asked, answer)
-            self._tokens, self._log_probs = tokens, np.load(answer)
+            self._tokens = tokens
+            self._log_probs = transformers_log_probs(self._torch_env, self.folder, tokens, self.path.parent)
         assert np.array_equal(tokens, self._tokens)
         return self._log_probs
 
@@ -241,6 +254,23 @@ def test_no_part_can_be_left_out(run_nibble, converted, name, part, tmp_path):
     assert model.difference(run_nibble, tmp_path, path=broken) > BROKEN
 
 
+# What transformers computes when config.json says otherwise.
+SETTINGS = {"smollm3": {"layers without rotary positions": {"no_rope_layers": [1] * 5}}}
+
+
+@pytest.mark.parametrize("name, setting", [(name, setting) for name, settings in SETTINGS.items() for setting in settings])
+def test_no_setting_of_the_configuration_can_be_left_out(run_nibble, converted, torch_env, name, setting, tmp_path):
+    model, folder = converted(name), tmp_path / "model"
+    folder.mkdir()
+    for file in model.folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, **SETTINGS[name][setting]}))
+    assert model.difference(
+        run_nibble, tmp_path, log_probs=lambda tokens: transformers_log_probs(torch_env, folder, tokens, tmp_path)) > BROKEN
+
+
 @pytest.mark.parametrize(
     "setting", ["attention.sliding_window=int:4096", "rope.scaling.factor=float:1", "rope.freq_base=float:10000"]
 )
@@ -274,7 +304,8 @@ def run_converter(converter, torch_env, folder, out, outtype):
 @pytest.mark.parametrize(
     "name, outtype",
     [(name, outtype) for name in ("llama", "mistral", "llama3") for outtype in ("f32", "f16", "bf16")]
-    + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16"), ("gemma3", "f16")],
+    + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16"), ("gemma3", "f16"),
+       ("smollm3", "bf16")],
 )
 def test_keys_and_bytes_are_those_of_llama_cpps_converter(
     run_nibble, torch_env, converter, make_model, name, outtype, tmp_path
@@ -324,7 +355,7 @@ def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_p
     assert json.loads(result.stdout)["ids"] == theirs.ids
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3", "smollm3"])
 def test_a_run_on_a_folder_ends_in_a_file_that_llama_cpp_runs(run_nibble, make_model, shared, tmp_path, name):
     text = tmp_path / "text.txt"
     text.write_text(text_of(shared).read_text()[:60_000])

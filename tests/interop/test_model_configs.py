@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from published_configs import PUBLISHED
+
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -41,6 +43,7 @@ MODELS = {
     "llama3.1_8b": llama(4096, 14336, 32, 32, 8, 128, 128256, False),
     "gemma3_270m": gemma3(640, 2048, 18),
     "gemma3_1b": gemma3(1152, 6912, 26),
+    "smollm3_3b": PUBLISHED["SmolLM3-3B"],
     "mistral_7b": llama(4096, 14336, 32, 32, 8, 128, 32768, False, "Mistral"),
 }
 TYPES = ["Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K", "Q2_0"]

@@ -66,9 +66,8 @@ class PlainLlama {
     if (tiny_.is_gemma()) x = x * std::sqrt(static_cast<double>(tiny_.width));
     for (int64_t layer = 0; layer < tiny_.layers; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
-      const bool windowed = tiny_.window > 0 && layer % 6 < 5;
-      const torch::Tensor attended = linear(
-          attention(norm(x, prefix + "attn_norm"), prefix, windowed), prefix + "attn_output");
+      const torch::Tensor attended =
+          linear(attention(norm(x, prefix + "attn_norm"), prefix, layer), prefix + "attn_output");
       x = x + normed_after(attended, prefix + "post_attention_norm");
       const torch::Tensor normed = norm(x, prefix + "ffn_norm");
       const torch::Tensor wide =
@@ -95,18 +94,23 @@ class PlainLlama {
     const torch::Tensor y = x.mm(weight(name + ".weight").t());
     return weights_.count(name + ".bias") > 0 ? y + weight(name + ".bias") : y;
   }
-  torch::Tensor attention(const torch::Tensor& x, const std::string& prefix, bool windowed) {
+  torch::Tensor attention(const torch::Tensor& x, const std::string& prefix, int64_t layer) {
+    const bool windowed = tiny_.window > 0 && layer % 6 < 5;
+    const bool turned = tiny_.architecture != "smollm3" || layer != 3;
     const int64_t length = x.size(0), size = tiny_.head_size();
     const torch::Tensor q = linear(x, prefix + "attn_q"), k = linear(x, prefix + "attn_k"),
                         v = linear(x, prefix + "attn_v");
     torch::Tensor unseen = at::ones({length, length}, torch::kBool).triu(1);
     if (windowed) unseen = unseen.logical_or(at::ones_like(unseen).tril(-tiny_.window));
     const double base = windowed ? 10000.0 : tiny_.rope_base;
+    const auto turned_head = [&](const torch::Tensor& head) {
+      return turned ? turn(head, base) : head;
+    };
     std::vector<torch::Tensor> heads;
     for (int64_t head = 0; head < tiny_.heads; ++head) {
       const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
-      const torch::Tensor query = turn(head_of(q, head, prefix + "attn_q_norm"), base);
-      const torch::Tensor key = turn(head_of(k, group, prefix + "attn_k_norm"), base);
+      const torch::Tensor query = turned_head(head_of(q, head, prefix + "attn_q_norm"));
+      const torch::Tensor key = turned_head(head_of(k, group, prefix + "attn_k_norm"));
       const torch::Tensor scores = query.mm(key.t());
       heads.push_back(at::softmax((scores / std::sqrt(size)).masked_fill(unseen, -INFINITY), -1)
                           .mm(v.narrow(1, group * size, size)));
@@ -122,7 +126,7 @@ class PlainLlama {
     const torch::Tensor position = at::arange(length, torch::kFloat64).unsqueeze(1);
     const torch::Tensor angle =
         position * at::pow(base, at::arange(0, size, 2, torch::kFloat64) * (-1.0 / size));
-    if (tiny_.architecture != "llama") {
+    if (tiny_.architecture != "llama" && tiny_.architecture != "smollm3") {
       const torch::Tensor a = x.narrow(1, 0, size / 2), b = x.narrow(1, size / 2, size / 2);
       return at::cat({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 1);
     }
@@ -163,16 +167,16 @@ TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Llama, Variants,
-                         testing::Values(std::make_tuple(false, false, 2, "llama"),
-                                         std::make_tuple(true, false, 2, "llama"),
-                                         std::make_tuple(false, true, 1, "llama"),
-                                         std::make_tuple(true, true, 4, "llama"),
-                                         std::make_tuple(false, true, 2, "qwen2"),
-                                         std::make_tuple(true, false, 2, "qwen3"),
-                                         std::make_tuple(false, true, 1, "qwen3"),
-                                         std::make_tuple(true, false, 2, "gemma3"),
-                                         std::make_tuple(false, false, 1, "gemma3")));
+INSTANTIATE_TEST_SUITE_P(
+    Llama, Variants,
+    testing::Values(
+        std::make_tuple(false, false, 2, "llama"), std::make_tuple(true, false, 2, "llama"),
+        std::make_tuple(false, true, 1, "llama"), std::make_tuple(true, true, 4, "llama"),
+        std::make_tuple(false, true, 2, "qwen2"), std::make_tuple(true, false, 2, "qwen3"),
+        std::make_tuple(false, true, 1, "qwen3"), std::make_tuple(true, false, 2, "gemma3"),
+        std::make_tuple(false, false, 1, "gemma3"),
+        // Without biases: that of keys that are not turned has no gradient.
+        std::make_tuple(true, false, 2, "smollm3")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -236,7 +240,7 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
 
 class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
-                         testing::Values("llama", "qwen2", "qwen3", "gemma3"));
+                         testing::Values("llama", "qwen2", "qwen3", "gemma3", "smollm3"));
 
 TEST_P(Architectures, CacheContinuesWhereItStopped) {
   TinyLlama tiny;

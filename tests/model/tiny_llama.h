@@ -1,4 +1,4 @@
-// A llama, or qwen2, qwen3 or gemma3, in miniature, with random weights, written as a GGUF file.
+// A llama, or one of its relatives, in miniature, with random weights, written as a GGUF file.
 #pragma once
 
 #include <algorithm>
@@ -27,15 +27,17 @@ struct TinyLlama {
 
   int64_t head_size() const { return width / heads; }
   bool is_gemma() const { return architecture == "gemma3"; }
-  /// Seven layers, of which one has no window, and a rotation of its own.
+  /// gemma3: seven layers, of which one has no window, and a rotation of its own. smollm3: five
+  /// layers, of which one turns no heads.
   void take_architecture(const std::string& name) {
     architecture = name;
+    if (name == "smollm3") layers = 5;
     if (!is_gemma()) return;
     layers = 7;
     window = 6;
     rope_base = 500.0f;
   }
-  /// qwen2 and qwen3 have biases of q, k and v at most, gemma3 none.
+  /// gemma3 has no biases, and the others but llama have some of q, k and v at most.
   bool has_bias(const std::string& name) const {
     return biases && !is_gemma() &&
            (architecture == "llama" || name == "attn_q" || name == "attn_k" || name == "attn_v");

@@ -39,14 +39,14 @@ TEST(HfConfig, BothVersionsOfTransformersSayTheSame) {
   newer.erase("rope_theta");
   const HfConfig a = read_hf_config(llama3()), b = read_hf_config(newer);
   EXPECT_EQ(hf_model_metadata(a, 0).pairs(), hf_model_metadata(b, 0).pairs());
-  EXPECT_EQ(llama3_rope_divisors(a), llama3_rope_divisors(b));
+  EXPECT_EQ(llama3_rope_divisors(a.rope, 64), llama3_rope_divisors(b.rope, 64));
   EXPECT_EQ(a.sizes.head_size, 64);
   EXPECT_TRUE(a.tied);
 }
 
 // Wavelengths below 8192 / 4 stay, above 8192 / 1 are stretched by 32, between by a ramp.
 TEST(HfConfig, Llama3StretchesLongWavelengths) {
-  const std::vector<float> divisors = llama3_rope_divisors(read_hf_config(llama3()));
+  const std::vector<float> divisors = llama3_rope_divisors(read_hf_config(llama3()).rope, 64);
   ASSERT_EQ(divisors.size(), 32u);
   EXPECT_EQ(divisors.front(), 1.0f);
   EXPECT_EQ(divisors.back(), 32.0f);
@@ -83,6 +83,22 @@ TEST(HfConfig, Qwen2SaysNoHeadSizeAndQwen3Must) {
   const GgufMetadata metadata = hf_model_metadata(read_hf_config(config), 0);
   EXPECT_EQ(metadata.get_int("qwen3.attention.key_length"), 128);
   EXPECT_FALSE(metadata.contains("qwen3.vocab_size"));
+}
+
+TEST(HfConfig, Smollm3TurnsNoHeadsInEachFourthLayer) {
+  Json config = llama3();
+  config["architectures"] = {"SmolLM3ForCausalLM"};
+  EXPECT_NE(refusal(config).find("rope type 'llama3': a smollm3"), std::string::npos);
+  config["rope_scaling"] = nullptr;
+  EXPECT_EQ(refusal(config), "was taken");
+  config["no_rope_layer_interval"] = 2;
+  EXPECT_NE(refusal(config).find("'no_rope_layer_interval': 2; nibble has 4"), std::string::npos);
+  config["no_rope_layers"] = Json::array();
+  EXPECT_NE(refusal(config).find("'no_rope_layers': wants 16"), std::string::npos);
+  for (int i = 0; i < 16; ++i) config["no_rope_layers"].push_back(i % 4 < 3 ? 1 : 0);
+  EXPECT_EQ(refusal(config), "was taken");
+  config["no_rope_layers"][7] = 1;
+  EXPECT_NE(refusal(config).find("layer 7"), std::string::npos);
 }
 
 struct Change {

@@ -1,0 +1,43 @@
+// What a llama, or one of its relatives, is apart from its weights: sizes, norms, rotary positions
+// and windows, out of a GGUF file's keys <architecture>.*.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "io/gguf.h"
+#include "model/llama_tensors.h"
+#include "model/model.h"
+#include "model/rope.h"
+
+namespace nibble {
+
+struct LlamaOptions {
+  ModelShape shape;
+  int64_t first_block = 0;  // of a model that has some of them: shape.num_layers from here on
+  int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
+  double norm_epsilon = 0;
+  RopeOptions rope;
+  /// Positions that layers with a window attend to, 0: there are none; their rotation.
+  int64_t window = 0;
+  RopeOptions window_rope;
+  LlamaArchitecture architecture = {};
+
+  /// Of block `block`, counted from the model's first: whether its heads are turned, and whether it
+  /// has a window.
+  bool turns(int64_t block) const {
+    const int64_t period = architecture.unturned_period;
+    return period == 0 || block % period < period - 1;
+  }
+  bool has_window(int64_t block) const {
+    return window > 0 && block % architecture.window_period < architecture.window_period - 1;
+  }
+};
+
+/// From the keys <architecture>.*. Throws for an architecture that llama_architectures() lacks, and
+/// for a missing or impossible key, naming it.
+LlamaOptions read_llama_options(const GgufFile& file);
+/// The keys from which read_llama_options() reads `options` again, general.architecture with them.
+/// Of rope, dimensions and base only: a new model scales nothing.
+GgufMetadata llama_metadata(const LlamaOptions& options);
+}  // namespace nibble
