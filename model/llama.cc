@@ -57,10 +57,20 @@ LlamaSizes sizes_of(const LlamaOptions& options) {
 
 /// Whether a model of these blocks, with or without what is around them, has the tensor.
 bool is_in_part(const std::string& name, const LlamaOptions& options, bool ends) {
-  if (name == kRopeDivisors) return true;
+  if (name == kRopeDivisors || name == kRopeDivisorsLong || name == kRopeDivisorsShort) return true;
   const std::optional<int64_t> block = layer_of(name);
   if (!block) return ends;
   return *block >= options.first_block && *block < options.first_block + options.shape.num_layers;
+}
+
+/// The values of a constant among the weights, which it leaves; empty where there is none.
+std::vector<float> take_divisors(std::vector<std::unique_ptr<Weight>>& weights, const char* name) {
+  const auto found = std::find_if(weights.begin(), weights.end(),
+                                  [&](const auto& weight) { return weight->name == name; });
+  if (found == weights.end()) return {};
+  const torch::Tensor values = (*found)->value.cpu();
+  weights.erase(found);
+  return {values.data_ptr<float>(), values.data_ptr<float>() + values.numel()};
 }
 
 torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
@@ -80,7 +90,11 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   std::vector<TensorSpec> specs;
   for (const LlamaModelTensor& tensor : llama_model_tensors())
     specs.push_back(spec(tensor.name, tensor.row_length, tensor.rows, tensor.presence));
-  specs.push_back({kRopeDivisors, {options.rope.dimensions / 2}, false});
+  const std::vector<int64_t> pairs = {options.rope.dimensions / 2};
+  specs.push_back({kRopeDivisors, pairs, false});
+  if (architecture.has_long_rope)
+    for (const char* name : {kRopeDivisorsLong, kRopeDivisorsShort})
+      specs.push_back({name, pairs, false});
   for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
     for (const LlamaTensorRow& row : llama_tensor_rows())
       if (const Presence presence = row.presence(architecture); presence != Presence::kNone)
@@ -116,7 +130,8 @@ Llama::Llama(LlamaOptions options, std::vector<std::unique_ptr<Weight>> weights)
     : options_(std::move(options)),
       weights_(std::move(weights)),
       rope_(options_.rope),
-      window_rope_(options_.window_rope) {
+      window_rope_(options_.window_rope),
+      long_rope_(options_.long_rope) {
   bind();
 }
 
@@ -133,7 +148,8 @@ void Llama::bind() {
   layers_.resize(options_.shape.num_layers);
   for (size_t i = 0; i < layers_.size(); ++i)
     for (const LlamaTensorRow& row : llama_tensor_rows())
-      layers_[i].*row.slot = find(layer_tensor(block_of(i), row));
+      if (row.presence(options_.architecture) != Presence::kNone)
+        layers_[i].*row.slot = find(layer_tensor(block_of(i), row));
 }
 
 std::vector<Weight*> Llama::weights() {
@@ -149,11 +165,16 @@ const torch::Tensor& Llama::output_weight() const {
 Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
                           const torch::Tensor& rotation) const {
   const torch::Tensor normed = rms_norm(x, layer.attention_norm->value, options_.norm_epsilon);
-  const std::vector<torch::Tensor> projected =
-      project(normed, {layer.query, layer.key, layer.value});
   const int64_t size = options_.head_size;
+  std::vector<torch::Tensor> projected;
+  if (layer.query_key_value) {
+    const int64_t query = options_.num_heads * size, key = options_.num_kv_heads * size;
+    projected = project(normed, {layer.query_key_value})[0].split_with_sizes({query, key, key}, 1);
+  } else {
+    projected = project(normed, {layer.query, layer.key, layer.value});
+  }
   const auto split = [&](const torch::Tensor& all, const Weight* bias, int64_t num_heads) {
-    return add_bias(all, bias).view({x.size(0), num_heads, size});
+    return add_bias(all, bias).unflatten(1, {num_heads, size});
   };
   const auto turned = [&](const torch::Tensor& heads, const Weight* norm) {
     const torch::Tensor each =
@@ -176,7 +197,9 @@ torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& 
   const torch::Tensor middle = x + normed_after(output, layer.post_attention_norm);
   const torch::Tensor normed =
       rms_norm(middle, layer.feed_forward_norm->value, options_.norm_epsilon);
-  const std::vector<torch::Tensor> wide = project(normed, {layer.gate, layer.up});
+  const std::vector<torch::Tensor> wide = layer.gate_up
+                                              ? project(normed, {layer.gate_up})[0].chunk(2, 1)
+                                              : project(normed, {layer.gate, layer.up});
   const torch::Tensor gate = add_bias(wide[0], layer.gate_bias),
                       up = add_bias(wide[1], layer.up_bias);
   const torch::Tensor active = options_.architecture.is_gemma ? geglu(gate, up) : swiglu(gate, up);
@@ -201,7 +224,7 @@ torch::Tensor Llama::embed(const Batch& batch) {
 }
 
 Llama::Rotations Llama::rotations(const torch::Tensor& positions, int64_t limit) {
-  Rotations all{rope_.rotation(positions, limit), {}};
+  Rotations all{(is_long(limit) ? long_rope_ : rope_).rotation(positions, limit), {}};
   if (options_.window > 0) all.windows = window_rope_.rotation(positions, limit);
   return all;
 }
@@ -244,18 +267,27 @@ std::vector<ChannelLink> Llama::channel_links() {
                                        .view({options_.num_kv_heads, options_.head_size})
                                        .repeat_interleave(shared, 0)
                                        .flatten();
+  const int64_t first_value_row = (options_.num_heads + options_.num_kv_heads) * options_.head_size;
   const auto with_bias = [](Weight* weight, Weight* bias) {
     return bias ? std::vector<Weight*>{weight, bias} : std::vector<Weight*>{weight};
   };
   std::vector<ChannelLink> links;
   for (const LlamaLayer& layer : layers_) {
     const torch::Tensor width = at::arange(options_.shape.width);
+    const torch::Tensor wide = at::arange(options_.feed_forward);
+    if (layer.query_key_value) {
+      links.push_back({{layer.attention_norm}, {layer.query_key_value}, width});
+      links.push_back(
+          {{layer.query_key_value}, {layer.attention_output}, value_rows, first_value_row});
+      links.push_back({{layer.feed_forward_norm}, {layer.gate_up}, width});
+      links.push_back({{layer.gate_up}, {layer.down}, wide, options_.feed_forward});
+      continue;
+    }
     links.push_back({{layer.attention_norm}, {layer.query, layer.key, layer.value}, width});
     links.push_back(
         {with_bias(layer.value, layer.value_bias), {layer.attention_output}, value_rows});
     links.push_back({{layer.feed_forward_norm}, {layer.gate, layer.up}, width});
-    links.push_back(
-        {with_bias(layer.up, layer.up_bias), {layer.down}, at::arange(options_.feed_forward)});
+    links.push_back({with_bias(layer.up, layer.up_bias), {layer.down}, wide});
   }
   return links;
 }
@@ -269,6 +301,9 @@ torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& ca
   const torch::Tensor tokens = from_anywhere.to(device());
   LlamaCache& stored = dynamic_cast<LlamaCache&>(cache);
   const int64_t start = stored.length(), end = start + tokens.size(0);
+  check(start == 0 || is_long(start) == is_long(end), "a text that grows beyond ",
+        options_.long_from, " positions is turned otherwise from its start on: give its first ",
+        options_.long_from + 1, " tokens at once, or end before");
   const torch::Tensor positions = at::arange(start, end, tokens.options());
   const Rotations all = rotations(positions, end);
   torch::Tensor x = embedded(tokens);
@@ -304,14 +339,18 @@ std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device,
   std::vector<std::unique_ptr<Weight>> weights =
       load_weights(file, specs, device,
                    [&](const std::string& name) { return is_in_part(name, options, part.ends); });
-  const auto divisors = std::find_if(weights.begin(), weights.end(), [](const auto& weight) {
-    return weight->name == kRopeDivisors;
-  });
-  if (divisors != weights.end()) {
-    const torch::Tensor values = (*divisors)->value.cpu();
-    options.rope.divisors.assign(values.data_ptr<float>(),
-                                 values.data_ptr<float>() + values.numel());
-    weights.erase(divisors);
+  const RopeOptions plain = options.rope;
+  options.rope.divisors = take_divisors(weights, kRopeDivisors);
+  std::vector<float> of_short = take_divisors(weights, kRopeDivisorsShort);
+  std::vector<float> of_long = take_divisors(weights, kRopeDivisorsLong);
+  check(of_short.empty() == of_long.empty(), file.path(), ": has one of ", kRopeDivisorsShort,
+        " and ", kRopeDivisorsLong, " only");
+  // llama.cpp prefers the set that holds for every length.
+  if (!of_long.empty() && options.rope.divisors.empty()) {
+    options.long_rope = plain;
+    options.long_rope.divisors = std::move(of_long);
+    options.rope.divisors = std::move(of_short);
+    options.long_from = plain.original_context;
   }
   return std::make_unique<Llama>(std::move(options), std::move(weights));
 }

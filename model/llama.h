@@ -4,7 +4,8 @@
 // tensors: qwen2 (biases of q, k and v; heads turned by halves), qwen3 (instead of the biases, a
 // norm of each head of q and k), gemma3 (such norms, norms after attention and feed-forward too,
 // GELU, scaled embeddings, and windows of attention in five layers of six, with a rotation of their
-// own) and smollm3 (no rotary positions in each fourth layer). Mixtures of experts are refused.
+// own), smollm3 (no rotary positions in each fourth layer) and phi3 (q, k and v in one matrix, gate
+// and up in another; LongRoPE). Mixtures of experts are refused.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +56,9 @@ class Llama : public Model {
     torch::Tensor full, windows;
   };
   Rotations rotations(const torch::Tensor& positions, int64_t limit);
+  bool is_long(int64_t positions) const {
+    return options_.long_from > 0 && positions > options_.long_from;
+  }
   /// Undefined for a layer whose heads are not turned.
   torch::Tensor rotation_of(size_t layer, const Rotations& all) const;
   /// The block's heads for x [N, D]; rotation: undefined where they are not turned.
@@ -82,7 +86,7 @@ class Llama : public Model {
   std::vector<std::unique_ptr<Weight>> weights_;  // in file order
   Weight *token_embedding_ = nullptr, *output_norm_ = nullptr, *output_ = nullptr;
   std::vector<LlamaLayer> layers_;
-  Rope rope_, window_rope_;
+  Rope rope_, window_rope_, long_rope_;
   torch::Dtype dtype_ = torch::kFloat32;
 };
 

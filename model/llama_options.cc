@@ -87,8 +87,13 @@ LlamaOptions read_llama_options(const GgufFile& file) {
           value_size);
     options.rope = read_rope_options(metadata, options.shape.architecture, options.head_size);
     options.rope.pairs = architecture.turns_halves ? RopePairs::kHalves : RopePairs::kNeighbours;
-    check(options.rope.dimensions == options.head_size, "key '", key("rope.dimension_count"),
-          "' is ", options.rope.dimensions, ", a head has ", options.head_size);
+    check(architecture.has_long_rope ||
+              metadata.get_string_or(key("rope.scaling.type"), "") != "longrope",
+          "key '", key("rope.scaling.type"), "' is 'longrope', which nibble has for phi3 only");
+    const bool fits = architecture.has_long_rope ? options.rope.dimensions <= options.head_size
+                                                 : options.rope.dimensions == options.head_size;
+    check(fits, "key '", key("rope.dimension_count"), "' is ", options.rope.dimensions,
+          ", a head has ", options.head_size);
     read_window(metadata, options);
     if (architecture.is_gemma) check_gemma(metadata, options);
     return options;

@@ -18,6 +18,10 @@ struct LlamaOptions {
   int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
   double norm_epsilon = 0;
   RopeOptions rope;
+  /// Of documents of more than that many positions, where the model has a rotation of their own; 0:
+  /// it has none.
+  int64_t long_from = 0;
+  RopeOptions long_rope;
   /// Positions that layers with a window attend to, 0: there are none; their rotation.
   int64_t window = 0;
   RopeOptions window_rope;

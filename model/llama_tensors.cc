@@ -18,15 +18,19 @@ enum : unsigned {
   kQwen3 = 1 << 2,
   kGemma3 = 1 << 3,
   kSmolLm3 = 1 << 4,
+  kPhi3 = 1 << 5,
   kAll = ~0U,
+  kSplit = kAll & ~kPhi3,  // a matrix each for queries, keys, values, gate and up
 };
 
 // slot, GGUF's name, Hugging Face's name, row length, rows, turned, who must have it, who may
 constexpr LlamaTensorRow kRows[] = {
     {&L::attention_norm, "attn_norm.weight", "input_layernorm.weight", kWidth, kOne, false, kAll},
-    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true, kAll},
-    {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kAll},
-    {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kAll},
+    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true, kSplit},
+    {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kSplit},
+    {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kSplit},
+    {&L::query_key_value, "attn_qkv.weight", "self_attn.qkv_proj.weight", kWidth,
+     LlamaSize::kQueryKeyValue, false, kPhi3},
     {&L::attention_output, "attn_output.weight", "self_attn.o_proj.weight", kQuery, kWidth, false,
      kAll},
     {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, 0,
@@ -43,8 +47,10 @@ constexpr LlamaTensorRow kRows[] = {
      kQwen3 | kGemma3},
     {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
      false, kAll & ~kGemma3},
-    {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false, kAll},
-    {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false, kAll},
+    {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false, kSplit},
+    {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false, kSplit},
+    {&L::gate_up, "ffn_up.weight", "mlp.gate_up_proj.weight", kWidth, LlamaSize::kGateUp, false,
+     kPhi3},
     {&L::down, "ffn_down.weight", "mlp.down_proj.weight", kFeedForward, kWidth, false, kAll},
     {&L::gate_bias, "ffn_gate.bias", "mlp.gate_proj.bias", kFeedForward, kOne, false, 0, kLlama},
     {&L::up_bias, "ffn_up.bias", "mlp.up_proj.bias", kFeedForward, kOne, false, 0, kLlama},
@@ -64,9 +70,12 @@ constexpr LlamaModelTensor kModelTensors[] = {
 };
 
 constexpr LlamaArchitecture kArchitectures[] = {
-    {"llama", kLlama, false, false, 0, 0},     {"qwen2", kQwen2, true, false, 0, 0},
-    {"qwen3", kQwen3, true, false, 0, 0},      {"gemma3", kGemma3, true, true, 6, 0},
-    {"smollm3", kSmolLm3, false, false, 0, 4},
+    {.name = "llama", .bit = kLlama},
+    {.name = "qwen2", .bit = kQwen2, .turns_halves = true},
+    {.name = "qwen3", .bit = kQwen3, .turns_halves = true},
+    {.name = "gemma3", .bit = kGemma3, .turns_halves = true, .is_gemma = true, .window_period = 6},
+    {.name = "smollm3", .bit = kSmolLm3, .unturned_period = 4},
+    {.name = "phi3", .bit = kPhi3, .turns_halves = true, .has_long_rope = true},
 };
 
 }  // namespace
@@ -87,6 +96,10 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return head_size;
     case LlamaSize::kFeedForward:
       return feed_forward;
+    case LlamaSize::kQueryKeyValue:
+      return (num_heads + 2 * num_kv_heads) * head_size;
+    case LlamaSize::kGateUp:
+      return 2 * feed_forward;
   }
   return 0;
 }

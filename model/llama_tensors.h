@@ -1,5 +1,5 @@
-// The tensor table of the llama architecture and of its relatives (qwen2, qwen3, gemma3, smollm3):
-// what each tensor is called in GGUF and in Hugging Face checkpoints, its shape, and which
+// The tensor table of the llama architecture and of its relatives (qwen2, qwen3, gemma3, smollm3,
+// phi3): what each tensor is called in GGUF and in Hugging Face checkpoints, its shape, and which
 // architectures have it. Model, loader and converter read this one table (sources: llama.cpp
 // src/models/<architecture>.cpp; transformers models/<family>). Without LibTorch.
 #pragma once
@@ -21,9 +21,20 @@ struct LlamaLayer {
   Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
          *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
   Weight *post_attention_norm = nullptr, *post_feed_forward_norm = nullptr;
+  Weight *query_key_value = nullptr, *gate_up = nullptr;  // in the place of three, and of two
 };
 
-enum class LlamaSize { kOne, kWidth, kVocab, kQuery, kKey, kHead, kFeedForward };
+enum class LlamaSize {
+  kOne,
+  kWidth,
+  kVocab,
+  kQuery,
+  kKey,
+  kHead,
+  kFeedForward,
+  kQueryKeyValue,
+  kGateUp
+};
 
 struct LlamaSizes {
   int64_t num_layers = 0, width = 0, vocab_size = 0, num_heads = 0, num_kv_heads = 0, head_size = 0,
@@ -55,26 +66,31 @@ struct LlamaModelTensor {
 
 inline constexpr const char *kTokenEmbedding = "token_embd.weight",
                             *kOutputNorm = "output_norm.weight", *kOutput = "output.weight",
-                            *kRopeDivisors = "rope_freqs.weight";
+                            *kRopeDivisors = "rope_freqs.weight",
+                            *kRopeDivisorsLong = "rope_factors_long.weight",
+                            *kRopeDivisorsShort = "rope_factors_short.weight";
 
 struct LlamaArchitecture {
   std::string_view name;  // general.architecture
   unsigned bit;           // in the sets of the table's rows
   /// Rotary positions turn element i of a head with element i + d/2, as in Hugging Face's code;
   /// otherwise element 2i with 2i + 1, for which GGUF has the rows of q and k in another order.
-  bool turns_halves;
+  bool turns_halves = false;
   /// gemma3's: embeddings times the root of their width, GELU instead of SiLU, and in Hugging
   /// Face's checkpoints norms of 1 + w.
-  bool is_gemma;
+  bool is_gemma = false;
   /// Of so many layers in a row all but the last attend to a window, where the file says how long;
   /// 0: none does.
-  int64_t window_period;
+  int64_t window_period = 0;
   /// Of so many layers in a row the last has no rotary positions (smollm3); 0: all have.
-  int64_t unturned_period;
+  int64_t unturned_period = 0;
+  /// A part of each head may be turned only, by one set of divisors up to the context that the
+  /// model was trained on first and by another beyond it (phi3: LongRoPE, arXiv:2402.13753).
+  bool has_long_rope = false;
 };
 
 std::span<const LlamaTensorRow> llama_tensor_rows();
-/// But for kRopeDivisors, which is no part of Hugging Face's checkpoints.
+/// But for the divisors of angles, which are no part of Hugging Face's checkpoints.
 std::span<const LlamaModelTensor> llama_model_tensors();
 std::span<const LlamaArchitecture> llama_architectures();
 /// By GGUF's name; nullptr when nibble does not have it.

@@ -58,6 +58,8 @@ struct ChannelLink {
   std::vector<Weight*> makers;  // a norm's weight, or a matrix and its bias: [rows] or [rows, ...]
   std::vector<Weight*> takers;  // matrices, [out, channels]
   torch::Tensor maker_row;      // [channels] int64: where heads share a value, a row makes several
+  int64_t first_row = 0;  // what maker_row counts from: a matrix may hold more than the makers
+  int64_t num_rows() const { return maker_row.max().item<int64_t>() + 1; }
 };
 
 /// Sees what enters the matmuls of a model's blocks: x [N, in] float32, all positions of a batch,

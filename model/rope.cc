@@ -21,8 +21,9 @@ RopeOptions read_rope_options(const GgufMetadata& metadata, const std::string& a
                           metadata.get_int_or(architecture + ".context_length", 0));
 
   const std::string type = metadata.get_string_or(prefix + "scaling.type", "linear");
-  check(type == "none" || type == "linear" || type == "yarn", "key '", prefix, "scaling.type' is '",
-        type, "'; nibble has none, linear and yarn");
+  // llama.cpp takes LongRoPE's divisors from the tensors alone, whatever the type says.
+  check(type == "none" || type == "linear" || type == "yarn" || type == "longrope", "key '", prefix,
+        "scaling.type' is '", type, "'; nibble has none, linear, yarn and longrope");
   options.yarn = type == "yarn";
   // scale_linear is the key's old name; 0 stands for "not set".
   const double factor = metadata.get_float_or(prefix + "scaling.factor",

@@ -3,8 +3,8 @@
 // metadata: linear (angles divided by a factor), YaRN (arXiv:2309.00071: high frequencies kept, low
 // ones divided, a ramp between; cosine and sine multiplied by a magnitude), and per-frequency
 // divisors (rope_freqs.weight, which is how Llama 3's scaling is stored). Source of the constants:
-// llama.cpp ggml_rope_ext and llama-context.cpp. LongRoPE, which changes its divisors with the
-// context length, is refused.
+// llama.cpp ggml_rope_ext and llama-context.cpp. LongRoPE (arXiv:2402.13753) has two such sets of
+// divisors, one for short and one for long documents, and a magnitude.
 #pragma once
 
 #include <cstdint>

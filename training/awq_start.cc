@@ -27,8 +27,7 @@ torch::Tensor scale_channels(const ChannelLink& link, const Plan& plan,
   std::vector<AwqMatrix> matrices;
   for (const Weight* taker : link.takers)
     matrices.push_back({&format_of(plan, taker->name), taker->value.detach().contiguous()});
-  const AwqFactors factors =
-      awq_factors(matrices, hessian, link.maker_row, link.makers.front()->value.size(0));
+  const AwqFactors factors = awq_factors(matrices, hessian, link.maker_row, link.num_rows());
   move_factors(link, factors.of_rows, factors.of_channels);
   return factors.of_channels;
 }
@@ -54,7 +53,7 @@ void move_factors(const ChannelLink& link, const torch::Tensor& of_rows,
                   const torch::Tensor& of_channels) {
   const torch::NoGradGuard no_grad;
   for (Weight* maker : link.makers) {
-    const torch::Tensor value = maker->value.detach();
+    const torch::Tensor value = maker->value.detach().narrow(0, link.first_row, of_rows.size(0));
     value.div_(value.dim() > 1 ? of_rows.unsqueeze(1) : of_rows);
   }
   for (Weight* taker : link.takers) taker->value.detach().mul_(of_channels);

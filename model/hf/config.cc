@@ -25,6 +25,8 @@ constexpr Family kFamilies[] = {
     {"Gemma3ForCausalLM", "gemma3", false, true, true, false, R"({"tie_word_embeddings": true})"},
     {"SmolLM3ForCausalLM", "smollm3", true, false, false, false,
      R"({"tie_word_embeddings": true, "rope_theta": 2000000.0, "no_rope_layer_interval": 4})"},
+    {"Phi3ForCausalLM", "phi3", false, false, false, false,
+     R"({"num_key_value_heads": null, "original_max_position_embeddings": 4096})"},
 };
 
 bool is_gemma(const Family& family) { return std::string(family.architecture) == "gemma3"; }
@@ -56,18 +58,17 @@ void refuse_unknown(const Json& config, const Family& family) {
   const std::string wanted = is_gemma(family) ? "gelu_pytorch_tanh" : "silu";
   const std::string activation = text_field(config, key).value_or(wanted);
   check(activation == wanted, "key '", key, "': '", activation, "'; nibble has ", wanted, " here");
-  check(number_field(config, "partial_rotary_factor").value_or(1.0) == 1.0,
-        "key 'partial_rotary_factor': nibble turns whole heads only");
 }
 
 /// GGUF's files of these architectures attend to the whole context, in llama.cpp as in nibble.
 void note_sliding_window(const Json& config, const Family& family, int64_t context_length) {
   const auto window = int_field(config, "sliding_window");
   const bool used = std::string(family.name) == "MistralForCausalLM" ||
+                    std::string(family.name) == "Phi3ForCausalLM" ||
                     bool_field(config, "use_sliding_window").value_or(false);
   if (used && window && *window < context_length)
-    note("sliding_window ", *window, " is left out, as llama.cpp's converter does: equal up to ",
-         *window, " tokens, beyond them every token is attended to");
+    note("sliding_window ", *window, " is left out, as llama.cpp does: equal up to ", *window,
+         " tokens, beyond them every token is attended to");
 }
 
 /// Which of gemma3's layers have a window, as its file says it: all but each sixth, or none.
@@ -128,6 +129,15 @@ void check_unturned_layers(const Json& config, const HfConfig& result) {
           " without rotary positions");
 }
 
+/// llama.cpp reads the window and does not have it.
+void read_phi(const Json& config, HfConfig& result) {
+  const LlamaSizes& sizes = result.sizes;
+  check(sizes.num_heads * sizes.head_size == sizes.width, "key 'head_dim': ", sizes.head_size, "; ",
+        sizes.num_heads, " heads of a phi3 are its width, ", sizes.width);
+  result.window = int_field(config, "sliding_window").value_or(0);
+  check(result.window >= 0, "key 'sliding_window' must not be negative, is ", result.window);
+}
+
 LlamaSizes read_sizes(const Json& config, const Family& family) {
   LlamaSizes sizes;
   sizes.num_layers = count_field(config, "num_hidden_layers");
@@ -155,6 +165,32 @@ LlamaSizes read_sizes(const Json& config, const Family& family) {
   return sizes;
 }
 
+/// In an order of its own, with keys that other architectures do not have.
+GgufMetadata phi3_metadata(const HfConfig& config, uint32_t file_type) {
+  GgufMetadata metadata;
+  const auto set = [&](const char* name, int64_t count) {
+    metadata.set(concat("phi3.", name), static_cast<uint32_t>(count));
+  };
+  const auto set_float = [&](const char* name, double value) {
+    metadata.set(concat("phi3.", name), static_cast<float>(value));
+  };
+  if (config.rope.type == "longrope")
+    set_float("rope.scaling.attn_factor", long_rope_magnitude(config.rope, config.context_length));
+  set("context_length", config.context_length);
+  set("rope.scaling.original_context_length", config.rope.original_context);
+  set("embedding_length", config.sizes.width);
+  set("feed_forward_length", config.sizes.feed_forward);
+  set("block_count", config.sizes.num_layers);
+  set("attention.head_count", config.sizes.num_heads);
+  set("attention.head_count_kv", config.sizes.num_kv_heads);
+  set_float("attention.layer_norm_rms_epsilon", config.norm_epsilon);
+  set("rope.dimension_count", config.rope.dimensions);
+  set_float("rope.freq_base", config.rope.base);
+  metadata.set("general.file_type", file_type);
+  set("attention.sliding_window", config.window);
+  return metadata;
+}
+
 }  // namespace
 
 std::string hf_family_names() {
@@ -179,18 +215,19 @@ HfConfig read_hf_config(const Json& given) {
   result.attention_biases =
       family.attention_biases || bool_field(config, "attention_bias").value_or(false);
   result.feed_forward_biases = bool_field(config, "mlp_bias").value_or(false);
-  result.rope = read_hf_rope(config, result.context_length);
-  check(result.rope.type != "llama3" || result.architecture->name == "llama",
-        "rope type 'llama3': a ", family.architecture, " file has no divisors of angles");
+  result.rope =
+      read_hf_rope(config, *result.architecture, result.context_length, result.sizes.head_size);
   if (result.architecture->unturned_period > 0) check_unturned_layers(config, result);
   if (is_gemma(family))
     read_gemma(config, result);
-  else
-    note_sliding_window(config, family, result.context_length);
+  else if (result.architecture->name == "phi3")
+    read_phi(config, result);
+  if (!is_gemma(family)) note_sliding_window(config, family, result.context_length);
   return result;
 }
 
 GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
+  if (config.architecture->name == "phi3") return phi3_metadata(config, file_type);
   GgufMetadata metadata;
   const LlamaSizes& sizes = config.sizes;
   const std::string prefix = concat(config.architecture->name, '.');

@@ -27,7 +27,8 @@ struct HfConfig {
   bool tied = false;            // no output matrix of its own
   bool attention_biases = false, feed_forward_biases = false;
   HfRope rope;
-  int64_t window = 0;  // positions that layers with a window attend to; 0: there are none
+  /// Positions that layers with a window attend to, 0: there are none. Of phi3, what its file says.
+  int64_t window = 0;
 };
 
 /// "LlamaForCausalLM, MistralForCausalLM, ...": the families that nibble has.

@@ -211,24 +211,27 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   result.family = config.family;
   result.matrix_type = options.matrix_type ? *options.matrix_type : stored_type(checkpoint, folder);
   const std::vector<Job> jobs = plan_jobs(checkpoint, folder, config, result.matrix_type);
-  const std::vector<float> divisors = llama3_rope_divisors(config.rope, config.sizes.head_size);
+  const std::vector<RopeTensor> rope_tensors = hf_rope_tensors(config.rope);
 
   std::vector<GgufWriter::Tensor> table;
-  if (!divisors.empty())
-    table.push_back({kRopeDivisors, {static_cast<int64_t>(divisors.size())}, GgmlType::kF32});
-  for (const Job& job : jobs) table.push_back({job.name, job.shape, job.target});
-  result.num_tensors = static_cast<int64_t>(table.size());
-  result.num_weights = static_cast<int64_t>(divisors.size());
+  for (const RopeTensor& tensor : rope_tensors) {
+    const auto count = static_cast<int64_t>(tensor.divisors.size());
+    table.push_back({tensor.name, {count}, GgmlType::kF32});
+    result.num_weights += count;
+    result.bytes += count * static_cast<int64_t>(sizeof(float));
+  }
   for (const Job& job : jobs) {
+    table.push_back({job.name, job.shape, job.target});
     result.num_weights += job.num_weights();
     result.bytes += job.rows * row_bytes(job.target, job.row_length);
   }
-  result.bytes += static_cast<int64_t>(divisors.size() * sizeof(float));
+  result.num_tensors = static_cast<int64_t>(table.size());
 
   GgufWriter writer(
       out, make_metadata(folder, *json, config, options, result.matrix_type, result.num_weights),
       table);
-  if (!divisors.empty()) writer.write(std::as_bytes(std::span(divisors)));
+  for (const RopeTensor& tensor : rope_tensors)
+    writer.write(std::as_bytes(std::span(tensor.divisors)));
   Progress bar("Converting", static_cast<int64_t>(jobs.size()), "tensors");
   int64_t done = 0;
   for (const Job& job : jobs) {

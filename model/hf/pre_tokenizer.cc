@@ -22,6 +22,12 @@ const std::string kTekken =
     R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
     R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
+// Of GPT-4o, which Phi-4-mini has too.
+const std::string kO200k =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
 struct Known {
   const char* name;
   std::vector<std::string> steps;
@@ -33,6 +39,7 @@ const std::vector<Known>& known_pre_tokenizers() {
       {"gpt-2", {kGpt2Bytes}, false},          {"smollm", {kDigits, kGpt2Bytes}, false},
       {"qwen2", {kQwen2, kBytes}, false},      {"llama-bpe", {kLlama3, kBytes}, true},
       {"smaug-bpe", {kLlama3, kBytes}, false}, {"tekken", {kTekken, kBytes}, true},
+      {"gpt-4o", {kO200k, kBytes}, false},
   };
   return kKnown;
 }

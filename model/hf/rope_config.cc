@@ -23,9 +23,72 @@ void read_yarn(const Json& parameters, HfRope& rope) {
         rope.beta_fast.value_or(32), " and ", rope.beta_slow.value_or(1));
 }
 
+void read_llama3(const Json& parameters, HfRope& rope) {
+  const auto low = number_field(parameters, "low_freq_factor"),
+             high = number_field(parameters, "high_freq_factor");
+  check(low && high && *low > 0 && *high > *low,
+        "rope type 'llama3': wants a 'low_freq_factor' above 0 and a larger 'high_freq_factor'");
+  rope.low_frequency_factor = *low;
+  rope.high_frequency_factor = *high;
+}
+
+/// A positive divisor for each pair.
+std::vector<float> read_divisors(const Json& parameters, const char* key, int64_t pairs) {
+  const Json* list = array_field(parameters, key);
+  check(list && static_cast<int64_t>(list->size()) == pairs, "key '", key, "': wants ", pairs,
+        " numbers, found ", list ? list->size() : 0);
+  std::vector<float> divisors;
+  for (const Json& divisor : *list) {
+    check(divisor.is_number() && divisor.get<float>() > 0, "key '", key, "': ", divisor.dump(),
+          " is no positive number");
+    divisors.push_back(divisor.get<float>());
+  }
+  return divisors;
+}
+
+/// What phi3 has: two sets of divisors. GGUF has a key for the magnitude that follows from the two
+/// contexts.
+void read_long_rope(const Json& parameters, int64_t context_length, HfRope& rope) {
+  for (const char* key : {"attention_factor", "short_mscale", "long_mscale"})
+    check(!find_field(parameters, key), "rope scaling 'longrope': key '", key,
+          "': nibble has the magnitude that follows from the contexts' lengths");
+  const double factor = static_cast<double>(context_length) / rope.original_context;
+  check(number_field(parameters, "factor").value_or(factor) == factor,
+        "rope scaling 'longrope': key 'factor' is not max_position_embeddings (", context_length,
+        ") over original_max_position_embeddings (", rope.original_context, ")");
+  rope.long_divisors = read_divisors(parameters, "long_factor", rope.dimensions / 2);
+  rope.short_divisors = read_divisors(parameters, "short_factor", rope.dimensions / 2);
+}
+
+int64_t read_dimensions(const Json& config, const Json& parameters,
+                        const LlamaArchitecture& architecture, int64_t head_size) {
+  constexpr const char* kKey = "partial_rotary_factor";
+  const double share =
+      number_field(parameters, kKey).value_or(number_field(config, kKey).value_or(1.0));
+  check(share == 1.0 || architecture.has_long_rope, "key '", kKey,
+        "': nibble turns whole heads only");
+  const auto dimensions = static_cast<int64_t>(share * static_cast<double>(head_size));
+  check(dimensions > 0 && dimensions <= head_size && dimensions % 2 == 0 &&
+            static_cast<double>(dimensions) == share * static_cast<double>(head_size),
+        "key '", kKey, "': ", share, " of a head of ", head_size, " is no even number of elements");
+  return dimensions;
+}
+
+void check_type(const HfRope& rope, const LlamaArchitecture& architecture) {
+  const bool known = architecture.has_long_rope
+                         ? rope.type == "longrope"
+                         : rope.type == "linear" || rope.type == "yarn" || rope.type == "llama3";
+  check(known, "rope type '", rope.type, "' cannot be converted; nibble has ",
+        architecture.has_long_rope ? "default and longrope" : "default, linear, yarn and llama3",
+        " for ", architecture.name);
+  check(rope.type != "llama3" || architecture.name == "llama", "rope type 'llama3': a ",
+        architecture.name, " file has no divisors of angles");
+}
+
 }  // namespace
 
-HfRope read_hf_rope(const Json& config, int64_t context_length) {
+HfRope read_hf_rope(const Json& config, const LlamaArchitecture& architecture,
+                    int64_t context_length, int64_t head_size) {
   const Json nothing = Json::object();
   // transformers 5 reads rope_scaling too, and then prefers it.
   const Json* given = object_field(config, "rope_scaling");
@@ -38,28 +101,38 @@ HfRope read_hf_rope(const Json& config, int64_t context_length) {
                   .value_or(number_field(config, "rope_theta").value_or(rope.base));
   rope.type = text_field(parameters, "rope_type")
                   .value_or(text_field(parameters, "type").value_or(rope.type));
+  if (rope.type == "su") rope.type = "longrope";  // its first name
   check(rope.base > 0, "key 'rope_theta' must be positive, is ", rope.base);
-  check(number_field(parameters, "partial_rotary_factor").value_or(1.0) == 1.0,
-        "key 'partial_rotary_factor': nibble turns whole heads only");
+  rope.dimensions = read_dimensions(config, parameters, architecture, head_size);
+  constexpr const char* kOriginal = "original_max_position_embeddings";
+  rope.original_context = int_field(parameters, kOriginal)
+                              .value_or(int_field(config, kOriginal).value_or(context_length));
+  check(rope.original_context > 0, "key '", kOriginal, "' must be positive, is ",
+        rope.original_context);
   if (rope.type == "default") return rope;
-  check(rope.type == "linear" || rope.type == "yarn" || rope.type == "llama3", "rope type '",
-        rope.type, "' cannot be converted; nibble has default, linear, yarn and llama3");
+  check_type(rope, architecture);
+  if (rope.type == "longrope") {
+    read_long_rope(parameters, context_length, rope);
+    return rope;
+  }
   const auto factor = number_field(parameters, "factor");
   check(factor && *factor > 0, "rope type '", rope.type, "': wants a positive 'factor'");
   rope.factor = *factor;
-  rope.original_context =
-      int_field(parameters, "original_max_position_embeddings").value_or(context_length);
-  check(rope.original_context > 0, "key 'original_max_position_embeddings' must be positive, is ",
-        rope.original_context);
   if (rope.type == "yarn") read_yarn(parameters, rope);
-  if (rope.type != "llama3") return rope;
-  const auto low = number_field(parameters, "low_freq_factor"),
-             high = number_field(parameters, "high_freq_factor");
-  check(low && high && *low > 0 && *high > *low,
-        "rope type 'llama3': wants a 'low_freq_factor' above 0 and a larger 'high_freq_factor'");
-  rope.low_frequency_factor = *low;
-  rope.high_frequency_factor = *high;
+  if (rope.type == "llama3") read_llama3(parameters, rope);
   return rope;
+}
+
+double long_rope_magnitude(const HfRope& rope, int64_t context_length) {
+  const auto original = static_cast<double>(rope.original_context);
+  const double factor = static_cast<double>(context_length) / original;
+  return factor > 1 ? std::sqrt(1 + std::log(factor) / std::log(original)) : 1;
+}
+
+std::vector<RopeTensor> hf_rope_tensors(const HfRope& rope) {
+  if (rope.type == "llama3") return {{kRopeDivisors, llama3_rope_divisors(rope)}};
+  if (rope.type != "longrope") return {};
+  return {{kRopeDivisorsLong, rope.long_divisors}, {kRopeDivisorsShort, rope.short_divisors}};
 }
 
 void add_rope_metadata(const HfRope& rope, const std::string& prefix, GgufMetadata& metadata) {
@@ -80,7 +153,7 @@ void add_rope_metadata(const HfRope& rope, const std::string& prefix, GgufMetada
   if (rope.window_base > 0) set("freq_base_swa", rope.window_base);
 }
 
-std::vector<float> llama3_rope_divisors(const HfRope& rope, int64_t head_size) {
+std::vector<float> llama3_rope_divisors(const HfRope& rope) {
   if (rope.type != "llama3") return {};
   const auto low = static_cast<float>(rope.low_frequency_factor);
   const auto range = static_cast<float>(rope.high_frequency_factor - rope.low_frequency_factor);
@@ -90,10 +163,10 @@ std::vector<float> llama3_rope_divisors(const HfRope& rope, int64_t head_size) {
   const auto shortest = static_cast<float>(rope.original_context / rope.high_frequency_factor);
   constexpr auto kTurn = static_cast<float>(2 * std::numbers::pi);
   std::vector<float> divisors;
-  for (int64_t i = 0; i < head_size; i += 2) {
+  for (int64_t i = 0; i < rope.dimensions; i += 2) {
     // A number over a tensor is the tensor's reciprocal times the number there, so it is here.
     const float frequency =
-        1.0f / std::pow(base, static_cast<float>(i) / static_cast<float>(head_size));
+        1.0f / std::pow(base, static_cast<float>(i) / static_cast<float>(rope.dimensions));
     const float wavelength = 1.0f / frequency * kTurn;
     if (wavelength < shortest) {
       divisors.push_back(1.0f);

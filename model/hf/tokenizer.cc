@@ -26,13 +26,18 @@ bool sentencepiece_file(const TokenizerFiles& files) {
 GgufMetadata vocabulary_of(const TokenizerFiles& files, const HfConfig& config,
                            const std::string& pre) {
   const int64_t size = config.sizes.vocab_size;
-  const bool llama = config.is_llama;
+  const bool phi = config.architecture->name == "phi3";
   std::error_code error;
-  const bool sentencepiece = sentencepiece_file(files);
-  const bool merged = llama && files.tokenizer && is_merged_sentencepiece(*files.tokenizer);
+  // As llama.cpp's converter chooses where there are both.
+  const bool sentencepiece =
+      sentencepiece_file(files) && !(phi && files.tokenizer_class() == "GPT2Tokenizer");
+  const bool merged =
+      (config.is_llama || phi) && files.tokenizer && is_merged_sentencepiece(*files.tokenizer);
   check(pre.empty() || !(sentencepiece || merged),
         "a sentencepiece tokenizer has no pre-tokenizer (--pre ", pre, ")");
-  if (sentencepiece) return sentencepiece_vocabulary(files, size);
+  if (sentencepiece)
+    return sentencepiece_vocabulary(files, size,
+                                    phi ? AddedTokens::kAsMarked : AddedTokens::kMissing);
   if (merged) return merged_sentencepiece_vocabulary(files, size);
   const bool tekken = std::filesystem::exists(files.path("tekken.json"), error);
   check(files.tokenizer || !tekken, files.folder,

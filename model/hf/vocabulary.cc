@@ -75,13 +75,16 @@ void set_vocabulary(const Json& vocabulary, Tokens& tokens) {
   }
 }
 
-/// Added tokens take the place of what stands at their id; those that tokenizer.json alone knows,
-/// only where `all`, or where nothing stands.
-void set_added(const TokenizerFiles& files, bool all, Tokens& tokens) {
+/// Added tokens take the place of what stands at their id. kMissing: those that tokenizer.json
+/// alone knows, only where nothing stands. kAsMarked: control tokens are those that say so.
+void set_added(const TokenizerFiles& files, AddedTokens which, Tokens& tokens) {
   for (const auto& [id, token] : read_added_tokens(files, tokens.size())) {
-    if (token.only_in_tokenizer_json && !all && tokens.type(id) != kUnused) continue;
-    const bool control = token.special || looks_special(token.text);
-    tokens.set(id, control ? token.text : with_spaces(token.text),
+    if (token.only_in_tokenizer_json && which == AddedTokens::kMissing &&
+        tokens.type(id) != kUnused)
+      continue;
+    const bool as_marked = which == AddedTokens::kAsMarked;
+    const bool control = token.special || (!as_marked && looks_special(token.text));
+    tokens.set(id, control || as_marked ? token.text : with_spaces(token.text),
                control ? kControl : kUserDefined);
     tokens.scores[static_cast<size_t>(id)] = kAddedScore;
   }
@@ -200,14 +203,15 @@ GgufMetadata bpe_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
     if (name.empty()) name = pre_tokenizer_of_class(files.tokenizer_class());
   }
   find_pre_tokenizer(name);  // throws where the caller's is unknown
-  set_added(files, true, tokens);
+  set_added(files, AddedTokens::kAll, tokens);
   set_named(files, tokens);
   GgufMetadata metadata = token_metadata("gpt2", name, std::move(tokens), false);
   metadata.set("tokenizer.ggml.merges", array_of(GgufValueType::kString, std::move(merges)));
   return metadata;
 }
 
-GgufMetadata sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size) {
+GgufMetadata sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
+                                      AddedTokens added) {
   const std::string path = files.path("tokenizer.model");
   Tokens tokens(vocab_size);
   with_frame(path, [&] {
@@ -223,7 +227,7 @@ GgufMetadata sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab
       tokens.scores[static_cast<size_t>(id)] = piece.score;
     }
   });
-  set_added(files, false, tokens);
+  set_added(files, added, tokens);
   return token_metadata("llama", "default", std::move(tokens), true);
 }
 
@@ -245,7 +249,7 @@ GgufMetadata merged_sentencepiece_vocabulary(const TokenizerFiles& files, int64_
     merges = merges_of(model);
     unknown = text_field(model, "unk_token").value_or("");
   });
-  set_added(files, true, tokens);
+  set_added(files, AddedTokens::kAll, tokens);
   set_named(files, tokens);
 
   // sentencepiece joins what gives the piece of the highest score, and a merge list is that order.

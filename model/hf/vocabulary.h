@@ -16,8 +16,13 @@ namespace nibble {
 GgufMetadata bpe_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
                             const std::string& pre);
 
+/// How llama.cpp's converter takes added tokens beside tokenizer.model: for most families, and for
+/// phi3.
+enum class AddedTokens { kAll, kMissing, kAsMarked };
+
 /// tokenizer.ggml.model, pre, tokens, scores and token_type, out of tokenizer.model.
-GgufMetadata sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size);
+GgufMetadata sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
+                                      AddedTokens added);
 
 /// The same out of a tokenizer.json, in which the merges take the place of scores.
 GgufMetadata merged_sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size);

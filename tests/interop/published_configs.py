@@ -10,4 +10,26 @@ SMOLLM3_3B = {
     "sliding_window": None, "use_sliding_window": False, "vocab_size": 128256,
 }  # fmt: skip
 
-PUBLISHED = {"SmolLM3-3B": SMOLLM3_3B}
+# Its 48 divisors, of which the short ones are all 1, are not copied here.
+PHI4_MINI = {
+    "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "bos_token_id": 199999, "eos_token_id": 199999,
+    "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192, "lm_head_bias": False,
+    "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "phi3", "num_attention_heads": 24,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "original_max_position_embeddings": 4096, "pad_token_id": 199999,
+    "partial_rotary_factor": 0.75, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"long_factor": [1.0 + pair for pair in range(48)], "short_factor": [1.0] * 48, "type": "longrope"},
+    "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": True, "vocab_size": 200064,
+}  # fmt: skip
+
+# Of 128 thousand tokens; its 48 divisors are not copied here.
+PHI3_MINI = {
+    "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "bos_token_id": 1, "eos_token_id": 32000,
+    "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 131072,
+    "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "original_max_position_embeddings": 4096, "pad_token_id": 32000, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"long_factor": [1.0 + pair for pair in range(48)], "short_factor": [1.0 + pair / 48 for pair in range(48)],
+                     "type": "longrope"},
+    "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": False, "vocab_size": 32064,
+}  # fmt: skip
+
+PUBLISHED = {"SmolLM3-3B": SMOLLM3_3B, "Phi-4-mini": PHI4_MINI, "Phi-3-mini": PHI3_MINI}

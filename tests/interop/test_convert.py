@@ -31,14 +31,28 @@ LLAMA3_SCALING = {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0
 SMOLLM2_TOKENS = {"vocab_size": 49152, "bos_token_id": 0, "eos_token_id": 0}
 
 
+# As Phi-3-mini's: one token that was there already, one that is not special although it looks so.
+PHI3_ADDED = {
+    "2": {"content": "</s>", "special": False}, "32000": {"content": "<|endoftext|>", "special": True},
+    "32001": {"content": "<|assistant|>", "special": True}, "32002": {"content": "<|step|>", "special": False},
+}
+
+
 def tokenizer_files(name):
-    """{file of a model folder: file of ../shared/data/hf}."""
+    """{file of a model folder: file of ../shared/data/hf, or what it holds}."""
     return {
         "smollm2": {"tokenizer.json": "SmolLM2-135M/tokenizer.derived.json"},
         "mistral": {"tokenizer.model": "Mistral-7B-Instruct-v0.2/tokenizer.model"},
         "mistral json": {file: f"Mistral-7B-Instruct-v0.3/{file}" for file in ("tokenizer.json", "tokenizer_config.json")},
         "qwen": {
             "tokenizer.json": "Qwen3-4B/tokenizer.derived.json", "tokenizer_config.json": "Qwen3-4B/tokenizer_config.json",
+        },
+        "phi3": {
+            "tokenizer.model": "Mistral-7B-Instruct-v0.2/tokenizer.model",
+            "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": PHI3_ADDED},
+        },
+        "phi4": {
+            "tokenizer.json": "SmolLM2-135M/tokenizer.derived.json", "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"},
         },
         "qwen merges": {file: f"Qwen3-4B/{file}" for file in ("vocab.json", "merges.txt", "tokenizer_config.json")},
     }[name]
@@ -78,6 +92,19 @@ MODELS = {
          "no_rope_layers": [1, 1, 1, 0, 1]},
         "bfloat16", "50GB",
     ),
+    # 64 positions are a long document for the one and a short one for the other.
+    "phi4": (
+        "Phi-4-mini", "phi4",
+        {**SMOLLM2_TOKENS, "pad_token_id": 0, "original_max_position_embeddings": 32,
+         "rope_scaling": {"type": "longrope", "long_factor": [1.0, 1.2, 1.6, 4.0, 11.0, 36.0], "short_factor": [1.0] * 6}},
+        "bfloat16", "50GB",
+    ),
+    "phi3": (
+        "Phi-3-mini", "phi3",
+        {"max_position_embeddings": 131072, "num_key_value_heads": 4,
+         "rope_scaling": {"type": "longrope", "long_factor": [8.0] * 8, "short_factor": [1.0, 1.1, 1.4, 1.7, 2.0, 2.0, 2.5, 3.0]}},
+        "float32", "50GB",
+    ),
 }
 # What each family would compute without: a change of the GGUF file's tensors, or of its keys.
 ONES = np.ones_like
@@ -90,6 +117,8 @@ PARTS = {
     },
     "qwen2": {f"{name} bias": (rf"blk\.\d+\.{name}\.bias", ZEROS) for name in ("attn_q", "attn_k", "attn_v")},
     "qwen3": {f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES) for name in ("attn_q_norm", "attn_k_norm")},
+    "phi4": {"long divisors": (r"rope_factors_long", ONES)},
+    "phi3": {"short divisors": (r"rope_factors_short", ONES)},
     "gemma3": {
         f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES)
         for name in ("attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
@@ -128,7 +157,10 @@ def lay_folder(folder, shared, config, tokenizer, changes):
     given = PUBLISHED.get(config) or json.loads((shared / "hf" / config / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**given, **SMALL, **changes}))
     for file, source in tokenizer_files(tokenizer).items():
-        shutil.copy(shared / "hf" / source, folder / file)
+        if isinstance(source, dict):
+            (folder / file).write_text(json.dumps(source))
+        else:
+            shutil.copy(shared / "hf" / source, folder / file)
     return folder
 
 
@@ -271,12 +303,18 @@ def test_no_setting_of_the_configuration_can_be_left_out(run_nibble, converted, 
         run_nibble, tmp_path, log_probs=lambda tokens: transformers_log_probs(torch_env, folder, tokens, tmp_path)) > BROKEN
 
 
-@pytest.mark.parametrize(
-    "setting", ["attention.sliding_window=int:4096", "rope.scaling.factor=float:1", "rope.freq_base=float:10000"]
-)
-def test_no_setting_of_gemma3_can_be_left_out(run_nibble, converted, setting, tmp_path):
-    model, broken = converted("gemma3"), tmp_path / "broken.gguf"
-    result = run_nibble("quantize", model.path, broken, "COPY", "--override-kv", f"gemma3.{setting}")
+# name: the keys of its GGUF file that are changed.
+KEYS = {
+    "gemma3": ["attention.sliding_window=int:4096", "rope.scaling.factor=float:1", "rope.freq_base=float:10000"],
+    "phi4": ["rope.scaling.attn_factor=float:1", "rope.scaling.original_context_length=int:4096"],
+}
+
+
+@pytest.mark.parametrize("name, key", [(name, key) for name, keys in KEYS.items() for key in keys])
+def test_no_key_can_be_left_out(run_nibble, converted, name, key, tmp_path):
+    model, broken = converted(name), tmp_path / "broken.gguf"
+    architecture = gguf.GGUFReader(model.path).fields["general.architecture"].contents()
+    result = run_nibble("quantize", model.path, broken, "COPY", "--override-kv", f"{architecture}.{key}")
     assert result.returncode == 0, result.stderr
     assert model.difference(run_nibble, tmp_path, path=broken) > BROKEN
 
@@ -305,7 +343,7 @@ def run_converter(converter, torch_env, folder, out, outtype):
     "name, outtype",
     [(name, outtype) for name in ("llama", "mistral", "llama3") for outtype in ("f32", "f16", "bf16")]
     + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16"), ("gemma3", "f16"),
-       ("smollm3", "bf16")],
+       ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16")],
 )
 def test_keys_and_bytes_are_those_of_llama_cpps_converter(
     run_nibble, torch_env, converter, make_model, name, outtype, tmp_path
@@ -355,7 +393,7 @@ def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_p
     assert json.loads(result.stdout)["ids"] == theirs.ids
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3", "smollm3"])
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3", "smollm3", "phi4"])
 def test_a_run_on_a_folder_ends_in_a_file_that_llama_cpp_runs(run_nibble, make_model, shared, tmp_path, name):
     text = tmp_path / "text.txt"
     text.write_text(text_of(shared).read_text()[:60_000])

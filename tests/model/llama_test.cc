@@ -70,8 +70,10 @@ class PlainLlama {
           linear(attention(norm(x, prefix + "attn_norm"), prefix, layer), prefix + "attn_output");
       x = x + normed_after(attended, prefix + "post_attention_norm");
       const torch::Tensor normed = norm(x, prefix + "ffn_norm");
-      const torch::Tensor wide =
-          activation(linear(normed, prefix + "ffn_gate")) * linear(normed, prefix + "ffn_up");
+      const torch::Tensor up = linear(normed, prefix + "ffn_up");
+      const torch::Tensor wide = tiny_.is_fused()
+                                     ? activation(up.chunk(2, 1)[0]) * up.chunk(2, 1)[1]
+                                     : activation(linear(normed, prefix + "ffn_gate")) * up;
       x = x + normed_after(linear(wide, prefix + "ffn_down"), prefix + "post_ffw_norm");
     }
     return norm(x, "output_norm")
@@ -98,8 +100,13 @@ class PlainLlama {
     const bool windowed = tiny_.window > 0 && layer % 6 < 5;
     const bool turned = tiny_.architecture != "smollm3" || layer != 3;
     const int64_t length = x.size(0), size = tiny_.head_size();
-    const torch::Tensor q = linear(x, prefix + "attn_q"), k = linear(x, prefix + "attn_k"),
-                        v = linear(x, prefix + "attn_v");
+    const auto part = [&](const char* name, int64_t first, int64_t heads) {
+      if (!tiny_.is_fused()) return linear(x, prefix + name);
+      return linear(x, prefix + "attn_qkv").narrow(1, first * size, heads * size);
+    };
+    const torch::Tensor q = part("attn_q", 0, tiny_.heads),
+                        k = part("attn_k", tiny_.heads, tiny_.kv_heads),
+                        v = part("attn_v", tiny_.heads + tiny_.kv_heads, tiny_.kv_heads);
     torch::Tensor unseen = at::ones({length, length}, torch::kBool).triu(1);
     if (windowed) unseen = unseen.logical_or(at::ones_like(unseen).tril(-tiny_.window));
     const double base = windowed ? 10000.0 : tiny_.rope_base;
@@ -121,7 +128,12 @@ class PlainLlama {
     const torch::Tensor part = x.narrow(1, head * tiny_.head_size(), tiny_.head_size());
     return weights_.count(norm_name + ".weight") > 0 ? norm(part, norm_name) : part;
   }
-  torch::Tensor turn(const torch::Tensor& x, double base) {
+  torch::Tensor turn(const torch::Tensor& whole, double base) {
+    if (tiny_.turned > 0 && tiny_.turned < whole.size(1))
+      return at::cat({turn(whole.narrow(1, 0, tiny_.turned), base),
+                      whole.narrow(1, tiny_.turned, whole.size(1) - tiny_.turned)},
+                     1);
+    const torch::Tensor& x = whole;
     const int64_t length = x.size(0), size = x.size(1);
     const torch::Tensor position = at::arange(length, torch::kFloat64).unsqueeze(1);
     const torch::Tensor angle =
@@ -176,7 +188,7 @@ INSTANTIATE_TEST_SUITE_P(
         std::make_tuple(false, true, 1, "qwen3"), std::make_tuple(true, false, 2, "gemma3"),
         std::make_tuple(false, false, 1, "gemma3"),
         // Without biases: that of keys that are not turned has no gradient.
-        std::make_tuple(true, false, 2, "smollm3")));
+        std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -240,7 +252,7 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
 
 class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
-                         testing::Values("llama", "qwen2", "qwen3", "gemma3", "smollm3"));
+                         testing::Values("llama", "qwen2", "qwen3", "gemma3", "smollm3", "phi3"));
 
 TEST_P(Architectures, CacheContinuesWhereItStopped) {
   TinyLlama tiny;
@@ -280,6 +292,31 @@ TEST_F(LlamaTest, RopeDivisorsAreReadAndAreNoWeight) {
   const torch::NoGradGuard no_grad;
   EXPECT_GT(largest_difference(model->logits({tokens, {}}), load({})->logits({tokens, {}})),
             1000 * kTolerance);
+}
+
+// Angles of random divisors: of short documents the one set, of long ones the other.
+TEST_F(LlamaTest, LongDocumentsAreTurnedByDivisorsOfTheirOwn) {
+  TinyLlama tiny;
+  tiny.take_architecture("phi3");
+  tiny.extra.set("phi3.rope.scaling.original_context_length", uint32_t{16});
+  tiny.more_tensors = {{"rope_factors_long.weight", {3}, GgmlType::kF32}};
+  expect_complaint(tiny, {"has one of rope_factors_short.weight and rope_factors_long.weight"});
+  tiny.more_tensors.push_back({"rope_factors_short.weight", {3}, GgmlType::kF32});
+  const auto model = load(tiny);
+  EXPECT_EQ(model->find_weight("rope_factors_long.weight"), nullptr);
+  const torch::Tensor tokens = some_tokens(1, 24);
+  const torch::NoGradGuard no_grad;
+  // A position knows those before it only, so that nothing but the turning can differ.
+  const torch::Tensor whole = model->hidden({tokens, {}})[0].narrow(0, 0, 16);
+  const torch::Tensor beginning = model->hidden({tokens.narrow(1, 0, 16), {}})[0];
+  const torch::Tensor next = model->hidden({tokens.narrow(1, 0, 17), {}})[0].narrow(0, 0, 16);
+  EXPECT_LT(largest_difference(whole, next), kTolerance);
+  EXPECT_GT(largest_difference(whole, beginning), 1000 * kTolerance);
+
+  const auto cache = model->new_cache();
+  EXPECT_LT(largest_difference(model->hidden_next(tokens[0].narrow(0, 0, 16), *cache), beginning),
+            kTolerance);
+  EXPECT_THROW(model->hidden_next(tokens[0].narrow(0, 16, 1), *cache), Error);
 }
 
 TEST_F(LlamaTest, CopyHasItsOwnWeights) {

@@ -137,7 +137,7 @@ TEST(RopeMetadata, DefaultsAndKeys) {
 
 TEST(RopeMetadata, RefusesWhatItCannotDo) {
   GgufMetadata metadata;
-  metadata.set("llama.rope.scaling.type", std::string("longrope"));
+  metadata.set("llama.rope.scaling.type", std::string("dynamic"));
   EXPECT_THROW(read_rope_options(metadata, "llama", 64), Error);
   metadata.set("llama.rope.scaling.type", std::string("yarn"));
   EXPECT_THROW(read_rope_options(metadata, "llama", 64), Error) << "no original context";

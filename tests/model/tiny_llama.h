@@ -17,6 +17,7 @@ struct TinyLlama {
   std::string architecture = "llama";
   int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
   int64_t window = 0;  // of gemma3
+  int64_t turned = 0;  // elements of each head, where not all
   float rope_base = 10000.0f;
   bool tied = false, biases = false;
   uint32_t seed = 1;
@@ -27,19 +28,21 @@ struct TinyLlama {
 
   int64_t head_size() const { return width / heads; }
   bool is_gemma() const { return architecture == "gemma3"; }
+  bool is_fused() const { return architecture == "phi3"; }
   /// gemma3: seven layers, of which one has no window, and a rotation of its own. smollm3: five
-  /// layers, of which one turns no heads.
+  /// layers, of which one turns no heads. phi3: six of a head's eight elements turned.
   void take_architecture(const std::string& name) {
     architecture = name;
     if (name == "smollm3") layers = 5;
+    if (name == "phi3") extra.set("phi3.rope.dimension_count", static_cast<uint32_t>(turned = 6));
     if (!is_gemma()) return;
     layers = 7;
     window = 6;
     rope_base = 500.0f;
   }
-  /// gemma3 has no biases, and the others but llama have some of q, k and v at most.
+  /// gemma3 and phi3 have no biases, and the others but llama have some of q, k and v at most.
   bool has_bias(const std::string& name) const {
-    return biases && !is_gemma() &&
+    return biases && !is_gemma() && !is_fused() &&
            (architecture == "llama" || name == "attn_q" || name == "attn_k" || name == "attn_v");
   }
 
@@ -79,9 +82,12 @@ struct TinyLlama {
         if (has_bias(name)) add(prefix + name + ".bias", {out});
       };
       add(prefix + "attn_norm.weight", {width});
-      linear("attn_q", width, width);
-      linear("attn_k", width, keys);
-      linear("attn_v", width, keys);
+      if (is_fused()) linear("attn_qkv", width, width + 2 * keys);
+      if (!is_fused()) {
+        linear("attn_q", width, width);
+        linear("attn_k", width, keys);
+        linear("attn_v", width, keys);
+      }
       if (architecture == "qwen3" || is_gemma()) {
         add(prefix + "attn_q_norm.weight", {head_size()});
         add(prefix + "attn_k_norm.weight", {head_size()});
@@ -89,8 +95,8 @@ struct TinyLlama {
       linear("attn_output", width, width);
       if (is_gemma()) add(prefix + "post_attention_norm.weight", {width});
       add(prefix + "ffn_norm.weight", {width});
-      linear("ffn_gate", width, feed_forward);
-      linear("ffn_up", width, feed_forward);
+      if (!is_fused()) linear("ffn_gate", width, feed_forward);
+      linear("ffn_up", width, is_fused() ? 2 * feed_forward : feed_forward);
       linear("ffn_down", feed_forward, width);
       if (is_gemma()) add(prefix + "post_ffw_norm.weight", {width});
     }

@@ -142,10 +142,14 @@ TEST_F(CalibrateTest, WithoutTextItSaysSo) {
   }
 }
 
-// Every link of a model with biases and shared heads: any factors at all.
-TEST(MoveFactors, TheModelComputesTheSame) {
+// Every link of a model with shared heads, with biases or fused matrices: any factors at all.
+class MoveFactors : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Calibrate, MoveFactors, testing::Values("llama", "phi3"));
+
+TEST_P(MoveFactors, TheModelComputesTheSame) {
   const TemporaryFolder folder;
   TinyLlama tiny;
+  tiny.take_architecture(GetParam());
   tiny.biases = true;
   tiny.write(folder.file("tiny.gguf"));
   const std::unique_ptr<Model> before = load_model(GgufFile::open(folder.file("tiny.gguf")));
@@ -158,8 +162,7 @@ TEST(MoveFactors, TheModelComputesTheSame) {
   for (size_t i = 0; i < links; ++i) {
     const std::unique_ptr<Model> after = before->copy();
     const ChannelLink link = after->channel_links()[i];
-    const int64_t rows = link.makers.front()->value.size(0);
-    const torch::Tensor factors = (torch::rand({rows}) * 4 - 2).exp();
+    const torch::Tensor factors = (torch::rand({link.num_rows()}) * 4 - 2).exp();
     move_factors(link, factors, factors.index_select(0, link.maker_row));
     EXPECT_GT(largest_difference(link.takers.front()->value,
                                  before->find_weight(link.takers.front()->name)->value),

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -39,14 +40,14 @@ TEST(HfConfig, BothVersionsOfTransformersSayTheSame) {
   newer.erase("rope_theta");
   const HfConfig a = read_hf_config(llama3()), b = read_hf_config(newer);
   EXPECT_EQ(hf_model_metadata(a, 0).pairs(), hf_model_metadata(b, 0).pairs());
-  EXPECT_EQ(llama3_rope_divisors(a.rope, 64), llama3_rope_divisors(b.rope, 64));
+  EXPECT_EQ(llama3_rope_divisors(a.rope), llama3_rope_divisors(b.rope));
   EXPECT_EQ(a.sizes.head_size, 64);
   EXPECT_TRUE(a.tied);
 }
 
 // Wavelengths below 8192 / 4 stay, above 8192 / 1 are stretched by 32, between by a ramp.
 TEST(HfConfig, Llama3StretchesLongWavelengths) {
-  const std::vector<float> divisors = llama3_rope_divisors(read_hf_config(llama3()).rope, 64);
+  const std::vector<float> divisors = llama3_rope_divisors(read_hf_config(llama3()).rope);
   ASSERT_EQ(divisors.size(), 32u);
   EXPECT_EQ(divisors.front(), 1.0f);
   EXPECT_EQ(divisors.back(), 32.0f);
@@ -83,6 +84,50 @@ TEST(HfConfig, Qwen2SaysNoHeadSizeAndQwen3Must) {
   const GgufMetadata metadata = hf_model_metadata(read_hf_config(config), 0);
   EXPECT_EQ(metadata.get_int("qwen3.attention.key_length"), 128);
   EXPECT_FALSE(metadata.contains("qwen3.vocab_size"));
+}
+
+/// Phi-4-mini's, narrower, as Microsoft writes it.
+Json phi3() {
+  return Json::parse(R"({"architectures": ["Phi3ForCausalLM"], "hidden_act": "silu",
+    "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 131072,
+    "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
+    "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"long_factor": [1, 1.25, 2, 4, 8, 16], "short_factor": [1, 1, 1, 1, 1, 2],
+    "type": "longrope"}, "rope_theta": 10000.0, "sliding_window": 262144, "vocab_size": 200064})");
+}
+
+TEST(HfConfig, Phi3SaysItsLongRope) {
+  const HfConfig config = read_hf_config(phi3());
+  const GgufMetadata metadata = hf_model_metadata(config, 0);
+  EXPECT_EQ(metadata.get_int("phi3.rope.dimension_count"), 12);
+  EXPECT_EQ(metadata.get_int("phi3.rope.scaling.original_context_length"), 4096);
+  // sqrt(1 + ln 32 / ln 4096) = sqrt(1 + 5/12)
+  EXPECT_FLOAT_EQ(metadata.get_float("phi3.rope.scaling.attn_factor"), std::sqrt(17.0 / 12));
+  const std::vector<RopeTensor> tensors = hf_rope_tensors(config.rope);
+  ASSERT_EQ(tensors.size(), 2u);
+  EXPECT_EQ(tensors[0].name, "rope_factors_long.weight");
+  EXPECT_EQ(tensors[0].divisors[1], 1.25f);
+  EXPECT_EQ(tensors[1].divisors[5], 2.0f);
+}
+
+TEST(HfConfig, Phi3RefusesWhatAGgufFileWouldNotSay) {
+  const auto with = [](const char* key, const Json& value) {
+    Json config = phi3();
+    config["rope_scaling"][key] = value;
+    return refusal(config);
+  };
+  EXPECT_NE(with("type", "yarn").find("nibble has default and longrope for phi3"),
+            std::string::npos);
+  EXPECT_NE(with("long_mscale", 1.1).find("'long_mscale'"), std::string::npos);
+  EXPECT_NE(with("factor", 4.0).find("'factor' is not"), std::string::npos);
+  EXPECT_NE(with("long_factor", {1, 2}).find("wants 6 numbers, found 2"), std::string::npos);
+  EXPECT_NE(with("short_factor", {1, 1, 1, 1, 1, 0}).find("no positive"), std::string::npos);
+  Json config = phi3();
+  config["partial_rotary_factor"] = 0.7;
+  EXPECT_NE(refusal(config).find("no even number"), std::string::npos);
+  config = phi3();
+  config["head_dim"] = 32;
+  EXPECT_NE(refusal(config).find("'head_dim'"), std::string::npos);
 }
 
 TEST(HfConfig, Smollm3TurnsNoHeadsInEachFourthLayer) {

@@ -18,6 +18,9 @@ const char* kLlama3 =
 const char* kQwen2 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
+const char* kO200k =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
 Json split(const std::string& expression) {
   return {{"type", "Split"},
           {"pattern", {{"Regex", expression}}},
@@ -49,10 +52,12 @@ TEST(PreTokenizerName, KnowsTheExpressionsOfTheFamilies) {
   EXPECT_EQ(name_of({split(kQwen2), bytes(false)}), "qwen2");
   EXPECT_EQ(name_of({split(kLlama3), bytes(false)}, true), "llama-bpe");
   EXPECT_EQ(name_of({split(kLlama3), bytes(false)}, false), "smaug-bpe");
+  EXPECT_EQ(name_of({split(kO200k), bytes(false)}), "gpt-4o");
 }
 
 TEST(PreTokenizerName, NamesWhatItsOwnTokenizerHas) {
-  for (const std::string name : {"gpt-2", "smollm", "qwen2", "llama-bpe", "smaug-bpe", "tekken"})
+  for (const std::string name :
+       {"gpt-2", "smollm", "qwen2", "llama-bpe", "smaug-bpe", "tekken", "gpt-4o"})
     EXPECT_NO_THROW(find_pre_tokenizer(name)) << name;
   EXPECT_TRUE(find_pre_tokenizer("llama-bpe").ignore_merges);
   EXPECT_FALSE(find_pre_tokenizer("smaug-bpe").ignore_merges);
