@@ -9,7 +9,6 @@
 #include "base/threads.h"
 #include "eval/kl_base.h"
 #include "eval/softmax_rows.h"
-#include "model/layers.h"
 
 namespace nibble {
 namespace {
@@ -92,9 +91,7 @@ PerplexityResult perplexity(Model& model, const std::vector<std::vector<int32_t>
   run_chunks(model, chunks, [&](int64_t first, const torch::Tensor& hidden) {
     const int64_t end = first + hidden.size(0);
     for (int64_t i = first; i < end; ++i) {
-      const torch::Tensor logits = linear(hidden[i - first].narrow(0, half, scored),
-                                          model.output_weight(), {}, model.compute_dtype())
-                                       .cpu();
+      const torch::Tensor logits = model.logits_of(hidden[i - first].narrow(0, half, scored)).cpu();
       const std::vector<int32_t> next(chunks[i].begin() + half + 1, chunks[i].end());
       const std::vector<double> chunk_losses = row_losses(logits, next);
       losses.insert(losses.end(), chunk_losses.begin(), chunk_losses.end());

@@ -50,8 +50,7 @@ class Reference {
   void visit(const std::function<void(const torch::Tensor&)>& see) const {
     run_chunks(model_, chunks_, [&](int64_t, const torch::Tensor& hidden) {
       for (const torch::Tensor& states : hidden.unbind())
-        see(at::log_softmax(linear(states, model_.output_weight(), {}, model_.compute_dtype()),
-                            -1));
+        see(at::log_softmax(model_.logits_of(states), -1));
     });
   }
 

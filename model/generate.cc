@@ -22,7 +22,6 @@ std::vector<int32_t> generate(Model& model, const Tokenizer& tokenizer,
   if (!(options.temperature >= 0))
     fail_usage("temperature wants 0 (greedy) or more, found ", options.temperature);
   const torch::NoGradGuard no_grad;
-  const torch::Tensor output = model.output_weight().detach();
   at::Generator generator = at::detail::createCPUGenerator(options.seed);
   const std::unique_ptr<KvCache> cache = model.new_cache();
 
@@ -30,7 +29,7 @@ std::vector<int32_t> generate(Model& model, const Tokenizer& tokenizer,
   std::vector<int64_t> next(prompt.begin(), prompt.end());
   while (static_cast<int64_t>(ids.size()) < options.max_tokens) {
     const torch::Tensor hidden = model.hidden_next(torch::tensor(next, torch::kInt64), *cache);
-    const torch::Tensor logits = torch::mv(output, hidden[-1].to(output.dtype())).cpu();
+    const torch::Tensor logits = model.logits_of(hidden.narrow(0, hidden.size(0) - 1, 1))[0].cpu();
     const int32_t id = choose(logits, options.temperature, generator);
     if (tokenizer.is_end_of_generation(id)) break;
     ids.push_back(id);

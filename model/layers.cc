@@ -177,6 +177,10 @@ torch::Tensor geglu(const torch::Tensor& gate, const torch::Tensor& up) {
   return at::gelu(gate, "tanh") * up;
 }
 
+torch::Tensor soft_cap(const torch::Tensor& x, double cap) {
+  return cap > 0 ? cap * at::tanh(x / cap) : x;
+}
+
 torch::Tensor aten_rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon) {
   return at::rms_norm(x, {x.size(-1)}, weight, epsilon);
 }

@@ -40,6 +40,9 @@ torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up);
 /// gelu(gate) * up, gelu with tanh (Hendrycks and Gimpel, arXiv:1606.08415). In ATen's operations.
 torch::Tensor geglu(const torch::Tensor& gate, const torch::Tensor& up);
 
+/// cap tanh(x / cap); x where cap is 0.
+torch::Tensor soft_cap(const torch::Tensor& x, double cap);
+
 // rms_norm and swiglu in ATen's operations: what they are on a GPU, where model/kernels.h's loops
 // do not run. On any device.
 

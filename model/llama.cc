@@ -89,7 +89,8 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   };
   std::vector<TensorSpec> specs;
   for (const LlamaModelTensor& tensor : llama_model_tensors())
-    specs.push_back(spec(tensor.name, tensor.row_length, tensor.rows, tensor.presence));
+    if (!architecture.is_always_tied || std::string_view(tensor.name) != kOutput)
+      specs.push_back(spec(tensor.name, tensor.row_length, tensor.rows, tensor.presence));
   const std::vector<int64_t> pairs = {options.rope.dimensions / 2};
   specs.push_back({kRopeDivisors, pairs, false});
   if (architecture.has_long_rope)
@@ -117,7 +118,7 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
   bytes.block += (query + 2 * key + query + query) * used + options.num_heads * full;
   // Norms of heads: what goes in, and one number for each.
   const bool is_gemma = options.architecture.is_gemma;
-  if (options.shape.architecture == "qwen3" || is_gemma)
+  if (options.shape.architecture == "qwen3" || options.shape.architecture == "gemma3")
     bytes.block += (query + key + options.num_heads + options.num_kv_heads) * full;
   // What goes into the norms after attention and feed-forward, and GELU's result.
   if (is_gemma) bytes.block += (2 * width + wide) * full;
@@ -208,9 +209,9 @@ torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& 
 }
 
 torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
-                           const torch::Tensor& rotation, int64_t window) const {
+                           const torch::Tensor& rotation, const AttentionRule& rule) const {
   const Heads all = heads(layer, x, rotation);
-  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_, window));
+  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_, rule));
 }
 
 torch::Tensor Llama::embedded(const torch::Tensor& tokens) const {
@@ -231,7 +232,7 @@ Llama::Rotations Llama::rotations(const torch::Tensor& positions, int64_t limit)
 
 torch::Tensor Llama::rotation_of(size_t layer, const Rotations& all) const {
   if (!options_.turns(block_of(layer))) return {};
-  return window_of(layer) > 0 ? all.windows : all.full;
+  return rule_of(layer).window > 0 ? all.windows : all.full;
 }
 
 torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
@@ -240,10 +241,10 @@ torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
   torch::Tensor states = x;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LlamaLayer& layer = layers_[i];
-    const int64_t window = window_of(i);
     const torch::Tensor rotation = rotation_of(i, all);
-    const auto run = [this, &layer, packing, rotation, window](const torch::Tensor& in) {
-      return block(layer, in, packing, rotation, window);
+    const AttentionRule rule = rule_of(i);
+    const auto run = [this, &layer, packing, rotation, rule](const torch::Tensor& in) {
+      return block(layer, in, packing, rotation, rule);
     };
     states = activation_checkpointing_ ? recompute_in_backward(run, states) : run(states);
   }
@@ -308,10 +309,9 @@ torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& ca
   const Rotations all = rotations(positions, end);
   torch::Tensor x = embedded(tokens);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const int64_t window = window_of(i);
     const Heads fresh = heads(layers_[i], x, rotation_of(i, all));
     const auto [k, v] = stored.append(i, fresh.k, fresh.v);
-    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_, window));
+    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_, rule_of(i)));
   }
   stored.advance(tokens.size(0));
   return finish(x);

@@ -2,10 +2,11 @@
 // feed-forward (Touvron et al., arXiv:2302.13971), with the optional biases and rope divisors that
 // llama.cpp reads (source: llama.cpp src/models/llama.cpp), and what differs from it by a few
 // tensors: qwen2 (biases of q, k and v; heads turned by halves), qwen3 (instead of the biases, a
-// norm of each head of q and k), gemma3 (such norms, norms after attention and feed-forward too,
-// GELU, scaled embeddings, and windows of attention in five layers of six, with a rotation of their
-// own), smollm3 (no rotary positions in each fourth layer) and phi3 (q, k and v in one matrix, gate
-// and up in another; LongRoPE). Mixtures of experts are refused.
+// norm of each head of q and k), gemma2 (norms after attention and feed-forward too, GELU, scaled
+// embeddings, windows of attention in each second layer, caps of scores and logits), gemma3 (those
+// norms and the heads', windows in five layers of six, with a rotation of their own), smollm3 (no
+// rotary positions in each fourth layer) and phi3 (q, k and v in one matrix, gate and up in
+// another; LongRoPE). Mixtures of experts are refused.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,6 @@
 #include "model/tensors.h"
 
 namespace nibble {
-
 /// Every tensor that a file of these options may hold.
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options);
 /// Counted from what the functions of model/layers.h and model/attention.h save.
@@ -29,8 +29,8 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
 
 class Llama : public Model {
  public:
-  /// `weights` are those of llama_tensors(options), of the right shapes; complete, or of a part of
-  /// the model.
+  /// `weights` are those of llama_tensors(options), of the right shapes; complete, or of a part
+  /// of the model.
   Llama(LlamaOptions options, std::vector<std::unique_ptr<Weight>> weights);
 
   const ModelShape& shape() const override { return options_.shape; }
@@ -63,13 +63,14 @@ class Llama : public Model {
   torch::Tensor rotation_of(size_t layer, const Rotations& all) const;
   /// The block's heads for x [N, D]; rotation: undefined where they are not turned.
   Heads heads(const LlamaLayer& layer, const torch::Tensor& x, const torch::Tensor& rotation) const;
-  /// One block of packed documents, x [N, D] -> [N, D]. window: as attend() takes it.
+  /// One block of packed documents, x [N, D] -> [N, D].
   torch::Tensor block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
-                      const torch::Tensor& rotation, int64_t window) const;
+                      const torch::Tensor& rotation, const AttentionRule& rule) const;
   /// [N, D] for tokens [N] int64 on the model's device.
   torch::Tensor embedded(const torch::Tensor& tokens) const;
-  int64_t window_of(size_t layer) const {
-    return options_.has_window(block_of(layer)) ? options_.window : 0;
+  AttentionRule rule_of(size_t layer) const {
+    return {options_.has_window(block_of(layer)) ? options_.window : 0, options_.attention_scale,
+            options_.attention_cap};
   }
   /// Counted from the whole model's first.
   int64_t block_of(size_t layer) const {

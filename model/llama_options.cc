@@ -1,5 +1,7 @@
 #include "model/llama_options.h"
 
+#include <cmath>
+
 #include "base/error.h"
 
 namespace nibble {
@@ -25,32 +27,46 @@ const LlamaArchitecture& require_architecture(const std::string& name) {
   fail("unknown architecture '", name, "'; nibble has ", known);
 }
 
-/// Of the layers with a window, whose rotation is not scaled (source: llama.cpp
-/// src/models/gemma3.cpp).
+/// Of the layers with a window. gemma3's are turned otherwise than the others, without scaling
+/// (sources: llama.cpp src/models/gemma2.cpp, gemma3.cpp).
 void read_window(const GgufMetadata& metadata, LlamaOptions& options) {
-  const std::string& architecture = options.shape.architecture;
-  const std::string key = architecture + ".attention.sliding_window";
-  if (options.architecture.window_period == 0 || !metadata.contains(key)) return;
-  options.window = metadata.get_int(key);
+  const LlamaArchitecture& architecture = options.architecture;
+  const int64_t period = architecture.window_period;
+  if (period == 0) return;
+  const bool is_gemma2 = architecture.name == "gemma2";
+  const std::string prefix = options.shape.architecture + '.';
+  const std::string key = prefix + "attention.sliding_window", pattern = key + "_pattern";
+  options.window = metadata.get_int_or(key, is_gemma2 ? 4096 : 0);
   check(options.window >= 0, "key '", key, "' must not be negative, is ", options.window);
-  const std::string pattern = key + "_pattern";
-  check(metadata.get_int_or(pattern, options.architecture.window_period) ==
-            options.architecture.window_period,
-        "key '", pattern, "': nibble has windows in all but each layer number ",
-        options.architecture.window_period);
+  check(metadata.get_int_or(pattern, period) == period, "key '", pattern,
+        "': nibble has windows in all but each layer number ", period);
   options.window_rope.dimensions = options.rope.dimensions;
   options.window_rope.pairs = options.rope.pairs;
-  options.window_rope.base = metadata.get_float_or(architecture + ".rope.freq_base_swa", 10000.0);
+  if (is_gemma2) options.window_rope = options.rope;
+  options.window_rope.base =
+      metadata.get_float_or(prefix + "rope.freq_base_swa", options.window_rope.base);
 }
 
-/// gemma3's settings that no layer here has.
-void check_gemma(const GgufMetadata& metadata, const LlamaOptions& options) {
-  const std::string softcap = options.shape.architecture + ".final_logit_softcapping";
-  check(metadata.get_float_or(softcap, 0) == 0, "key '", softcap,
-        "' is set: nibble caps no logits");
-  // llama.cpp takes another attention scale for that many layers.
-  check(options.shape.num_layers != 62,
-        "a gemma3 of 62 layers (27B) scales its attention otherwise");
+/// The caps of gemma2's scores and of gemma's logits; a gemma3 has none unless it says so (source:
+/// llama.cpp src/llama-hparams.h).
+void read_caps(const GgufMetadata& metadata, LlamaOptions& options) {
+  const bool is_gemma2 = options.architecture.name == "gemma2";
+  const auto read = [&](const char* name, double otherwise) {
+    const std::string key = concat(options.architecture.name, '.', name);
+    const double cap = metadata.get_float_or(key, otherwise);
+    check(cap > 0 || (cap == 0 && otherwise == 0), "key '", key, "' must be positive, is ", cap);
+    return cap;
+  };
+  if (is_gemma2) options.attention_cap = read("attn_logit_softcapping", 50);
+  options.shape.logit_cap = read("final_logit_softcapping", is_gemma2 ? 30 : 0);
+}
+
+double attention_scale(const LlamaOptions& options) {
+  const int64_t layers = options.architecture.layers_of_27b;
+  const int64_t size = layers > 0 && options.shape.num_layers == layers
+                           ? options.shape.width / options.num_heads
+                           : options.head_size;
+  return 1 / std::sqrt(static_cast<double>(size));
 }
 
 }  // namespace
@@ -95,7 +111,8 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     check(fits, "key '", key("rope.dimension_count"), "' is ", options.rope.dimensions,
           ", a head has ", options.head_size);
     read_window(metadata, options);
-    if (architecture.is_gemma) check_gemma(metadata, options);
+    if (architecture.is_gemma) read_caps(metadata, options);
+    options.attention_scale = attention_scale(options);
     return options;
   });
 }

@@ -25,6 +25,7 @@ struct LlamaOptions {
   /// Positions that layers with a window attend to, 0: there are none; their rotation.
   int64_t window = 0;
   RopeOptions window_rope;
+  double attention_scale = 0, attention_cap = 0;  // as AttentionRule has them
   LlamaArchitecture architecture = {};
 
   /// Of block `block`, counted from the model's first: whether its heads are turned, and whether it

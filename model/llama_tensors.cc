@@ -19,7 +19,9 @@ enum : unsigned {
   kGemma3 = 1 << 3,
   kSmolLm3 = 1 << 4,
   kPhi3 = 1 << 5,
+  kGemma2 = 1 << 6,
   kAll = ~0U,
+  kGemmas = kGemma2 | kGemma3,
   kSplit = kAll & ~kPhi3,  // a matrix each for queries, keys, values, gate and up
 };
 
@@ -46,7 +48,7 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false,
      kQwen3 | kGemma3},
     {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
-     false, kAll & ~kGemma3},
+     false, kAll & ~kGemmas},
     {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false, kSplit},
     {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false, kSplit},
     {&L::gate_up, "ffn_up.weight", "mlp.gate_up_proj.weight", kWidth, LlamaSize::kGateUp, false,
@@ -56,11 +58,11 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::up_bias, "ffn_up.bias", "mlp.up_proj.bias", kFeedForward, kOne, false, 0, kLlama},
     {&L::down_bias, "ffn_down.bias", "mlp.down_proj.bias", kWidth, kOne, false, 0, kLlama},
     {&L::post_attention_norm, "post_attention_norm.weight", "post_attention_layernorm.weight",
-     kWidth, kOne, false, kGemma3},
+     kWidth, kOne, false, kGemmas},
     {&L::feed_forward_norm, "ffn_norm.weight", "pre_feedforward_layernorm.weight", kWidth, kOne,
-     false, kGemma3},
+     false, kGemmas},
     {&L::post_feed_forward_norm, "post_ffw_norm.weight", "post_feedforward_layernorm.weight",
-     kWidth, kOne, false, kGemma3},
+     kWidth, kOne, false, kGemmas},
 };
 
 constexpr LlamaModelTensor kModelTensors[] = {
@@ -73,7 +75,19 @@ constexpr LlamaArchitecture kArchitectures[] = {
     {.name = "llama", .bit = kLlama},
     {.name = "qwen2", .bit = kQwen2, .turns_halves = true},
     {.name = "qwen3", .bit = kQwen3, .turns_halves = true},
-    {.name = "gemma3", .bit = kGemma3, .turns_halves = true, .is_gemma = true, .window_period = 6},
+    {.name = "gemma2",
+     .bit = kGemma2,
+     .turns_halves = true,
+     .is_gemma = true,
+     .window_period = 2,
+     .layers_of_27b = 46,
+     .is_always_tied = true},
+    {.name = "gemma3",
+     .bit = kGemma3,
+     .turns_halves = true,
+     .is_gemma = true,
+     .window_period = 6,
+     .layers_of_27b = 62},
     {.name = "smollm3", .bit = kSmolLm3, .unturned_period = 4},
     {.name = "phi3", .bit = kPhi3, .turns_halves = true, .has_long_rope = true},
 };

@@ -1,7 +1,7 @@
-// The tensor table of the llama architecture and of its relatives (qwen2, qwen3, gemma3, smollm3,
-// phi3): what each tensor is called in GGUF and in Hugging Face checkpoints, its shape, and which
-// architectures have it. Model, loader and converter read this one table (sources: llama.cpp
-// src/models/<architecture>.cpp; transformers models/<family>). Without LibTorch.
+// The tensor table of the llama architecture and of its relatives (qwen2, qwen3, gemma2, gemma3,
+// smollm3, phi3): what each tensor is called in GGUF and in Hugging Face checkpoints, its shape,
+// and which architectures have it. Model, loader and converter read this one table (sources:
+// llama.cpp src/models/<architecture>.cpp; transformers models/<family>). Without LibTorch.
 #pragma once
 
 #include <cstdint>
@@ -76,12 +76,16 @@ struct LlamaArchitecture {
   /// Rotary positions turn element i of a head with element i + d/2, as in Hugging Face's code;
   /// otherwise element 2i with 2i + 1, for which GGUF has the rows of q and k in another order.
   bool turns_halves = false;
-  /// gemma3's: embeddings times the root of their width, GELU instead of SiLU, and in Hugging
-  /// Face's checkpoints norms of 1 + w.
+  /// gemma2's and gemma3's: embeddings times the root of their width, GELU instead of SiLU, and in
+  /// Hugging Face's checkpoints norms of 1 + w.
   bool is_gemma = false;
   /// Of so many layers in a row all but the last attend to a window, where the file says how long;
   /// 0: none does.
   int64_t window_period = 0;
+  /// gemma's model of so many layers divides what queries and keys make by the root of the width
+  /// per head; the others, as all models here, by that of a head's size.
+  int64_t layers_of_27b = 0;
+  bool is_always_tied = false;  // its files have no output matrix
   /// Of so many layers in a row the last has no rotary positions (smollm3); 0: all have.
   int64_t unturned_period = 0;
   /// A part of each head may be turned only, by one set of divisors up to the context that the

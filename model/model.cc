@@ -17,9 +17,11 @@ Weight* Model::find_weight(const std::string& name) {
 
 torch::Tensor Model::logits(const Batch& batch) {
   const torch::Tensor states = hidden(batch);
-  const torch::Tensor flat =
-      linear(states.flatten(0, 1), output_weight(), torch::Tensor(), compute_dtype());
-  return flat.view({states.size(0), states.size(1), flat.size(1)});
+  return logits_of(states.flatten(0, 1)).unflatten(0, {states.size(0), states.size(1)});
+}
+
+torch::Tensor Model::logits_of(const torch::Tensor& states) {
+  return soft_cap(linear(states, output_weight(), {}, compute_dtype()), shape().logit_cap);
 }
 
 void Model::keep_matrices_cast() {

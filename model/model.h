@@ -50,6 +50,8 @@ class KvCache {
 struct ModelShape {
   std::string architecture;  // "llama"
   int64_t num_layers = 0, width = 0, vocab_size = 0, context_length = 0;
+  double logit_cap =
+      0;  // logits l become cap tanh(l / cap) (model/layers.h, soft_cap); 0: they stay
 };
 
 /// Tensors of which one makes, channel by channel, what the others are multiplied with: a factor
@@ -84,12 +86,15 @@ class Model {
   /// own blocks.
   virtual torch::Tensor embed(const Batch& batch) = 0;
   virtual torch::Tensor blocks(const torch::Tensor& x, const Batch& batch) = 0;
-  /// [V, D]: output.weight, or token_embd.weight where tied.
+  /// [V, D]: output.weight, or token_embd.weight where tied. Not all of how logits come about: see
+  /// ModelShape::logit_cap.
   virtual const torch::Tensor& output_weight() const = 0;
   /// Where all weights lie, and what hidden() returns.
   virtual torch::Device device() const { return output_weight().device(); }
   /// [B, T, V] float32.
   torch::Tensor logits(const Batch& batch);
+  /// [N, V] float32, for states [N, D] of hidden() or hidden_next().
+  torch::Tensor logits_of(const torch::Tensor& states);
 
   /// In the order of the forward pass; none for an architecture that does not tell.
   virtual std::vector<ChannelLink> channel_links() { return {}; }

@@ -106,10 +106,12 @@ LossInputs Learner::inputs(const Batch& batch, const torch::Tensor& hidden,
   LossInputs inputs;
   inputs.hidden = counted(hidden.detach(), positions);
   inputs.output_weight = student_->model().output_weight().detach();
+  inputs.logit_cap = student_->model().shape().logit_cap;
   inputs.targets = counted(next_token_targets(batch), positions);
   if (!teacher_) return inputs;
   inputs.teacher_hidden = counted(teacher_hidden, positions);
   inputs.teacher_output = teacher_->output_weight().detach();
+  inputs.teacher_logit_cap = teacher_->shape().logit_cap;
   return inputs;
 }
 

@@ -66,6 +66,13 @@ class DeviceLoss {
   torch::Tensor sums_;  // [2] float64: KL and CE
 };
 
+/// Logits l become cap tanh(l / cap); `slopes`, where defined, its derivative.
+void cap_logits(torch::Tensor& logits, double cap, torch::Tensor slopes) {
+  logits.div_(cap).tanh_();
+  if (slopes.defined()) at::square_out(slopes, logits).neg_().add_(1);
+  logits.mul_(cap);
+}
+
 void check_inputs(const LossInputs& in) {
   check(in.hidden.dim() == 2 && in.output_weight.dim() == 2 &&
             in.hidden.size(1) == in.output_weight.size(1),
@@ -155,10 +162,15 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
     const torch::Tensor hidden = in.hidden.narrow(0, begin, count);
     torch::Tensor student = logits_buffer(student_logits_, chunk, output).narrow(0, 0, count);
     products.multiply(student, hidden, output.t());
+    torch::Tensor slopes;
+    if (in.logit_cap > 0 && gradients)
+      slopes = logits_buffer(slopes_, chunk, output).narrow(0, 0, count);
+    if (in.logit_cap > 0) cap_logits(student, in.logit_cap, slopes);
     torch::Tensor teacher;
     if (distil) {
       teacher = logits_buffer(teacher_logits_, chunk, output).narrow(0, 0, count);
       products.multiply(teacher, in.teacher_hidden.narrow(0, begin, count), teacher_output.t());
+      if (in.teacher_logit_cap > 0) cap_logits(teacher, in.teacher_logit_cap, {});
     }
     if (student.is_cpu()) {
       const int64_t* targets =
@@ -168,6 +180,7 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
       device_loss.add(student, teacher, begin, weights);
     }
     if (!gradients) continue;
+    if (slopes.defined()) student.mul_(slopes);
     products.multiply(gradients->hidden.narrow(0, begin, count), student, output);
     if (gradients->of_output_weight)
       products.accumulate(gradients->output_weight, student.t(), hidden);

@@ -19,6 +19,7 @@ struct LossInputs {
   torch::Tensor output_weight;   // [V, D] float32
   torch::Tensor teacher_hidden;  // [N, E], or undefined: no KL
   torch::Tensor teacher_output;  // [V, E]
+  double logit_cap = 0, teacher_logit_cap = 0;  // as ModelShape has it
   // [N] int64 on the CPU: the next token, or -1 where none follows (end of a document).
   torch::Tensor targets;
   /// What one position's KL and CE count in the loss: their weights over the positions of the whole
@@ -58,8 +59,8 @@ class ChunkedLoss {
 
   int64_t chunk_positions_;
   torch::Dtype dtype_;
-  torch::Tensor student_logits_,
-      teacher_logits_;  // reused: fresh pages cost as much as the loss itself
+  torch::Tensor student_logits_, teacher_logits_,
+      slopes_;  // reused: fresh pages cost as much as the loss itself
 };
 
 /// The share of KL and of CE in a loss kind. Throws Error (usage) for an unknown one.

@@ -141,7 +141,8 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   const int64_t trained_scales = learned ? counts.trained_scales : 0;
   const int64_t moved = stored ? 0 : counts.parameters;
   estimate.optimizer = kFloat * 2 * (moved + trained_scales);
-  estimate.logits = kFloat * outputs * chunk * vocab;
+  const int64_t slopes = model_shape(source).logit_cap > 0;  // of capped logits
+  estimate.logits = kFloat * (outputs + slopes) * chunk * vocab;
   if (dtype != torch::kFloat32)
     estimate.logits += kBfloat16 * (outputs * vocab * width + chunk * vocab + vocab * width);
 

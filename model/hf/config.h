@@ -29,6 +29,7 @@ struct HfConfig {
   HfRope rope;
   /// Positions that layers with a window attend to, 0: there are none. Of phi3, what its file says.
   int64_t window = 0;
+  double attention_cap = 0, logit_cap = 0;  // of scores and of logits; 0: none
 };
 
 /// "LlamaForCausalLM, MistralForCausalLM, ...": the families that nibble has.

@@ -9,8 +9,9 @@ namespace nibble {
 
 WantedTensors::WantedTensors(const HfConfig& config) : sizes_(config.sizes) {
   for (const LlamaModelTensor& tensor : llama_model_tensors())
-    add(tensor.hf_name, tensor.name, tensor.row_length, tensor.rows, 0,
-        tensor.presence == Presence::kRequired || !config.tied);
+    if (!config.architecture->is_always_tied || std::string_view(tensor.name) != kOutput)
+      add(tensor.hf_name, tensor.name, tensor.row_length, tensor.rows, 0,
+          tensor.presence == Presence::kRequired || !config.tied);
   for (int64_t layer = 0; layer < sizes_.num_layers; ++layer)
     for (const LlamaTensorRow& row : llama_tensor_rows()) add_layer(config, row, layer);
 }

@@ -92,6 +92,13 @@ MODELS = {
          "no_rope_layers": [1, 1, 1, 0, 1]},
         "bfloat16", "50GB",
     ),
+    # With caps that scores and logits come near.
+    "gemma2": (
+        "gemma-2-2b", "mistral",
+        {"num_hidden_layers": 4, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 32, "vocab_size": 32000,
+         "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0},
+        "bfloat16", "50GB",
+    ),
     # 64 positions are a long document for the one and a short one for the other.
     "phi4": (
         "Phi-4-mini", "phi4",
@@ -117,6 +124,9 @@ PARTS = {
     },
     "qwen2": {f"{name} bias": (rf"blk\.\d+\.{name}\.bias", ZEROS) for name in ("attn_q", "attn_k", "attn_v")},
     "qwen3": {f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES) for name in ("attn_q_norm", "attn_k_norm")},
+    "gemma2": {
+        f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES) for name in ("post_attention_norm", "ffn_norm", "post_ffw_norm")
+    },
     "phi4": {"long divisors": (r"rope_factors_long", ONES)},
     "phi3": {"short divisors": (r"rope_factors_short", ONES)},
     "gemma3": {
@@ -243,18 +253,23 @@ def test_log_probs_are_those_of_transformers(run_nibble, converted, name, tmp_pa
 LLAMA_CPP_TOLERANCE = 5e-3
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "gemma3"])
+# Those with GELU.
+GELU = ["gemma2", "gemma3"]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("gemma")])
 def test_log_probs_are_those_of_llama_cpp(run_nibble, converted, name, tmp_path):
     model = converted(name)
     assert model.difference(
         run_nibble, tmp_path, log_probs=lambda tokens: llama_log_probs(model.path, tokens, tmp_path)) < LLAMA_CPP_TOLERANCE
 
 
-def test_log_probs_of_gemma3_are_those_of_llama_cpp_but_for_its_gelu(run_nibble, converted, torch_env, tmp_path):
+@pytest.mark.parametrize("name", GELU)
+def test_log_probs_of_gemma_are_those_of_llama_cpp_but_for_its_gelu(run_nibble, converted, torch_env, name, tmp_path):
     """On a CPU ggml looks GELU up in a float16 table, to 0.05 % of each value. Transformers, whose log-probabilities are
     nibble's, comes several times closer to llama.cpp with such a table; what is left are values that fall on another side
     of a float16's border."""
-    model = converted("gemma3")
+    model = converted(name)
     asked, answer = tmp_path / "tokens.npy", tmp_path / "log_probs.npy"
     differences = {}
 
@@ -306,6 +321,7 @@ def test_no_setting_of_the_configuration_can_be_left_out(run_nibble, converted, 
 # name: the keys of its GGUF file that are changed.
 KEYS = {
     "gemma3": ["attention.sliding_window=int:4096", "rope.scaling.factor=float:1", "rope.freq_base=float:10000"],
+    "gemma2": ["attention.sliding_window=int:4096", "attn_logit_softcapping=float:50", "final_logit_softcapping=float:30"],
     "phi4": ["rope.scaling.attn_factor=float:1", "rope.scaling.original_context_length=int:4096"],
 }
 
@@ -343,7 +359,7 @@ def run_converter(converter, torch_env, folder, out, outtype):
     "name, outtype",
     [(name, outtype) for name in ("llama", "mistral", "llama3") for outtype in ("f32", "f16", "bf16")]
     + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16"), ("gemma3", "f16"),
-       ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16")],
+       ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16"), ("gemma2", "f16")],
 )
 def test_keys_and_bytes_are_those_of_llama_cpps_converter(
     run_nibble, torch_env, converter, make_model, name, outtype, tmp_path
@@ -393,7 +409,7 @@ def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_p
     assert json.loads(result.stdout)["ids"] == theirs.ids
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3", "smollm3", "phi4"])
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3", "smollm3", "phi4", "gemma2"])
 def test_a_run_on_a_folder_ends_in_a_file_that_llama_cpp_runs(run_nibble, make_model, shared, tmp_path, name):
     text = tmp_path / "text.txt"
     text.write_text(text_of(shared).read_text()[:60_000])

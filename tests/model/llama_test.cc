@@ -76,11 +76,15 @@ class PlainLlama {
                                      : activation(linear(normed, prefix + "ffn_gate")) * up;
       x = x + normed_after(linear(wide, prefix + "ffn_down"), prefix + "post_ffw_norm");
     }
-    return norm(x, "output_norm")
-        .mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t());
+    return capped(
+        norm(x, "output_norm").mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t()),
+        tiny_.logit_cap);
   }
 
  private:
+  torch::Tensor capped(const torch::Tensor& x, double cap) const {
+    return cap > 0 ? cap * at::tanh(x / cap) : x;
+  }
   torch::Tensor norm(const torch::Tensor& x, const std::string& name) {
     return x / (x.square().mean(-1, true) + 1e-5).sqrt() * weight(name + ".weight");
   }
@@ -97,7 +101,7 @@ class PlainLlama {
     return weights_.count(name + ".bias") > 0 ? y + weight(name + ".bias") : y;
   }
   torch::Tensor attention(const torch::Tensor& x, const std::string& prefix, int64_t layer) {
-    const bool windowed = tiny_.window > 0 && layer % 6 < 5;
+    const bool windowed = tiny_.has_window(layer);
     const bool turned = tiny_.architecture != "smollm3" || layer != 3;
     const int64_t length = x.size(0), size = tiny_.head_size();
     const auto part = [&](const char* name, int64_t first, int64_t heads) {
@@ -118,8 +122,8 @@ class PlainLlama {
       const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
       const torch::Tensor query = turned_head(head_of(q, head, prefix + "attn_q_norm"));
       const torch::Tensor key = turned_head(head_of(k, group, prefix + "attn_k_norm"));
-      const torch::Tensor scores = query.mm(key.t());
-      heads.push_back(at::softmax((scores / std::sqrt(size)).masked_fill(unseen, -INFINITY), -1)
+      const torch::Tensor scores = capped(query.mm(key.t()) / std::sqrt(size), tiny_.attention_cap);
+      heads.push_back(at::softmax(scores.masked_fill(unseen, -INFINITY), -1)
                           .mm(v.narrow(1, group * size, size)));
     }
     return at::cat(heads, 1);
@@ -185,7 +189,8 @@ INSTANTIATE_TEST_SUITE_P(
         std::make_tuple(false, false, 2, "llama"), std::make_tuple(true, false, 2, "llama"),
         std::make_tuple(false, true, 1, "llama"), std::make_tuple(true, true, 4, "llama"),
         std::make_tuple(false, true, 2, "qwen2"), std::make_tuple(true, false, 2, "qwen3"),
-        std::make_tuple(false, true, 1, "qwen3"), std::make_tuple(true, false, 2, "gemma3"),
+        std::make_tuple(false, true, 1, "qwen3"), std::make_tuple(true, false, 2, "gemma2"),
+        std::make_tuple(true, false, 1, "gemma2"), std::make_tuple(true, false, 2, "gemma3"),
         std::make_tuple(false, false, 1, "gemma3"),
         // Without biases: that of keys that are not turned has no gradient.
         std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3")));
@@ -252,7 +257,8 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
 
 class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
-                         testing::Values("llama", "qwen2", "qwen3", "gemma3", "smollm3", "phi3"));
+                         testing::Values("llama", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3",
+                                         "phi3"));
 
 TEST_P(Architectures, CacheContinuesWhereItStopped) {
   TinyLlama tiny;
@@ -378,9 +384,14 @@ TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
   expect_complaint(tiny, {"gemma3.attention.sliding_window_pattern", "each layer number 6"});
 
   tiny = {};
-  tiny.take_architecture("gemma3");
-  tiny.extra.set("gemma3.final_logit_softcapping", 30.0f);
-  expect_complaint(tiny, {"gemma3.final_logit_softcapping", "caps no logits"});
+  tiny.take_architecture("gemma2");
+  tiny.extra.set("gemma2.final_logit_softcapping", 0.0f);
+  expect_complaint(tiny, {"gemma2.final_logit_softcapping", "must be positive"});
+
+  tiny = {};
+  tiny.take_architecture("gemma2");
+  tiny.tied = false;
+  expect_complaint(tiny, {"output.weight", "no such tensor"});
 
   tiny = {};
   tiny.extra.set("llama.expert_count", uint32_t{8});

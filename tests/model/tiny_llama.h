@@ -16,7 +16,8 @@ namespace nibble {
 struct TinyLlama {
   std::string architecture = "llama";
   int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
-  int64_t window = 0;  // of gemma3
+  int64_t window = 0;  // of gemmas
+  float attention_cap = 0, logit_cap = 0;
   int64_t turned = 0;  // elements of each head, where not all
   float rope_base = 10000.0f;
   bool tied = false, biases = false;
@@ -27,18 +28,31 @@ struct TinyLlama {
   std::vector<GgufWriter::Tensor> more_tensors;
 
   int64_t head_size() const { return width / heads; }
-  bool is_gemma() const { return architecture == "gemma3"; }
+  bool is_gemma() const { return architecture == "gemma2" || architecture == "gemma3"; }
+  bool has_window(int64_t layer) const {
+    const int64_t period = architecture == "gemma2" ? 2 : 6;
+    return window > 0 && layer % period < period - 1;
+  }
+  bool has_head_norms() const { return architecture == "qwen3" || architecture == "gemma3"; }
   bool is_fused() const { return architecture == "phi3"; }
-  /// gemma3: seven layers, of which one has no window, and a rotation of its own. smollm3: five
-  /// layers, of which one turns no heads. phi3: six of a head's eight elements turned.
+  /// gemma3: seven layers, of which one has no window, and a rotation of its own. gemma2: three, of
+  /// which one has no window, and caps well within what scores and logits reach. smollm3: five, of
+  /// which one turns no heads. phi3: six of a head's eight elements turned.
   void take_architecture(const std::string& name) {
     architecture = name;
     if (name == "smollm3") layers = 5;
     if (name == "phi3") extra.set("phi3.rope.dimension_count", static_cast<uint32_t>(turned = 6));
     if (!is_gemma()) return;
-    layers = 7;
     window = 6;
-    rope_base = 500.0f;
+    if (name == "gemma3") {
+      layers = 7;
+      rope_base = 500.0f;
+      return;
+    }
+    layers = 3;
+    tied = true;
+    attention_cap = 1.5f;
+    logit_cap = 4;
   }
   /// gemma3 and phi3 have no biases, and the others but llama have some of q, k and v at most.
   bool has_bias(const std::string& name) const {
@@ -60,6 +74,8 @@ struct TinyLlama {
     set("attention.head_count", heads);
     set("attention.head_count_kv", kv_heads);
     result.set(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
+    if (attention_cap > 0) result.set(architecture + ".attn_logit_softcapping", attention_cap);
+    if (logit_cap > 0) result.set(architecture + ".final_logit_softcapping", logit_cap);
     if (window > 0) set("attention.sliding_window", window);
     if (rope_base != 10000.0f) result.set(architecture + ".rope.freq_base", rope_base);
     for (const auto& [key, value] : extra.pairs()) result.set(key, value);
@@ -88,7 +104,7 @@ struct TinyLlama {
         linear("attn_k", width, keys);
         linear("attn_v", width, keys);
       }
-      if (architecture == "qwen3" || is_gemma()) {
+      if (has_head_norms()) {
         add(prefix + "attn_q_norm.weight", {head_size()});
         add(prefix + "attn_k_norm.weight", {head_size()});
       }

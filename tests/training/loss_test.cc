@@ -5,6 +5,7 @@
 
 #include <limits>
 #include <string>
+#include <tuple>
 
 #include "base/error.h"
 
@@ -37,9 +38,13 @@ struct Plain {
 Plain plain_loss(const LossInputs& in) {
   const torch::Tensor hidden = in.hidden.to(torch::kFloat64).requires_grad_();
   const torch::Tensor weight = in.output_weight.to(torch::kFloat64).requires_grad_();
-  const torch::Tensor student = at::log_softmax(hidden.mm(weight.t()), 1);
-  const torch::Tensor teacher = at::log_softmax(
-      in.teacher_hidden.to(torch::kFloat64).mm(in.teacher_output.to(torch::kFloat64).t()), 1);
+  const auto capped = [](const torch::Tensor& x, double cap) {
+    return cap > 0 ? cap * at::tanh(x / cap) : x;
+  };
+  const torch::Tensor student = at::log_softmax(capped(hidden.mm(weight.t()), in.logit_cap), 1);
+  const torch::Tensor teacher_logits =
+      in.teacher_hidden.to(torch::kFloat64).mm(in.teacher_output.to(torch::kFloat64).t());
+  const torch::Tensor teacher = at::log_softmax(capped(teacher_logits, in.teacher_logit_cap), 1);
   const torch::Tensor kl = (teacher.exp() * (teacher - student)).sum();
   const torch::Tensor ce =
       at::nll_loss(student, in.targets, {}, at::Reduction::Sum, /*ignore_index=*/-1);
@@ -55,8 +60,15 @@ double distance(const torch::Tensor& a, const torch::Tensor& b) {
 /// Products of float32 sums over width and vocabulary: a hundred roundings at most.
 constexpr double kFloatRounding = 100 * std::numeric_limits<float>::epsilon();
 
-TEST(ChunkedLoss, EqualsPlainLossInAnyChunks) {
-  const LossInputs inputs = random_inputs();
+/// The student's and the teacher's cap of logits, which have a standard deviation of 1.5 and 1.9.
+class ChunkedLossCaps : public testing::TestWithParam<std::pair<double, double>> {};
+INSTANTIATE_TEST_SUITE_P(ChunkedLoss, ChunkedLossCaps,
+                         testing::Values(std::pair{0.0, 0.0}, std::pair{2.0, 3.0},
+                                         std::pair{1.5, 0.0}));
+
+TEST_P(ChunkedLossCaps, EqualsPlainLossInAnyChunks) {
+  LossInputs inputs = random_inputs();
+  std::tie(inputs.logit_cap, inputs.teacher_logit_cap) = GetParam();
   const Plain plain = plain_loss(inputs);
   for (int64_t chunk : {1, 5, 36, 37, 1000}) {
     LossGradients gradients;

@@ -130,6 +130,39 @@ TEST(HfConfig, Phi3RefusesWhatAGgufFileWouldNotSay) {
   EXPECT_NE(refusal(config).find("'head_dim'"), std::string::npos);
 }
 
+/// gemma-2-27b's, as Google writes it.
+Json gemma2() {
+  return Json::parse(R"({"architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0, "head_dim": 128, "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 4608, "intermediate_size": 36864, "max_position_embeddings": 8192,
+    "num_attention_heads": 32, "num_hidden_layers": 46, "num_key_value_heads": 16,
+    "query_pre_attn_scalar": 144, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+    "sliding_window": 4096, "vocab_size": 256000})");
+}
+
+TEST(HfConfig, Gemma2SaysItsCaps) {
+  const GgufMetadata metadata = hf_model_metadata(read_hf_config(gemma2()), 0);
+  EXPECT_EQ(metadata.get_float("gemma2.attn_logit_softcapping"), 50);
+  EXPECT_EQ(metadata.get_float("gemma2.final_logit_softcapping"), 30);
+  EXPECT_EQ(metadata.get_int("gemma2.attention.sliding_window"), 4096);
+  EXPECT_FALSE(metadata.contains("gemma2.rope.freq_base"));
+}
+
+TEST(HfConfig, Gemma2RefusesWhatAGgufFileWouldNotSay) {
+  const auto with = [](const char* key, const Json& value) {
+    Json config = gemma2();
+    config[key] = value;
+    return refusal(config);
+  };
+  EXPECT_NE(with("num_hidden_layers", 42).find("for 42 layers, llama.cpp and nibble take 128"),
+            std::string::npos);
+  EXPECT_NE(with("final_logit_softcapping", nullptr).find("'final_logit_softcapping' must be"),
+            std::string::npos);
+  EXPECT_NE(with("rope_theta", 20000.0).find("rope base of 10000"), std::string::npos);
+  EXPECT_NE(with("tie_word_embeddings", false).find("no output matrix"), std::string::npos);
+  EXPECT_NE(with("sliding_window_pattern", 6).find("each layer number 2"), std::string::npos);
+}
+
 TEST(HfConfig, Smollm3TurnsNoHeadsInEachFourthLayer) {
   Json config = llama3();
   config["architectures"] = {"SmolLM3ForCausalLM"};

@@ -1,0 +1,93 @@
+// The keys of a model's GGUF file, each family's in the order of llama.cpp's converter.
+#include "base/error.h"
+#include "model/hf/config.h"
+
+namespace nibble {
+namespace {
+
+/// Keys <architecture>.* by their last parts.
+class Keys {
+ public:
+  explicit Keys(const HfConfig& config) : prefix_(concat(config.architecture->name, '.')) {}
+  void set(const char* name, int64_t count) {
+    metadata.set(prefix_ + name, static_cast<uint32_t>(count));
+  }
+  void set_number(const char* name, double value) {
+    metadata.set(prefix_ + name, static_cast<float>(value));
+  }
+  void set_rope(const HfRope& rope) { add_rope_metadata(rope, prefix_ + "rope.", metadata); }
+
+  GgufMetadata metadata;
+
+ private:
+  std::string prefix_;
+};
+
+GgufMetadata phi3_metadata(const HfConfig& config, uint32_t file_type) {
+  Keys keys(config);
+  if (config.rope.type == "longrope")
+    keys.set_number("rope.scaling.attn_factor",
+                    long_rope_magnitude(config.rope, config.context_length));
+  keys.set("context_length", config.context_length);
+  keys.set("rope.scaling.original_context_length", config.rope.original_context);
+  keys.set("embedding_length", config.sizes.width);
+  keys.set("feed_forward_length", config.sizes.feed_forward);
+  keys.set("block_count", config.sizes.num_layers);
+  keys.set("attention.head_count", config.sizes.num_heads);
+  keys.set("attention.head_count_kv", config.sizes.num_kv_heads);
+  keys.set_number("attention.layer_norm_rms_epsilon", config.norm_epsilon);
+  keys.set("rope.dimension_count", config.rope.dimensions);
+  keys.set_number("rope.freq_base", config.rope.base);
+  keys.metadata.set("general.file_type", file_type);
+  keys.set("attention.sliding_window", config.window);
+  return keys.metadata;
+}
+
+GgufMetadata gemma2_metadata(const HfConfig& config, uint32_t file_type) {
+  Keys keys(config);
+  keys.set("context_length", config.context_length);
+  keys.set("embedding_length", config.sizes.width);
+  keys.set("block_count", config.sizes.num_layers);
+  keys.set("feed_forward_length", config.sizes.feed_forward);
+  keys.set("attention.head_count", config.sizes.num_heads);
+  keys.set("attention.head_count_kv", config.sizes.num_kv_heads);
+  keys.set_number("attention.layer_norm_rms_epsilon", config.norm_epsilon);
+  keys.set("attention.key_length", config.sizes.head_size);
+  keys.set("attention.value_length", config.sizes.head_size);
+  keys.metadata.set("general.file_type", file_type);
+  keys.set_number("attn_logit_softcapping", config.attention_cap);
+  keys.set_number("final_logit_softcapping", config.logit_cap);
+  keys.set("attention.sliding_window", config.window);
+  return keys.metadata;
+}
+
+}  // namespace
+
+GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
+  if (config.architecture->name == "phi3") return phi3_metadata(config, file_type);
+  if (config.architecture->name == "gemma2") return gemma2_metadata(config, file_type);
+  Keys keys(config);
+  const LlamaSizes& sizes = config.sizes;
+  keys.set("block_count", sizes.num_layers);
+  keys.set("context_length", config.context_length);
+  keys.set("embedding_length", sizes.width);
+  keys.set("feed_forward_length", sizes.feed_forward);
+  keys.set("attention.head_count", sizes.num_heads);
+  keys.set("attention.head_count_kv", sizes.num_kv_heads);
+  keys.set_rope(config.rope);
+  keys.set_number("attention.layer_norm_rms_epsilon", config.norm_epsilon);
+  if (config.says_head_size) {
+    keys.set("attention.key_length", sizes.head_size);
+    keys.set("attention.value_length", sizes.head_size);
+  }
+  keys.metadata.set("general.file_type", file_type);
+  if (config.logit_cap > 0) keys.set_number("final_logit_softcapping", config.logit_cap);
+  if (config.window > 0) keys.set("attention.sliding_window", config.window);
+  if (config.is_llama) {
+    keys.set("vocab_size", sizes.vocab_size);
+    keys.set("rope.dimension_count", sizes.head_size);
+  }
+  return keys.metadata;
+}
+
+}  // namespace nibble
