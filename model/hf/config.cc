@@ -18,6 +18,10 @@ struct Family {
   bool attention_biases;        // always; else as "attention_bias" says
   const char* defaults = "{}";  // of keys that published configurations leave out
 };
+constexpr const char* kGemma3Defaults =
+    R"({"tie_word_embeddings": true, "rope_theta": 1000000.0, "vocab_size": 262208,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "max_position_embeddings": 131072, "sliding_window": 4096})";
 constexpr Family kFamilies[] = {
     {"LlamaForCausalLM", "llama", true, true, false, false},
     {"MistralForCausalLM", "llama", true, true, false, false},
@@ -26,10 +30,8 @@ constexpr Family kFamilies[] = {
     {"Gemma2ForCausalLM", "gemma2", false, true, true, false,
      R"({"tie_word_embeddings": true, "num_key_value_heads": 4, "sliding_window": 4096,
          "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0})"},
-    {"Gemma3ForCausalLM", "gemma3", false, true, true, false,
-     R"({"tie_word_embeddings": true, "rope_theta": 1000000.0, "vocab_size": 262208,
-         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-         "max_position_embeddings": 131072, "sliding_window": 4096})"},
+    {"Gemma3ForCausalLM", "gemma3", false, true, true, false, kGemma3Defaults},
+    {"Gemma3ForConditionalGeneration", "gemma3", false, true, true, false, kGemma3Defaults},
     {"SmolLM3ForCausalLM", "smollm3", true, false, false, false,
      R"({"tie_word_embeddings": true, "rope_theta": 2000000.0, "no_rope_layer_interval": 4})"},
     {"Phi3ForCausalLM", "phi3", false, false, false, false,
@@ -47,6 +49,16 @@ const Family& read_family(const Json& config) {
   for (const Family& family : kFamilies)
     if (name == family.name) return family;
   fail("architecture '", name, "' cannot be converted yet; nibble has ", hf_family_names());
+}
+
+/// Of a model that sees or hears too, the part that is a language model.
+Json text_part(const Json& config) {
+  const Json* text = object_field(config, "text_config");
+  if (!text) return config;
+  Json part = *text;
+  for (const char* key : {"architectures", "quantization_config", "tie_word_embeddings"})
+    if (config.contains(key)) part[key] = config[key];
+  return part;
 }
 
 /// What transformers' configuration class fills in.
@@ -142,9 +154,20 @@ std::string hf_family_names() {
   return names;
 }
 
+std::string text_tensor_name(const std::string& name) {
+  // The parts' names before transformers 4.52, and since.
+  for (const char* part : {"vision_tower.", "multi_modal_projector.", "model.vision_tower.",
+                           "model.multi_modal_projector."})
+    if (name.starts_with(part)) return "";
+  constexpr std::string_view kOuter = "language_model.", kInner = "model.language_model.";
+  if (name.starts_with(kOuter)) return name.substr(kOuter.size());
+  if (name.starts_with(kInner)) return concat("model.", name.substr(kInner.size()));
+  return name;
+}
+
 HfConfig read_hf_config(const Json& given) {
   const Family& family = read_family(given);
-  const Json config = with_defaults(given, family);
+  const Json config = with_defaults(text_part(given), family);
   refuse_unknown(config, family);
   HfConfig result;
   result.family = family.name;

@@ -38,6 +38,10 @@ std::string hf_family_names();
 /// Throws for a family that nibble does not have, and for settings that it or GGUF does not know.
 HfConfig read_hf_config(const nlohmann::json& config);
 
+/// What a tensor of a checkpoint would be called if the language model were all there is:
+/// "language_model.model.norm.weight" is "model.norm.weight". "" for what belongs to another part.
+std::string text_tensor_name(const std::string& name);
+
 /// The keys <architecture>.* and general.file_type, in the order of llama.cpp's converter.
 GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type);
 

@@ -5,12 +5,13 @@
 #include <cstring>
 #include <filesystem>
 #include <span>
-#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "base/float16.h"
+#include "base/log.h"
 #include "base/progress.h"
 #include "base/threads.h"
 #include "io/gguf.h"
@@ -107,12 +108,17 @@ GgmlType stored_type(const HfCheckpoint& checkpoint, const std::string& folder) 
 std::vector<Job> plan_jobs(const HfCheckpoint& checkpoint, const std::string& folder,
                            const HfConfig& config, GgmlType matrix_type) {
   const WantedTensors wanted(config);
+  std::unordered_set<std::string> found;
+  for (const Tensor& tensor : checkpoint.tensors())
+    found.insert(text_tensor_name(tensor.entry->name));
   for (const std::string& name : wanted.required())
-    check(checkpoint.find(name), folder, ": tensor '", name, "' is missing");
+    check(found.count(name), folder, ": tensor '", name, "' is missing");
+  if (found.count(""))
+    note(folder, ": the tower that sees is left out: the file holds the language model");
   std::vector<Job> jobs;
   for (const Tensor& tensor : checkpoint.tensors()) {
-    const std::string& name = tensor.entry->name;
-    if (is_left_out(name)) continue;
+    const std::string name = text_tensor_name(tensor.entry->name);
+    if (name.empty() || is_left_out(name)) continue;
     with_frame(frame_of(tensor), [&] {
       const WantedTensors::Place* place = wanted.find(name);
       check(place, "a ", config.family, " of this config.json has no such tensor");

@@ -18,21 +18,16 @@ void append(GgufMetadata& metadata, const GgufMetadata& more) {
   for (const auto& [key, value] : more.pairs()) metadata.set(key, value);
 }
 
-bool sentencepiece_file(const TokenizerFiles& files) {
-  std::error_code ignored;
-  return std::filesystem::exists(files.path("tokenizer.model"), ignored);
-}
-
 GgufMetadata vocabulary_of(const TokenizerFiles& files, const HfConfig& config,
                            const std::string& pre) {
   const int64_t size = config.sizes.vocab_size;
   const bool phi = config.architecture->name == "phi3";
   std::error_code error;
   // As llama.cpp's converter chooses where there are both.
-  const bool sentencepiece =
-      sentencepiece_file(files) && !(phi && files.tokenizer_class() == "GPT2Tokenizer");
-  const bool merged =
-      (config.is_llama || phi) && files.tokenizer && is_merged_sentencepiece(*files.tokenizer);
+  const bool sentencepiece = std::filesystem::exists(files.path("tokenizer.model"), error) &&
+                             !(phi && files.tokenizer_class() == "GPT2Tokenizer");
+  const bool merged = (config.is_llama || phi || config.architecture->is_gemma) &&
+                      files.tokenizer && is_merged_sentencepiece(*files.tokenizer);
   check(pre.empty() || !(sentencepiece || merged),
         "a sentencepiece tokenizer has no pre-tokenizer (--pre ", pre, ")");
   if (sentencepiece)
@@ -60,8 +55,7 @@ GgufMetadata hf_tokenizer_metadata(const std::string& folder, const HfConfig& co
   append(metadata, vocabulary_of(files, config, pre));
   append(metadata, special_tokens(files, json, config.sizes.vocab_size));
   append(metadata, chat_templates(files));
-  if (config.architecture->is_gemma && sentencepiece_file(files))
-    metadata.set("tokenizer.ggml.add_space_prefix", false);
+  if (config.architecture->is_gemma) metadata.set("tokenizer.ggml.add_space_prefix", false);
   if (llama && config.sizes.vocab_size == kVocabWithoutBos)
     metadata.set("tokenizer.ggml.add_bos_token", false);
   return metadata;

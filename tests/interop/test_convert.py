@@ -39,13 +39,22 @@ PHI3_ADDED = {
 
 
 def tokenizer_files(name):
-    """{file of a model folder: file of ../shared/data/hf, or what it holds}."""
+    """{file of a model folder: file of ../shared/data/hf, what it holds, or such a file and what is otherwise in it}."""
     return {
         "smollm2": {"tokenizer.json": "SmolLM2-135M/tokenizer.derived.json"},
         "mistral": {"tokenizer.model": "Mistral-7B-Instruct-v0.2/tokenizer.model"},
         "mistral json": {file: f"Mistral-7B-Instruct-v0.3/{file}" for file in ("tokenizer.json", "tokenizer_config.json")},
         "qwen": {
             "tokenizer.json": "Qwen3-4B/tokenizer.derived.json", "tokenizer_config.json": "Qwen3-4B/tokenizer_config.json",
+        },
+        # Gemma's way with spaces: no one is put before the text.
+        "gemma json": {
+            "tokenizer.json": (
+                "Mistral-7B-Instruct-v0.3/tokenizer.json",
+                {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                 "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}},
+            ),
+            "tokenizer_config.json": "Mistral-7B-Instruct-v0.3/tokenizer_config.json",
         },
         "phi3": {
             "tokenizer.model": "Mistral-7B-Instruct-v0.2/tokenizer.model",
@@ -90,6 +99,19 @@ MODELS = {
         "SmolLM3-3B", "smollm2",
         {**SMOLLM2_TOKENS, "num_hidden_layers": 5, "layer_types": ["full_attention"] * 5, "pad_token_id": 0,
          "no_rope_layers": [1, 1, 1, 0, 1]},
+        "bfloat16", "50GB",
+    ),
+    # 62 layers are what tells 27B, whose scores are divided by the root of the width per head.
+    "gemma3 27b": (
+        "gemma-3-270m-it", "mistral",
+        {"num_hidden_layers": 62, "head_dim": 32, "query_pre_attn_scalar": 16, "sliding_window": 32, "vocab_size": 32000,
+         "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10 + ["sliding_attention"] * 2},
+        "float32", "50GB",
+    ),
+    # With a tower that sees, which is left out, and the heads that its configuration does not name.
+    "gemma3 4b": (
+        "gemma-3-4b", "mistral", {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "sliding_window": 32,
+                                  "vocab_size": 32000},
         "bfloat16", "50GB",
     ),
     # With caps that scores and logits come near.
@@ -165,9 +187,16 @@ def run_child(env, *arguments):
 def lay_folder(folder, shared, config, tokenizer, changes):
     folder.mkdir(parents=True)
     given = PUBLISHED.get(config) or json.loads((shared / "hf" / config / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**given, **SMALL, **changes}))
+    if text := given.get("text_config"):
+        changes = {"text_config": {**text, **changes}}
+    else:
+        changes = {**SMALL, **changes}
+    (folder / "config.json").write_text(json.dumps({**given, **changes}))
     for file, source in tokenizer_files(tokenizer).items():
-        if isinstance(source, dict):
+        if isinstance(source, tuple):
+            name, otherwise = source
+            (folder / file).write_text(json.dumps({**json.loads((shared / "hf" / name).read_text()), **otherwise}))
+        elif isinstance(source, dict):
             (folder / file).write_text(json.dumps(source))
         else:
             shutil.copy(shared / "hf" / source, folder / file)
@@ -254,7 +283,7 @@ LLAMA_CPP_TOLERANCE = 5e-3
 
 
 # Those with GELU.
-GELU = ["gemma2", "gemma3"]
+GELU = ["gemma2", "gemma3", "gemma3 4b"]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("gemma")])
@@ -359,7 +388,7 @@ def run_converter(converter, torch_env, folder, out, outtype):
     "name, outtype",
     [(name, outtype) for name in ("llama", "mistral", "llama3") for outtype in ("f32", "f16", "bf16")]
     + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16"), ("gemma3", "f16"),
-       ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16"), ("gemma2", "f16")],
+       ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16"), ("gemma2", "f16"), ("gemma3 4b", "bf16")],
 )
 def test_keys_and_bytes_are_those_of_llama_cpps_converter(
     run_nibble, torch_env, converter, make_model, name, outtype, tmp_path
@@ -391,8 +420,10 @@ def test_auto_keeps_the_stored_type(run_nibble, torch_env, converter, make_model
         ("Mistral-7B-Instruct-v0.3", "mistral json", {}),
         ("Qwen3-4B", "qwen", {}),
         ("Qwen3-4B", "qwen merges", {}),
+        ("gemma-3-270m-it", "gemma json", {"vocab_size": 32768, "query_pre_attn_scalar": 16, "head_dim": 16,
+                                           "layer_types": ["sliding_attention"] * 2}),
     ],
-    ids=["smollm2", "mistral json", "qwen", "qwen merges"],
+    ids=["smollm2", "mistral json", "qwen", "qwen merges", "gemma json"],
 )
 def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_path, config, tokenizer, changes):
     tokenizers = pytest.importorskip("tokenizers")
@@ -402,8 +433,10 @@ def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_p
     text = tmp_path / "text.txt"
     # No space at the start: where one is added, llama.cpp adds it to a space too, the library does not.
     text.write_text(text_of(shared).read_text()[:200_000].lstrip() + "\tdef f(x):\n\n  return x['a'] != 3.14159  # emoji 🙂 日本語\n")
-    source = tokenizer_files({"qwen merges": "qwen"}.get(tokenizer, tokenizer))["tokenizer.json"]
-    theirs = tokenizers.Tokenizer.from_file(str(shared / "hf" / source)).encode(text.read_text(), add_special_tokens=False)
+    source = folder / "tokenizer.json"
+    if not source.exists():
+        source = shared / "hf" / tokenizer_files("qwen")["tokenizer.json"]
+    theirs = tokenizers.Tokenizer.from_file(str(source)).encode(text.read_text(), add_special_tokens=False)
     result = run_nibble("tokenize", path, text, "--no-special", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["ids"] == theirs.ids
@@ -444,7 +477,7 @@ def write_empty_weights(folder):
     head = config.get("head_dim") or width // config["num_attention_heads"]
     query, key = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     shapes = {"model.embed_tokens.weight": (config["vocab_size"], width), "model.norm.weight": (width,)}
-    if not config.get("tie_word_embeddings"):
+    if not config.get("tie_word_embeddings", config["model_type"].startswith("gemma")):
         shapes["lm_head.weight"] = (config["vocab_size"], width)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
@@ -454,8 +487,11 @@ def write_empty_weights(folder):
             "mlp.down_proj": (width, wide), "input_layernorm": (width,), "post_attention_layernorm": (width,),
         }.items():
             shapes[f"{prefix}{name}.weight"] = shape
-        if config["architectures"] == ["Qwen3ForCausalLM"]:
+        if config["architectures"] in (["Qwen3ForCausalLM"], ["Gemma3ForCausalLM"]):
             shapes[f"{prefix}self_attn.q_norm.weight"] = shapes[f"{prefix}self_attn.k_norm.weight"] = (head,)
+        if config["architectures"] == ["Gemma3ForCausalLM"]:
+            for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
+                shapes[f"{prefix}{name}.weight"] = (width,)
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
     return max(4 * int(np.prod(shape)) for shape in shapes.values())
 

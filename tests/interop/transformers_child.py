@@ -58,7 +58,7 @@ def log_probs(folder, tokens, out, activation=None):
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     if activation:
-        for layer in model.model.layers:
+        for layer in getattr(model.model, "language_model", model.model).layers:
             layer.mlp.act_fn.forward = activation
     with torch.no_grad():
         logits = model(torch.from_numpy(np.load(tokens)).long()).logits

@@ -163,6 +163,36 @@ TEST(HfConfig, Gemma2RefusesWhatAGgufFileWouldNotSay) {
   EXPECT_NE(with("sliding_window_pattern", 6).find("each layer number 2"), std::string::npos);
 }
 
+// As in the folder of gemma-3-4b: only what is not transformers' default is said.
+TEST(HfConfig, TheTextPartOfAModelThatSeesToo) {
+  const Json config = Json::parse(R"({"architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3", "num_attention_heads": 5, "text_config": {"hidden_size": 2560,
+    "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024},
+    "vision_config": {"hidden_size": 1152}})");
+  const HfConfig found = read_hf_config(config);
+  EXPECT_EQ(found.architecture->name, "gemma3");
+  EXPECT_EQ(found.sizes.width, 2560);
+  EXPECT_EQ(found.sizes.num_heads, 8);
+  EXPECT_EQ(found.sizes.num_kv_heads, 4);
+  EXPECT_EQ(found.sizes.head_size, 256);
+  EXPECT_EQ(found.sizes.vocab_size, 262208);
+  EXPECT_EQ(found.context_length, 131072);
+  EXPECT_EQ(found.rope.base, 1e6);
+  EXPECT_EQ(found.rope.window_base, 1e4);
+  EXPECT_EQ(found.window, 1024);
+  EXPECT_TRUE(found.tied);
+}
+
+TEST(HfConfig, TheTensorsOfTheTextPart) {
+  EXPECT_EQ(text_tensor_name("model.norm.weight"), "model.norm.weight");
+  EXPECT_EQ(text_tensor_name("language_model.model.norm.weight"), "model.norm.weight");
+  EXPECT_EQ(text_tensor_name("language_model.lm_head.weight"), "lm_head.weight");
+  EXPECT_EQ(text_tensor_name("model.language_model.norm.weight"), "model.norm.weight");
+  EXPECT_EQ(text_tensor_name("vision_tower.vision_model.post_layernorm.weight"), "");
+  EXPECT_EQ(text_tensor_name("model.multi_modal_projector.mm_soft_emb_norm.weight"), "");
+}
+
 TEST(HfConfig, Smollm3TurnsNoHeadsInEachFourthLayer) {
   Json config = llama3();
   config["architectures"] = {"SmolLM3ForCausalLM"};
