@@ -1,7 +1,6 @@
 #include "model/llama.h"
 
 #include <algorithm>
-#include <cmath>
 #include <unordered_map>
 #include <utility>
 
@@ -72,6 +71,8 @@ std::vector<float> take_divisors(std::vector<std::unique_ptr<Weight>>& weights, 
   weights.erase(found);
   return {values.data_ptr<float>(), values.data_ptr<float>() + values.numel()};
 }
+
+torch::Tensor scaled(const torch::Tensor& x, double scale) { return scale == 1 ? x : x * scale; }
 
 torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
   return bias ? x + bias->value : x;
@@ -174,8 +175,9 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
   } else {
     projected = project(normed, {layer.query, layer.key, layer.value});
   }
+  // A part of a fused matrix' result by itself, so that what is kept of one keeps not all.
   const auto split = [&](const torch::Tensor& all, const Weight* bias, int64_t num_heads) {
-    return add_bias(all, bias).unflatten(1, {num_heads, size});
+    return add_bias(all, bias).contiguous().view({x.size(0), num_heads, size});
   };
   const auto turned = [&](const torch::Tensor& heads, const Weight* norm) {
     const torch::Tensor each =
@@ -190,12 +192,13 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
 
 torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& x,
                                   const torch::Tensor& attended) const {
-  const auto normed_after = [&](const torch::Tensor& y, const Weight* norm) {
-    return norm ? rms_norm(y, norm->value, options_.norm_epsilon) : y;
+  const auto added = [&](const torch::Tensor& y, const Weight* norm) {
+    return scaled(norm ? rms_norm(y, norm->value, options_.norm_epsilon) : y,
+                  options_.residual_scale);
   };
   const torch::Tensor output =
       add_bias(project(attended, {layer.attention_output})[0], layer.attention_output_bias);
-  const torch::Tensor middle = x + normed_after(output, layer.post_attention_norm);
+  const torch::Tensor middle = x + added(output, layer.post_attention_norm);
   const torch::Tensor normed =
       rms_norm(middle, layer.feed_forward_norm->value, options_.norm_epsilon);
   const std::vector<torch::Tensor> wide = layer.gate_up
@@ -205,7 +208,7 @@ torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& 
                       up = add_bias(wide[1], layer.up_bias);
   const torch::Tensor active = options_.architecture.is_gemma ? geglu(gate, up) : swiglu(gate, up);
   const torch::Tensor down = add_bias(project(active, {layer.down})[0], layer.down_bias);
-  return middle + normed_after(down, layer.post_feed_forward_norm);
+  return middle + added(down, layer.post_feed_forward_norm);
 }
 
 torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
@@ -216,8 +219,7 @@ torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, cons
 
 torch::Tensor Llama::embedded(const torch::Tensor& tokens) const {
   const torch::Tensor rows = embed_tokens(token_embedding_->value, tokens);
-  if (!options_.architecture.is_gemma) return rows;
-  return rows * std::sqrt(static_cast<float>(options_.shape.width));
+  return scaled(rows, options_.embedding_scale);
 }
 
 torch::Tensor Llama::embed(const Batch& batch) {
@@ -252,7 +254,8 @@ torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
 }
 
 torch::Tensor Llama::finish(const torch::Tensor& x) const {
-  return round_activations(rms_norm(x, output_norm_->value, options_.norm_epsilon),
+  const torch::Tensor normed = rms_norm(x, output_norm_->value, options_.norm_epsilon);
+  return round_activations(scaled(normed, options_.output_scale),
                            (output_ ? output_ : token_embedding_)->activations);
 }
 

@@ -5,8 +5,9 @@
 // norm of each head of q and k), gemma2 (norms after attention and feed-forward too, GELU, scaled
 // embeddings, windows of attention in each second layer, caps of scores and logits), gemma3 (those
 // norms and the heads', windows in five layers of six, with a rotation of their own), smollm3 (no
-// rotary positions in each fourth layer) and phi3 (q, k and v in one matrix, gate and up in
-// another; LongRoPE). Mixtures of experts are refused.
+// rotary positions in each fourth layer), granite (scales of embeddings, scores, blocks and logits)
+// and phi3 (q, k and v in one matrix, gate and up in another; LongRoPE). Mixtures of experts are
+// refused.
 #pragma once
 
 #include <cstdint>

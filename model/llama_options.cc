@@ -61,6 +61,22 @@ void read_caps(const GgufMetadata& metadata, LlamaOptions& options) {
   options.shape.logit_cap = read("final_logit_softcapping", is_gemma2 ? 30 : 0);
 }
 
+/// Of which 0 means that there is none (source: llama.cpp src/models/granite.cpp).
+void read_scales(const GgufMetadata& metadata, LlamaOptions& options) {
+  const auto read = [&](const char* name, double& scale) {
+    const std::string key = concat(options.architecture.name, '.', name);
+    const double found = metadata.get_float_or(key, 0);
+    check(found >= 0, "key '", key, "' must not be negative, is ", found);
+    if (found > 0) scale = found;
+  };
+  read("embedding_scale", options.embedding_scale);
+  read("residual_scale", options.residual_scale);
+  read("attention.scale", options.attention_scale);
+  double of_logits = 1;
+  read("logit_scale", of_logits);
+  options.output_scale = 1 / of_logits;
+}
+
 double attention_scale(const LlamaOptions& options) {
   const int64_t layers = options.architecture.layers_of_27b;
   const int64_t size = layers > 0 && options.shape.num_layers == layers
@@ -113,6 +129,9 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     read_window(metadata, options);
     if (architecture.is_gemma) read_caps(metadata, options);
     options.attention_scale = attention_scale(options);
+    if (architecture.is_gemma)
+      options.embedding_scale = std::sqrt(static_cast<double>(options.shape.width));
+    if (architecture.has_scales) read_scales(metadata, options);
     return options;
   });
 }

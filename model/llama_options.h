@@ -26,6 +26,8 @@ struct LlamaOptions {
   int64_t window = 0;
   RopeOptions window_rope;
   double attention_scale = 0, attention_cap = 0;  // as AttentionRule has them
+  /// What embeddings, what each half of a block adds, and the last norm's result are multiplied by.
+  double embedding_scale = 1, residual_scale = 1, output_scale = 1;
   LlamaArchitecture architecture = {};
 
   /// Of block `block`, counted from the model's first: whether its heads are turned, and whether it

@@ -1,7 +1,7 @@
-// The tensor table of the llama architecture and of its relatives (qwen2, qwen3, gemma2, gemma3,
-// smollm3, phi3): what each tensor is called in GGUF and in Hugging Face checkpoints, its shape,
-// and which architectures have it. Model, loader and converter read this one table (sources:
-// llama.cpp src/models/<architecture>.cpp; transformers models/<family>). Without LibTorch.
+// The tensor table of the llama architecture and of its relatives (llama_architectures()): what
+// each tensor is called in GGUF and in Hugging Face checkpoints, its shape, and which architectures
+// have it. Model, loader and converter read this one table (sources: llama.cpp
+// src/models/<architecture>.cpp; transformers models/<family>). Without LibTorch.
 #pragma once
 
 #include <cstdint>
@@ -88,6 +88,8 @@ struct LlamaArchitecture {
   bool is_always_tied = false;  // its files have no output matrix
   /// Of so many layers in a row the last has no rotary positions (smollm3); 0: all have.
   int64_t unturned_period = 0;
+  /// Its keys scale embeddings, scores, what each half of a block adds, and logits (granite).
+  bool has_scales = false;
   /// A part of each head may be turned only, by one set of divisors up to the context that the
   /// model was trained on first and by another beyond it (phi3: LongRoPE, arXiv:2402.13753).
   bool has_long_rope = false;

@@ -1,5 +1,7 @@
 #include "model/hf/config.h"
 
+#include <utility>
+
 #include "base/error.h"
 #include "base/log.h"
 #include "model/hf/gemma_config.h"
@@ -34,6 +36,8 @@ constexpr Family kFamilies[] = {
     {"Gemma3ForConditionalGeneration", "gemma3", false, true, true, false, kGemma3Defaults},
     {"SmolLM3ForCausalLM", "smollm3", true, false, false, false,
      R"({"tie_word_embeddings": true, "rope_theta": 2000000.0, "no_rope_layer_interval": 4})"},
+    {"GraniteForCausalLM", "granite", true, false, false, false,
+     R"({"num_key_value_heads": null})"},
     {"Phi3ForCausalLM", "phi3", false, false, false, false,
      R"({"num_key_value_heads": null, "original_max_position_embeddings": 4096})"},
 };
@@ -110,11 +114,28 @@ void check_unturned_layers(const Json& config, const HfConfig& result) {
           " without rotary positions");
 }
 
-/// llama.cpp reads the window and does not have it.
-void read_phi(const Json& config, HfConfig& result) {
+/// Of architectures whose files have no key for a head's length.
+void check_head_size(const HfConfig& result) {
   const LlamaSizes& sizes = result.sizes;
   check(sizes.num_heads * sizes.head_size == sizes.width, "key 'head_dim': ", sizes.head_size, "; ",
-        sizes.num_heads, " heads of a phi3 are its width, ", sizes.width);
+        sizes.num_heads, " heads of a ", result.architecture->name, " are its width, ",
+        sizes.width);
+}
+
+void read_granite(const Json& config, HfConfig& result) {
+  check_head_size(result);
+  for (const auto& [key, scale] : {std::pair{"attention_multiplier", &result.attention_scale},
+                                   std::pair{"embedding_multiplier", &result.embedding_scale},
+                                   std::pair{"residual_multiplier", &result.residual_scale},
+                                   std::pair{"logits_scaling", &result.logit_scale}}) {
+    *scale = number_field(config, key).value_or(1);
+    check(*scale > 0, "key '", key, "' must be positive, is ", *scale);
+  }
+}
+
+/// llama.cpp reads the window and does not have it.
+void read_phi(const Json& config, HfConfig& result) {
+  check_head_size(result);
   result.window = int_field(config, "sliding_window").value_or(0);
   check(result.window >= 0, "key 'sliding_window' must not be negative, is ", result.window);
 }
@@ -188,6 +209,8 @@ HfConfig read_hf_config(const Json& given) {
     read_gemma_config(config, result);
   else if (result.architecture->name == "phi3")
     read_phi(config, result);
+  else if (result.architecture->has_scales)
+    read_granite(config, result);
   if (!is_gemma(family)) note_sliding_window(config, family, result.context_length);
   return result;
 }

@@ -30,6 +30,8 @@ struct HfConfig {
   /// Positions that layers with a window attend to, 0: there are none. Of phi3, what its file says.
   int64_t window = 0;
   double attention_cap = 0, logit_cap = 0;  // of scores and of logits; 0: none
+  /// granite's multipliers; logits are divided by theirs.
+  double attention_scale = 1, embedding_scale = 1, residual_scale = 1, logit_scale = 1;
 };
 
 /// "LlamaForCausalLM, MistralForCausalLM, ...": the families that nibble has.

@@ -183,11 +183,16 @@ GgufMetadata make_metadata(const std::string& folder, const Json& json, const Hf
     for (const auto& [key, value] : more.pairs()) metadata.set(key, value);
   };
   metadata.set("general.architecture", std::string(config.architecture->name));
+  const GgufMetadata of_model =
+      hf_model_metadata(config, static_cast<uint32_t>(require_format(matrix_type).ftype));
+  // llama.cpp's converter knows it with the tensors, before all other keys.
+  const std::string first = concat(config.architecture->name, ".rope.scaling.attn_factor");
+  if (const GgufValue* value = of_model.find(first)) metadata.set(first, *value);
   metadata.set("general.type", std::string("model"));
   append(sampling_metadata(folder));
   append(model_name_metadata(text_field(json, "_name_or_path").value_or(""), hf_folder_name(folder),
                              num_weights));
-  append(hf_model_metadata(config, static_cast<uint32_t>(require_format(matrix_type).ftype)));
+  append(of_model);
   metadata.set("general.quantization_version", kQuantizationVersion);
   append(hf_tokenizer_metadata(folder, config, json, options.pre));
   return metadata;

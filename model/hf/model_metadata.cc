@@ -87,6 +87,12 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
     keys.set("vocab_size", sizes.vocab_size);
     keys.set("rope.dimension_count", sizes.head_size);
   }
+  if (config.architecture->has_scales) {
+    keys.set_number("attention.scale", config.attention_scale);
+    keys.set_number("embedding_scale", config.embedding_scale);
+    keys.set_number("residual_scale", config.residual_scale);
+    keys.set_number("logit_scale", config.logit_scale);
+  }
   return keys.metadata;
 }
 

@@ -55,5 +55,15 @@ GEMMA3_4B = {
     },
 }  # fmt: skip
 
+# Of granite-3.3-2b-instruct.
+GRANITE_2B = {
+    "architectures": ["GraniteForCausalLM"], "attention_bias": False, "attention_multiplier": 0.015625, "bos_token_id": 0,
+    "embedding_multiplier": 12.0, "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192,
+    "logits_scaling": 8.0, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "granite",
+    "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8, "pad_token_id": 0,
+    "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000000.0,
+    "tie_word_embeddings": True, "vocab_size": 49159,
+}  # fmt: skip
+
 PUBLISHED = {"SmolLM3-3B": SMOLLM3_3B, "Phi-4-mini": PHI4_MINI, "Phi-3-mini": PHI3_MINI, "gemma-2-2b": GEMMA2_2B,
-             "gemma-3-4b": GEMMA3_4B}
+             "gemma-3-4b": GEMMA3_4B, "granite-3.3-2b": GRANITE_2B}

@@ -63,22 +63,24 @@ class PlainLlama {
   /// One document, tokens [T]: logits [T, V].
   torch::Tensor logits(const torch::Tensor& tokens) {
     torch::Tensor x = weight("token_embd.weight").index_select(0, tokens);
-    if (tiny_.is_gemma()) x = x * std::sqrt(static_cast<double>(tiny_.width));
+    x = x *
+        (tiny_.is_gemma() ? std::sqrt(static_cast<double>(tiny_.width)) : tiny_.embedding_scale);
     for (int64_t layer = 0; layer < tiny_.layers; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
       const torch::Tensor attended =
           linear(attention(norm(x, prefix + "attn_norm"), prefix, layer), prefix + "attn_output");
-      x = x + normed_after(attended, prefix + "post_attention_norm");
+      x = x + tiny_.residual_scale * normed_after(attended, prefix + "post_attention_norm");
       const torch::Tensor normed = norm(x, prefix + "ffn_norm");
       const torch::Tensor up = linear(normed, prefix + "ffn_up");
       const torch::Tensor wide = tiny_.is_fused()
                                      ? activation(up.chunk(2, 1)[0]) * up.chunk(2, 1)[1]
                                      : activation(linear(normed, prefix + "ffn_gate")) * up;
-      x = x + normed_after(linear(wide, prefix + "ffn_down"), prefix + "post_ffw_norm");
+      x = x + tiny_.residual_scale *
+                  normed_after(linear(wide, prefix + "ffn_down"), prefix + "post_ffw_norm");
     }
-    return capped(
-        norm(x, "output_norm").mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t()),
-        tiny_.logit_cap);
+    const torch::Tensor logits =
+        norm(x, "output_norm").mm(weight(tiny_.tied ? "token_embd.weight" : "output.weight").t());
+    return capped(logits / tiny_.logit_scale, tiny_.logit_cap);
   }
 
  private:
@@ -113,6 +115,8 @@ class PlainLlama {
                         v = part("attn_v", tiny_.heads + tiny_.kv_heads, tiny_.kv_heads);
     torch::Tensor unseen = at::ones({length, length}, torch::kBool).triu(1);
     if (windowed) unseen = unseen.logical_or(at::ones_like(unseen).tril(-tiny_.window));
+    const double scale = tiny_.attention_scale > 0 ? tiny_.attention_scale
+                                                   : 1 / std::sqrt(static_cast<double>(size));
     const double base = windowed ? 10000.0 : tiny_.rope_base;
     const auto turned_head = [&](const torch::Tensor& head) {
       return turned ? turn(head, base) : head;
@@ -122,7 +126,7 @@ class PlainLlama {
       const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
       const torch::Tensor query = turned_head(head_of(q, head, prefix + "attn_q_norm"));
       const torch::Tensor key = turned_head(head_of(k, group, prefix + "attn_k_norm"));
-      const torch::Tensor scores = capped(query.mm(key.t()) / std::sqrt(size), tiny_.attention_cap);
+      const torch::Tensor scores = capped(query.mm(key.t()) * scale, tiny_.attention_cap);
       heads.push_back(at::softmax(scores.masked_fill(unseen, -INFINITY), -1)
                           .mm(v.narrow(1, group * size, size)));
     }
@@ -142,7 +146,7 @@ class PlainLlama {
     const torch::Tensor position = at::arange(length, torch::kFloat64).unsqueeze(1);
     const torch::Tensor angle =
         position * at::pow(base, at::arange(0, size, 2, torch::kFloat64) * (-1.0 / size));
-    if (tiny_.architecture != "llama" && tiny_.architecture != "smollm3") {
+    if (tiny_.turns_halves()) {
       const torch::Tensor a = x.narrow(1, 0, size / 2), b = x.narrow(1, size / 2, size / 2);
       return at::cat({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 1);
     }
@@ -193,7 +197,8 @@ INSTANTIATE_TEST_SUITE_P(
         std::make_tuple(true, false, 1, "gemma2"), std::make_tuple(true, false, 2, "gemma3"),
         std::make_tuple(false, false, 1, "gemma3"),
         // Without biases: that of keys that are not turned has no gradient.
-        std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3")));
+        std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3"),
+        std::make_tuple(true, true, 2, "granite")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;

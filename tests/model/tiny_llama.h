@@ -18,6 +18,8 @@ struct TinyLlama {
   int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
   int64_t window = 0;  // of gemmas
   float attention_cap = 0, logit_cap = 0;
+  // granite's
+  float embedding_scale = 1, attention_scale = 0, residual_scale = 1, logit_scale = 1;
   int64_t turned = 0;  // elements of each head, where not all
   float rope_base = 10000.0f;
   bool tied = false, biases = false;
@@ -34,6 +36,9 @@ struct TinyLlama {
     return window > 0 && layer % period < period - 1;
   }
   bool has_head_norms() const { return architecture == "qwen3" || architecture == "gemma3"; }
+  bool turns_halves() const {
+    return architecture != "llama" && architecture != "smollm3" && architecture != "granite";
+  }
   bool is_fused() const { return architecture == "phi3"; }
   /// gemma3: seven layers, of which one has no window, and a rotation of its own. gemma2: three, of
   /// which one has no window, and caps well within what scores and logits reach. smollm3: five, of
@@ -42,6 +47,12 @@ struct TinyLlama {
     architecture = name;
     if (name == "smollm3") layers = 5;
     if (name == "phi3") extra.set("phi3.rope.dimension_count", static_cast<uint32_t>(turned = 6));
+    if (name == "granite") {
+      embedding_scale = 3;
+      attention_scale = 0.5f;
+      residual_scale = 0.25f;
+      logit_scale = 2;
+    }
     if (!is_gemma()) return;
     window = 6;
     if (name == "gemma3") {
@@ -54,10 +65,12 @@ struct TinyLlama {
     attention_cap = 1.5f;
     logit_cap = 4;
   }
-  /// gemma3 and phi3 have no biases, and the others but llama have some of q, k and v at most.
+  /// gemma3 and phi3 have no biases, and the others but llama and granite have some of q, k and v
+  /// at most.
   bool has_bias(const std::string& name) const {
     return biases && !is_gemma() && !is_fused() &&
-           (architecture == "llama" || name == "attn_q" || name == "attn_k" || name == "attn_v");
+           (architecture == "llama" || architecture == "granite" || name == "attn_q" ||
+            name == "attn_k" || name == "attn_v");
   }
 
   GgufMetadata metadata() const {
@@ -74,6 +87,12 @@ struct TinyLlama {
     set("attention.head_count", heads);
     set("attention.head_count_kv", kv_heads);
     result.set(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
+    if (architecture == "granite") {
+      result.set("granite.embedding_scale", embedding_scale);
+      result.set("granite.attention.scale", attention_scale);
+      result.set("granite.residual_scale", residual_scale);
+      result.set("granite.logit_scale", logit_scale);
+    }
     if (attention_cap > 0) result.set(architecture + ".attn_logit_softcapping", attention_cap);
     if (logit_cap > 0) result.set(architecture + ".final_logit_softcapping", logit_cap);
     if (window > 0) set("attention.sliding_window", window);

@@ -127,6 +127,7 @@ TEST(HfConfig, Phi3RefusesWhatAGgufFileWouldNotSay) {
   EXPECT_NE(refusal(config).find("no even number"), std::string::npos);
   config = phi3();
   config["head_dim"] = 32;
+  config["rope_scaling"] = nullptr;
   EXPECT_NE(refusal(config).find("'head_dim'"), std::string::npos);
 }
 
