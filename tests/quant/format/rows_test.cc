@@ -10,6 +10,7 @@
 #include "base/threads.h"
 #include "format_checks.h"
 #include "quant/format/stream.h"
+#include "quant/format/targets.h"
 
 namespace nibble {
 namespace {
