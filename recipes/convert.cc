@@ -19,7 +19,10 @@ namespace {
 std::string introduction() {
   return "Converts a downloaded Hugging Face folder (config.json, safetensors, tokenizer) into one "
          "GGUF\nfile. Families: " +
-         hf_family_names() + ".\n";
+         hf_family_names() +
+         ".\n4-bit codes of GPTQ, AWQ and compressed-tensors (also mxfp4) become Q4_0, Q4_1 or "
+         "MXFP4 "
+         "as they are.\n";
 }
 
 constexpr const char* kExamples =
@@ -36,23 +39,39 @@ std::optional<GgmlType> type_argument(const cxxopts::ParseResult& arguments) {
   fail_usage("--outtype wants auto, f32, f16 or bf16, found '", name, "'");
 }
 
+void print_rounding(const HfConverted& result) {
+  char text[128] = "weights are exactly the checkpoint's";
+  const auto [largest, in_steps] = result.rounding;
+  if (largest > 0)
+    std::snprintf(text, sizeof text,
+                  "float16 scales or minimums moved weights by at most %.3g (%.3g of a step)",
+                  largest, in_steps);
+  std::cout << concat(result.num_packed, " matrices keep their codes; ", text, '\n');
+}
+
 void print_result(const std::string& path, const HfConverted& result) {
   char seconds[32];
   std::snprintf(seconds, sizeof seconds, "%.1f s", result.seconds);
   std::cout << concat(path, ": ", result.family, ", ", result.num_weights, " weights in ",
                       result.num_tensors, " tensors, matrices ", type_name(result.matrix_type),
                       ", ", format_bytes(result.bytes), " of tensor data, ", seconds, '\n');
+  if (result.num_packed > 0 && ggml_type_info(result.matrix_type).block_size > 1)
+    print_rounding(result);
 }
 
 std::string result_json(const std::string& path, const HfConverted& result) {
-  const nlohmann::ordered_json json = {{"name", path},
-                                       {"family", result.family},
-                                       {"type", type_name(result.matrix_type)},
-                                       {"weights", result.num_weights},
-                                       {"tensors", result.num_tensors},
-                                       {"bytes", result.bytes},
-                                       {"peak_bytes", peak_memory_bytes()},
-                                       {"seconds", result.seconds}};
+  const nlohmann::ordered_json json = {
+      {"name", path},
+      {"family", result.family},
+      {"type", type_name(result.matrix_type)},
+      {"weights", result.num_weights},
+      {"tensors", result.num_tensors},
+      {"bytes", result.bytes},
+      {"packed_matrices", result.num_packed},
+      {"largest_rounding", result.rounding.largest},
+      {"largest_rounding_in_steps", result.rounding.largest_in_steps},
+      {"peak_bytes", peak_memory_bytes()},
+      {"seconds", result.seconds}};
   return json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -62,7 +81,8 @@ int run_convert(int argc, char** argv) {
   const auto text = [] { return cxxopts::value<std::string>(); };
   cxxopts::Options options("nibble convert", introduction());
   options.custom_help("[OPTIONS]").positional_help("FOLDER OUT.gguf");
-  options.add_options()("outtype", "type of the matrices: auto (as stored), f32, f16 or bf16",
+  options.add_options()("outtype",
+                        "type of the matrices: auto (as stored, codes as codes), f32, f16 or bf16",
                         text()->default_value("auto"), "TYPE")(
       "pre", "llama.cpp's name of the pre-tokenizer, where the folder's is not recognized", text(),
       "NAME")("json", "print one JSON object on stdout")("q,quiet", "no progress bar, no notes");

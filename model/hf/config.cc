@@ -75,10 +75,6 @@ Json with_defaults(Json config, const Family& family) {
 
 /// Settings under which the file would compute something else than the model does.
 void refuse_unknown(const Json& config, const Family& family) {
-  if (const Json* quantized = object_field(config, "quantization_config"))
-    fail("the model is quantized already (",
-         text_field(*quantized, "quant_method").value_or("by an unnamed method"),
-         "); nibble converts unquantized checkpoints");
   const char* key = is_gemma(family) ? "hidden_activation" : "hidden_act";
   const std::string wanted = is_gemma(family) ? "gelu_pytorch_tanh" : "silu";
   const std::string activation = text_field(config, key).value_or(wanted);

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <unordered_set>
 #include <utility>
@@ -19,6 +23,8 @@
 #include "model/hf/config.h"
 #include "model/hf/json_fields.h"
 #include "model/hf/model_name.h"
+#include "model/hf/packed_weights.h"
+#include "model/hf/quantization.h"
 #include "model/hf/sampling.h"
 #include "model/hf/tokenizer.h"
 #include "model/hf/wanted_tensors.h"
@@ -43,7 +49,8 @@ struct Job {
   const Tensor* tensor = nullptr;
   // Rows to take at a time, and which of them: for q and k each head's rows in another order.
   int64_t rows = 1, row_length = 1, heads = 0;
-  bool adds_one = false;  // a gemma's norm: the checkpoint has what is added to 1
+  bool adds_one = false;                 // a gemma's norm: the checkpoint has what is added to 1
+  std::optional<PackedMatrix> packed{};  // of which `tensor` has the codes
 
   int64_t num_weights() const { return rows * row_length; }
   /// The row of the source that becomes row `row`: of a head, i and i + d/2 come to stand beside
@@ -78,18 +85,12 @@ bool is_left_out(const std::string& name) {
          name.ends_with(".attention.bias");
 }
 
-Job make_job(const Tensor& tensor, const WantedTensors::Place& place, GgmlType matrix_type) {
+Job make_job(const WantedTensors::Place& place) {
   Job job;
   job.name = place.name;
-  job.tensor = &tensor;
-  job.source = source_type(*tensor.entry);
-  job.target = place.is_matrix ? matrix_type : GgmlType::kF32;
   job.heads = place.heads;
   job.shape = {place.row_length};
   if (place.is_matrix) job.shape.push_back(place.rows);
-  const std::vector<int64_t> wanted(job.shape.rbegin(), job.shape.rend());
-  check(tensor.entry->shape == wanted, "has the shape ", shape_text(tensor.entry->shape),
-        ", config.json wants ", shape_text(wanted));
   // Of a vector that is put in another order, the elements are the rows.
   const bool elements = !place.is_matrix && place.heads > 0;
   job.rows = elements ? place.row_length : place.rows;
@@ -97,36 +98,113 @@ Job make_job(const Tensor& tensor, const WantedTensors::Place& place, GgmlType m
   return job;
 }
 
-/// The type of the first matrix by name, which stands for all.
-GgmlType stored_type(const HfCheckpoint& checkpoint, const std::string& folder) {
-  for (const Tensor& tensor : checkpoint.tensors())
-    if (tensor.entry->shape.size() >= 2)
-      return with_frame(frame_of(tensor), [&] { return source_type(*tensor.entry); });
-  fail(folder, ": the checkpoint holds no matrix");
+Job make_job(const Tensor& tensor, const WantedTensors::Place& place, GgmlType matrix_type) {
+  Job job = make_job(place);
+  job.tensor = &tensor;
+  job.source = source_type(*tensor.entry);
+  job.target = place.is_matrix ? matrix_type : GgmlType::kF32;
+  const std::vector<int64_t> wanted(job.shape.rbegin(), job.shape.rend());
+  check(tensor.entry->shape == wanted, "has the shape ", shape_text(tensor.entry->shape),
+        ", config.json wants ", shape_text(wanted));
+  return job;
 }
 
-std::vector<Job> plan_jobs(const HfCheckpoint& checkpoint, const std::string& folder,
-                           const HfConfig& config, GgmlType matrix_type) {
+/// A checkpoint, and how what it has is packed.
+struct Source {
+  std::string folder;
+  HfCheckpoint checkpoint;
+  std::optional<HfQuantization> quantization;
+
+  /// The matrix that `name` is a part of, "" where it is a tensor as it is.
+  std::string packed_matrix(const std::string& name) const {
+    return quantization ? packed_matrix_of(*quantization, name) : "";
+  }
+  /// The language model's tensors, "" for what belongs to another part of the model.
+  std::unordered_set<std::string> names() const {
+    std::unordered_set<std::string> names;
+    for (const Tensor& tensor : checkpoint.tensors()) {
+      const std::string matrix = packed_matrix(tensor.entry->name);
+      const bool codes =
+          !matrix.empty() && packed_codes_of(*quantization, matrix) == tensor.entry->name;
+      names.insert(text_tensor_name(codes ? matrix : tensor.entry->name));
+    }
+    return names;
+  }
+  /// GPTQ's programs gave each packed matrix a bias, of zeros where the model has none.
+  bool is_made_up_bias(const Tensor& tensor) const {
+    constexpr std::string_view kBias = ".bias";
+    const auto& [name, dtype, shape, data] = *tensor.entry;
+    if (!quantization || !name.ends_with(kBias)) return false;
+    const std::string matrix = name.substr(0, name.size() - kBias.size()) + ".weight";
+    return checkpoint.find(packed_codes_of(*quantization, matrix)) &&
+           std::all_of(data.begin(), data.end(),
+                       [](std::byte byte) { return byte == std::byte{}; });
+  }
+};
+
+/// The type of the first matrix by name that is not packed, which stands for all.
+GgmlType stored_type(const Source& source) {
+  for (const Tensor& tensor : source.checkpoint.tensors())
+    if (tensor.entry->shape.size() >= 2 && source.packed_matrix(tensor.entry->name).empty())
+      return with_frame(frame_of(tensor), [&] { return source_type(*tensor.entry); });
+  check(source.quantization.has_value(), source.folder, ": the checkpoint holds no matrix");
+  return GgmlType::kF16;
+}
+
+/// Nothing for a part that does not have the codes: those have brought it along.
+std::optional<Job> make_packed_job(const Source& source, const std::string& matrix,
+                                   const Tensor& tensor, const WantedTensors::Place& place,
+                                   std::optional<GgmlType> target) {
+  check(place.is_matrix, "is a part of a matrix, the model has a vector there");
+  const std::string codes = packed_codes_of(*source.quantization, matrix);
+  check(source.checkpoint.find(codes), "is a part of a packed matrix, and there is no '", codes,
+        "'");
+  if (tensor.entry->name != codes) return std::nullopt;
+  Job job = make_job(place);
+  job.tensor = &tensor;
+  job.packed =
+      PackedMatrix::find(source.checkpoint, *source.quantization, matrix, job.rows, job.row_length);
+  job.target = target ? *target : job.packed->block_type();
+  return job;
+}
+
+std::vector<Job> plan_jobs(const Source& source, const HfConfig& config, GgmlType matrix_type,
+                           std::optional<GgmlType> packed_type) {
   const WantedTensors wanted(config);
-  std::unordered_set<std::string> found;
-  for (const Tensor& tensor : checkpoint.tensors())
-    found.insert(text_tensor_name(tensor.entry->name));
+  const std::unordered_set<std::string> found = source.names();
   for (const std::string& name : wanted.required())
-    check(found.count(name), folder, ": tensor '", name, "' is missing");
+    check(found.count(name), source.folder, ": tensor '", name, "' is missing");
   if (found.count(""))
-    note(folder, ": the tower that sees is left out: the file holds the language model");
+    note(source.folder, ": the tower that sees is left out: the file holds the language model");
   std::vector<Job> jobs;
-  for (const Tensor& tensor : checkpoint.tensors()) {
-    const std::string name = text_tensor_name(tensor.entry->name);
+  for (const Tensor& tensor : source.checkpoint.tensors()) {
+    const std::string matrix = source.packed_matrix(tensor.entry->name);
+    const std::string name = text_tensor_name(matrix.empty() ? tensor.entry->name : matrix);
     if (name.empty() || is_left_out(name)) continue;
     with_frame(frame_of(tensor), [&] {
       const WantedTensors::Place* place = wanted.find(name);
+      if (!place && source.is_made_up_bias(tensor)) return;
       check(place, "a ", config.family, " of this config.json has no such tensor");
-      jobs.push_back(make_job(tensor, *place, matrix_type));
-      jobs.back().adds_one = config.architecture->is_gemma && name.ends_with("norm.weight");
+      if (matrix.empty()) {
+        jobs.push_back(make_job(tensor, *place, matrix_type));
+        jobs.back().adds_one = config.architecture->is_gemma && name.ends_with("norm.weight");
+      } else if (auto job = make_packed_job(source, matrix, tensor, *place, packed_type)) {
+        jobs.push_back(std::move(*job));
+      }
     });
   }
   return jobs;
+}
+
+/// The block type that most weights are in, for a file that has any.
+std::optional<GgmlType> main_block_type(const std::vector<Job>& jobs) {
+  std::map<GgmlType, int64_t> weights;
+  for (const Job& job : jobs)
+    if (ggml_type_info(job.target).block_size > 1) weights[job.target] += job.num_weights();
+  if (weights.empty()) return std::nullopt;
+  return std::max_element(weights.begin(), weights.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
 }
 
 /// Rows [first, first + count) of the result, in the source's type: in the map, or in `gathered`.
@@ -176,6 +254,67 @@ void write_job(const Job& job, GgufWriter& writer) {
   job.tensor->file->release(*job.tensor->entry);
 }
 
+/// One row of a packed matrix as blocks, and how far they are from the weights that it stands for.
+HfRounding pack_row(const PackedMatrix& packed, GgmlType type, int64_t row,
+                    std::span<const float> weights, std::span<std::byte> blocks) {
+  packed.write_blocks(row, blocks);
+  std::vector<float> decoded(weights.size());
+  decode_tensor(type, blocks, decoded);
+  HfRounding rounding;
+  const auto block = static_cast<size_t>(ggml_type_info(type).block_size);
+  for (size_t begin = 0; begin < weights.size(); begin += block) {
+    double error = 0;
+    for (size_t i = begin; i < begin + block; ++i)
+      error = std::max(error, std::abs(static_cast<double>(decoded[i]) - weights[i]));
+    if (error == 0) continue;
+    const double step = std::abs(packed.scale(row, static_cast<int64_t>(begin)));
+    rounding.add({error, error / step});
+  }
+  return rounding;
+}
+
+HfRounding write_packed_job(const Job& job, GgufWriter& writer) {
+  const int64_t most = std::max<int64_t>(1, kPieceWeights / job.row_length);
+  const int64_t stride = row_bytes(job.target, job.row_length);
+  const bool as_blocks = ggml_type_info(job.target).block_size > 1;
+  const std::string frame = frame_of(*job.tensor);
+  HfRounding rounding;
+  std::mutex mutex;
+  writer.begin_pieces();
+  parallel_for(job.rows, most, [&](int64_t begin, int64_t end) {
+    std::vector<float> weights;
+    std::vector<std::byte> bytes;
+    for (int64_t first = begin; first < end; first += most) {
+      const int64_t count = std::min(most, end - first);
+      weights.resize(static_cast<size_t>(count * job.row_length));
+      bytes.resize(static_cast<size_t>(count * stride));
+      const auto row_of = [&](int64_t row) {
+        return std::span(weights).subspan(static_cast<size_t>(row * job.row_length),
+                                          static_cast<size_t>(job.row_length));
+      };
+      with_frame(frame, [&] {
+        for (int64_t row = 0; row < count; ++row)
+          job.packed->decode(job.source_row(first + row), row_of(row));
+        check_finite(weights, job.row_length, first);
+        if (!as_blocks)
+          bytes = encode_tensor(job.target, weights, job.row_length, {}, EncodeMethod::kRtn, first);
+        for (int64_t row = 0; as_blocks && row < count; ++row) {
+          const HfRounding of_row =
+              pack_row(*job.packed, job.target, job.source_row(first + row), row_of(row),
+                       std::span(bytes).subspan(static_cast<size_t>(row * stride),
+                                                static_cast<size_t>(stride)));
+          const std::lock_guard lock(mutex);
+          rounding.add(of_row);
+        }
+        writer.put(first * stride, bytes);
+      });
+    }
+  });
+  writer.end_pieces();
+  job.packed->release();
+  return rounding;
+}
+
 GgufMetadata make_metadata(const std::string& folder, const Json& json, const HfConfig& config,
                            const HfConversion& options, GgmlType matrix_type, int64_t num_weights) {
   GgufMetadata metadata;
@@ -217,11 +356,12 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   const auto json = read_json_file(config_path);
   check(json.has_value(), folder, ": has no config.json: no folder of a Hugging Face model");
   const HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
-  const HfCheckpoint checkpoint = HfCheckpoint::open(folder);
+  const Source source{folder, HfCheckpoint::open(folder), read_hf_quantization(folder, *json)};
   HfConverted result;
   result.family = config.family;
-  result.matrix_type = options.matrix_type ? *options.matrix_type : stored_type(checkpoint, folder);
-  const std::vector<Job> jobs = plan_jobs(checkpoint, folder, config, result.matrix_type);
+  result.matrix_type = options.matrix_type ? *options.matrix_type : stored_type(source);
+  const std::vector<Job> jobs = plan_jobs(source, config, result.matrix_type, options.matrix_type);
+  result.matrix_type = main_block_type(jobs).value_or(result.matrix_type);
   const std::vector<RopeTensor> rope_tensors = hf_rope_tensors(config.rope);
 
   std::vector<GgufWriter::Tensor> table;
@@ -235,6 +375,7 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
     table.push_back({job.name, job.shape, job.target});
     result.num_weights += job.num_weights();
     result.bytes += job.rows * row_bytes(job.target, job.row_length);
+    result.num_packed += job.packed ? 1 : 0;
   }
   result.num_tensors = static_cast<int64_t>(table.size());
 
@@ -246,7 +387,10 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   Progress bar("Converting", static_cast<int64_t>(jobs.size()), "tensors");
   int64_t done = 0;
   for (const Job& job : jobs) {
-    write_job(job, writer);
+    if (job.packed)
+      result.rounding.add(write_packed_job(job, writer));
+    else
+      write_job(job, writer);
     bar.update(++done);
   }
   bar.finish();

@@ -1,10 +1,11 @@
 // A Hugging Face folder into one GGUF file, in the layout that llama.cpp and nibble compute with:
 // rows of q and k in GGUF's order, norms and biases float32, matrices as they are stored or in one
-// other float type. Keys and tensor bytes are those of llama.cpp's own converter (docs/
-// architecture.md says where not). Tensors pass through in pieces: the file may be larger than
-// memory.
+// other float type, 4-bit codes in blocks that have the same codes. Keys and tensor bytes are those
+// of llama.cpp's own converter (docs/ architecture.md says where not). Tensors pass through in
+// pieces: the file may be larger than memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -19,14 +20,26 @@ bool is_hf_folder(const std::string& path);
 std::string hf_folder_name(const std::string& folder);
 
 struct HfConversion {
-  /// F32, F16 or BF16, of all matrices; nothing: the type of the first one, by name.
+  /// F32, F16 or BF16, of all matrices; nothing: the type of the first one, by name, and of those
+  /// that are packed the block type that has their codes.
   std::optional<GgmlType> matrix_type;
   std::string pre;  // tokenizer.ggml.pre, where the tokenizer is not recognized; "": by itself
 };
 
+/// How far packed weights were moved, by scales and minimums that float16 cannot hold.
+struct HfRounding {
+  double largest = 0, largest_in_steps = 0;
+  void add(const HfRounding& other) {
+    largest = std::max(largest, other.largest);
+    largest_in_steps = std::max(largest_in_steps, other.largest_in_steps);
+  }
+};
+
 struct HfConverted {
-  std::string family;  // "LlamaForCausalLM"
-  GgmlType matrix_type = GgmlType::kF32;
+  std::string family;                     // "LlamaForCausalLM"
+  GgmlType matrix_type = GgmlType::kF32;  // that of most packed matrices, where there are any
+  int64_t num_packed = 0;
+  HfRounding rounding;
   int64_t num_tensors = 0, num_weights = 0, bytes = 0;  // bytes: of tensor data
   double seconds = 0;
 };

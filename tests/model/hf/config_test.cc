@@ -225,7 +225,6 @@ constexpr Change kChanges[] = {
     {"hidden_size", "2049", "must divide hidden_size"},
     {"head_dim", "63", "no pairs to turn"},
     {"hidden_act", R"("gelu")", "'gelu'; nibble has silu"},
-    {"quantization_config", R"({"quant_method": "gptq"})", "quantized already (gptq)"},
     {"rope_scaling", R"({"rope_type": "longrope", "factor": 2})", "rope type 'longrope'"},
     {"rope_scaling", R"({"rope_type": "dynamic", "factor": 2})", "rope type 'dynamic'"},
     {"rope_scaling", R"({"rope_type": "linear"})", "positive 'factor'"},

@@ -1,0 +1,84 @@
+"""GPTQ's and AWQ's checkpoints, packed in numpy by the layouts of AutoGPTQ and AutoAWQ.
+
+Codes and zeros are uint8 [rows, columns] and [rows, groups], scales [rows, groups]: of the matrix as a Linear has it.
+"""
+
+import json
+import shutil
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]  # which of eight rows lies at each place of a word
+PLAIN = list(range(8))
+
+
+def words(codes, order=PLAIN):
+    """[..., n] codes as int32 [..., n / 8]."""
+    eight = codes.reshape(*codes.shape[:-1], -1, 8)[..., order].astype(np.uint32)
+    return np.bitwise_or.reduce(eight << (4 * np.arange(8, dtype=np.uint32)), axis=-1).view(np.int32)
+
+
+def quantize(weight, group_size, symmetric):
+    """Codes, zeros and float16 scales by rounding to nearest."""
+    size = weight.shape[1] if group_size == -1 else group_size
+    groups = weight.astype(np.float32).reshape(weight.shape[0], -1, size)
+    if symmetric:
+        scales = (np.abs(groups).max(-1) / 7).astype(np.float16)
+        zeros = np.full(scales.shape, 8, np.uint8)
+    else:
+        scales = ((groups.max(-1) - groups.min(-1)) / 15).astype(np.float16)
+        zeros = np.clip(np.round(-groups.min(-1) / scales), 1, 15).astype(np.uint8)
+    codes = np.clip(np.round(groups / scales[..., None].astype(np.float32)) + zeros[..., None], 0, 15)
+    return codes.reshape(weight.shape).astype(np.uint8), zeros, scales
+
+
+def dequantize(codes, zeros, scales, g_idx):
+    return (codes.astype(np.float32) - zeros[:, g_idx]) * scales[:, g_idx].astype(np.float32)
+
+
+def gptq(codes, zeros, scales, g_idx, minus_one):
+    return {
+        "qweight": np.ascontiguousarray(words(codes).T),
+        "qzeros": words(np.ascontiguousarray(zeros.T) - minus_one),
+        "scales": np.ascontiguousarray(scales.T),
+        "g_idx": g_idx.astype(np.int32),
+    }
+
+
+def awq(codes, zeros, scales):
+    return {
+        "qweight": words(np.ascontiguousarray(codes.T), AWQ_ORDER),
+        "qzeros": words(np.ascontiguousarray(zeros.T), AWQ_ORDER),
+        "scales": np.ascontiguousarray(scales.T),
+    }
+
+
+def shuffled_groups(columns, group_size, seed=0):
+    """What desc_act makes of g_idx."""
+    return np.random.default_rng(seed).permutation(np.arange(columns) // group_size)
+
+
+def write_checkpoint(source, out, method, group_size=32, symmetric=True, version=1, act_order=False):
+    """source's block matrices packed, in out/packed; what they stand for in out/unpacked, all float32."""
+    packed, unpacked = {}, {}
+    for name, weight in load_file(source / "model.safetensors").items():
+        if "_proj.weight" not in name:
+            packed[name] = unpacked[name] = weight
+            continue
+        codes, zeros, scales = quantize(weight, group_size, symmetric)
+        size = weight.shape[1] // scales.shape[1]
+        g_idx = shuffled_groups(weight.shape[1], size) if act_order else np.arange(weight.shape[1]) // size
+        parts = awq(codes, zeros, scales) if method == "awq" else gptq(codes, zeros, scales, g_idx, 2 - version)
+        packed |= {name.removesuffix("weight") + part: data for part, data in parts.items()}
+        unpacked[name] = dequantize(codes, zeros, scales, g_idx)
+    quantization = {"quant_method": method, "bits": 4, "group_size": group_size}
+    if method == "awq":
+        quantization |= {"version": "gemm", "zero_point": True}
+    else:
+        quantization |= {"desc_act": act_order, "sym": symmetric, "checkpoint_format": ["gptq", "gptq_v2"][version - 1]}
+    config = json.loads((source / "config.json").read_text())
+    for kind, tensors, added in [("packed", packed, {"quantization_config": quantization}), ("unpacked", unpacked, {})]:
+        shutil.copytree(source, out / kind)
+        save_file(tensors, out / kind / "model.safetensors", metadata={"format": "pt"})
+        (out / kind / "config.json").write_text(json.dumps({**config, **added}))

@@ -1,0 +1,250 @@
+"""nibble convert on checkpoints that are quantized already: against what compressed-tensors unpacks, what llama.cpp's
+converter unpacks, transformers on the unpacked weights, and llama.cpp on the file."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import gguf
+import gguf_table
+import numpy as np
+import pytest
+from gguf.quants import dequantize
+from packed_checkpoints import write_checkpoint
+from safetensors.numpy import load_file, save_file
+from test_convert import (  # noqa: F401
+    CTX, SMOLLM2_TOKENS, converter, convert, lay_folder, run_child, run_converter, text_of, tokenizer_files, torch_env,
+)
+from test_model import TOLERANCE, largest_difference, llama_log_probs
+
+CHILD = pathlib.Path(__file__).with_name("compressed_tensors_child.py")
+INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
+
+# name: (what packs it, its settings, GGUF's type)
+CHECKPOINTS = {
+    "gptq": ("gptq", {"group_size": 32}, "Q4_0"),
+    "gptq channels": ("gptq", {"group_size": -1}, "Q4_0"),
+    "gptq v2": ("gptq", {"group_size": 128, "version": 2}, "Q4_0"),
+    "gptq asymmetric": ("gptq", {"group_size": 64, "symmetric": False}, "Q4_1"),
+    "gptq v2 asymmetric": ("gptq", {"group_size": 32, "symmetric": False, "version": 2}, "Q4_1"),
+    "awq": ("awq", {"group_size": 128, "symmetric": False}, "Q4_1"),
+    "awq symmetric": ("awq", {"group_size": 64}, "Q4_0"),
+    "compressed-tensors": ("compressed-tensors", INT4, "Q4_0"),
+    "compressed-tensors channels": (
+        "compressed-tensors", {key: INT4[key] for key in ("num_bits", "type", "symmetric")} | {"strategy": "channel"}, "Q4_0",
+    ),
+    "compressed-tensors asymmetric": ("compressed-tensors", INT4 | {"symmetric": False, "group_size": 32}, "Q4_1"),
+    "compressed-tensors mxfp4": ("compressed-tensors", INT4 | {"type": "float", "group_size": 32}, "MXFP4"),
+}
+KINDS = {"F32": np.float32, "F16": np.float16}
+# What llama.cpp's converter unpacks too.
+THEIRS = ["gptq v2 asymmetric", "gptq asymmetric", "compressed-tensors asymmetric"]
+
+
+def byte_tokenizer():
+    """The smallest with which every text can be read, so that files are small."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = sorted(ByteLevel.alphabet()) + ["th"]
+    return {
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": ["t h"]},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    }
+
+
+@pytest.fixture(scope="session")
+def source(shared, torch_env, tmp_path_factory):  # noqa: F811
+    """A llama whose queries and keys have several heads, so that an order of rows that is not llama's is noticed."""
+    made = {}
+
+    def make(dtype):
+        if dtype not in made:
+            folder = lay_folder(tmp_path_factory.mktemp(dtype) / "llama", shared, "SmolLM2-135M", "smollm2",
+                                {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "vocab_size": 257,
+                                 "bos_token_id": None, "eos_token_id": None})
+            (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+            run_child(torch_env, "make", folder, 1, dtype, "50GB")
+            made[dtype] = folder
+        return made[dtype]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(source, torch_env, tmp_path_factory):  # noqa: F811
+    """(packed folder, unpacked folder) of a name in CHECKPOINTS."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            method, settings, _ = CHECKPOINTS[name]
+            out = tmp_path_factory.mktemp("packed")
+            if method == "compressed-tensors":
+                if not importlib.util.find_spec("compressed_tensors"):
+                    pytest.skip("no compressed-tensors: run scripts/peers")
+                result = subprocess.run([sys.executable, CHILD, source("bfloat16"), out, json.dumps(settings)],
+                                        env=torch_env, capture_output=True, text=True)
+                assert result.returncode == 0, result.stderr[-2000:]
+            else:
+                write_checkpoint(source("float16"), out, method, **settings)
+            made[name] = out / "packed", out / "unpacked"
+        return made[name]
+
+    return make
+
+
+def decoded(path):
+    return {
+        name: dequantize(np.frombuffer(tensor.data, KINDS.get(tensor.type, np.uint8)), gguf.GGMLQuantizationType[tensor.type])
+        for name, tensor in gguf_table.read(path)[1].items()
+    }
+
+
+def types(path):
+    return {name: tensor.type for name, tensor in gguf_table.read(path)[1].items()}
+
+
+def float32_of(run_nibble, folder, tmp_path):
+    return decoded(convert(run_nibble, folder, tmp_path / "unpacked.gguf", "--outtype", "f32"))
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_codes_are_the_checkpoints(run_nibble, checkpoint, name, tmp_path):
+    packed, unpacked = checkpoint(name)
+    wanted_type = CHECKPOINTS[name][2]
+    result = run_nibble("convert", packed, tmp_path / "packed.gguf", "--json")
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["type"] == wanted_type and said["packed_matrices"] == 14
+    _, file_type = gguf_table.read(tmp_path / "packed.gguf")[0]["general.file_type"]
+    assert gguf.LlamaFileType(file_type).name.startswith(f"MOSTLY_{wanted_type}")
+    ours, wanted = decoded(tmp_path / "packed.gguf"), float32_of(run_nibble, unpacked, tmp_path)
+    kinds = types(tmp_path / "packed.gguf")
+    assert ours.keys() == wanted.keys()
+    largest = 0
+    for tensor, weights in wanted.items():
+        is_packed = tensor.startswith("blk.") and "norm" not in tensor
+        assert kinds[tensor] == wanted_type if is_packed else kinds[tensor] in ("F16", "BF16", "F32"), tensor
+        if is_packed and wanted_type == "Q4_1":
+            largest = max(largest, np.abs(ours[tensor].astype(np.float64) - weights).max())
+            # A zero of at most 15 steps, rounded to float16's 11 bits; gguf's decoding adds float32's own rounding.
+            steps = np.abs(np.diff(np.sort(weights.reshape(-1, 32))))
+            assert np.abs(ours[tensor] - weights).max() <= 15 * steps.max() * 2.0**-11
+        else:
+            assert np.array_equal(ours[tensor], weights), tensor
+    assert said["largest_rounding"] == pytest.approx(largest, rel=1e-6)
+    assert said["largest_rounding_in_steps"] <= 15 * 2.0**-11 + 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, case in CHECKPOINTS.items() if case[2] == "Q4_1"])
+def test_of_q4_1_codes_and_scales_are_exact(run_nibble, checkpoint, name, tmp_path):
+    packed, unpacked = checkpoint(name)
+    path = convert(run_nibble, packed, tmp_path / "packed.gguf")
+    wanted = float32_of(run_nibble, unpacked, tmp_path)
+    for name, tensor in gguf_table.read(path)[1].items():
+        if tensor.type != "Q4_1":
+            continue
+        blocks = np.frombuffer(tensor.data, np.uint8).reshape(-1, 20)
+        scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+        codes = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1).astype(np.float32)
+        zeros = codes - wanted[name].reshape(-1, 32) / scale
+        assert np.abs(zeros - np.round(zeros[:, :1])).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_decoded_weights_on_request(run_nibble, checkpoint, name, tmp_path):
+    packed, unpacked = checkpoint(name)
+    path = convert(run_nibble, packed, tmp_path / "f32.gguf", "--outtype", "f32")
+    assert set(types(path).values()) == {"F32"}
+    ours = decoded(path)
+    for tensor, weights in float32_of(run_nibble, unpacked, tmp_path).items():
+        assert np.array_equal(ours[tensor], weights), tensor
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_llama_cpps_converter_decodes_the_same(
+    run_nibble, torch_env, converter, checkpoint, shared, name, tmp_path  # noqa: F811
+):
+    """With a tokenizer that it recognizes, and as many embeddings."""
+    packed, _ = checkpoint(name)
+    folder = pathlib.Path(shutil.copytree(packed, tmp_path / "packed"))
+    shutil.copy(shared / "hf" / tokenizer_files("smollm2")["tokenizer.json"], folder / "tokenizer.json")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **SMOLLM2_TOKENS}))
+    enlarge_embeddings(folder / "model.safetensors")
+    run_converter(converter, torch_env, folder, tmp_path / "theirs.gguf", "f32")
+    ours = decoded(convert(run_nibble, folder, tmp_path / "ours.gguf", "--outtype", "f32"))
+    theirs = decoded(tmp_path / "theirs.gguf")
+    assert ours.keys() == theirs.keys()
+    for tensor in ours:
+        assert np.array_equal(ours[tensor], theirs[tensor]), tensor
+
+
+def enlarge_embeddings(path):
+    """The file's header and bytes, rewritten by hand as numpy has no bfloat16."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    entry = header["model.embed_tokens.weight"]
+    entry["shape"][0] = SMOLLM2_TOKENS["vocab_size"]
+    size = 2 * entry["shape"][0] * entry["shape"][1]
+    begin, end = entry["data_offsets"]
+    for other in header.values():
+        if "data_offsets" in other and other["data_offsets"][0] >= end:
+            other["data_offsets"] = [offset + size - (end - begin) for offset in other["data_offsets"]]
+    entry["data_offsets"] = [begin, begin + size]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body[:begin] + bytes(size) + body[end:])
+
+
+@pytest.mark.parametrize("name", ["gptq asymmetric", "awq", "compressed-tensors", "compressed-tensors mxfp4"])
+def test_log_probs_are_those_of_the_unpacked_model(run_nibble, torch_env, checkpoint, shared, name, tmp_path):  # noqa: F811
+    packed, unpacked = checkpoint(name)
+    path = convert(run_nibble, packed, tmp_path / "packed.gguf")
+
+    def of_transformers(tokens):
+        np.save(tmp_path / "tokens.npy", tokens)
+        run_child(torch_env, "log_probs", unpacked, tmp_path / "tokens.npy", tmp_path / "theirs.npy")
+        return np.load(tmp_path / "theirs.npy")
+
+    def difference(log_probs):
+        return largest_difference(run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX, bos=None, log_probs=log_probs)
+
+    # Q4_1's minimums are rounded: some 1e-4 of a weight, at logits that spread over tens.
+    exact = CHECKPOINTS[name][2] != "Q4_1"
+    assert difference(of_transformers) < (TOLERANCE if exact else 0.1)
+    # llama.cpp rounds activations to 8 bits before it multiplies by these types.
+    assert difference(lambda tokens: llama_log_probs(path, tokens, tmp_path)) < 2
+
+
+def test_act_order_has_no_blocks_but_decodes(run_nibble, torch_env, converter, source, tmp_path):  # noqa: F811
+    write_checkpoint(source("float16"), tmp_path / "made", "gptq", act_order=True)
+    packed, unpacked = tmp_path / "made" / "packed", tmp_path / "made" / "unpacked"
+    result = run_nibble("convert", packed, tmp_path / "packed.gguf")
+    assert result.returncode == 1
+    assert "have scales of their own (g_idx)" in result.stderr and "--outtype f16" in result.stderr
+    assert not (tmp_path / "packed.gguf").exists()
+    ours = decoded(convert(run_nibble, packed, tmp_path / "f32.gguf", "--outtype", "f32"))
+    for tensor, weights in float32_of(run_nibble, unpacked, tmp_path).items():
+        assert np.array_equal(ours[tensor], weights), tensor
+
+
+def test_gptqs_first_programs_put_settings_and_biases_elsewhere(run_nibble, checkpoint, tmp_path):
+    packed, _ = checkpoint("gptq")
+    folder = pathlib.Path(shutil.copytree(packed, tmp_path / "old"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 32, "desc_act": False, "sym": True}))
+    tensors = load_file(folder / "model.safetensors")
+    bias = "model.layers.0.mlp.up_proj.bias"
+    save_file(tensors | {bias: np.zeros(256, np.float16)}, folder / "model.safetensors")
+    same = convert(run_nibble, folder, tmp_path / "old.gguf")
+    assert {name: t.tobytes() for name, t in decoded(same).items()} == {
+        name: t.tobytes() for name, t in decoded(convert(run_nibble, packed, tmp_path / "new.gguf")).items()}
+    save_file(tensors | {bias: np.ones(256, np.float16)}, folder / "model.safetensors")
+    result = run_nibble("convert", folder, tmp_path / "not.gguf")
+    assert result.returncode == 1 and f"'{bias}'" in result.stderr and "has no such tensor" in result.stderr
