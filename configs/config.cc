@@ -58,6 +58,7 @@ std::vector<Field> config_fields(RunConfig& c) {
   return {
       {"name", &c.name},
       {"model", &c.model},
+      {"adapter", &c.adapter},
       {"teacher", &t.teacher},
       {"output", &c.output},
       {"new_model.architecture", &c.new_model.architecture, 0, 0, {"llama"}},
@@ -335,6 +336,10 @@ class Checker {
 
   void check_paths() {
     if (!config_.makes_model()) resolve_file("model", config_.model);
+    if (!config_.adapter.empty()) resolve_file("adapter", config_.adapter);
+    if (!config_.adapter.empty() && !is_hf_folder(config_.model))
+      refuse("adapter", "is merged into a Hugging Face folder, model is ",
+             config_.makes_model() ? "new" : config_.model);
     if (!config_.train.teacher.empty()) resolve_file("teacher", config_.train.teacher);
     if (!config_.init_file().empty()) resolve_file("init.file", config_.train.quant.init_file);
     for (std::string& pattern : config_.train.data.files) resolve_glob(pattern);
@@ -366,8 +371,9 @@ class Checker {
   void resolve_file(const std::string& key, std::string& path) const {
     std::error_code ignored;
     for (const std::string& candidate : {path, beside_origin(path)}) {
-      const bool is_model = key == "model" && is_hf_folder(candidate);
-      if (!is_model && !fs::is_regular_file(candidate, ignored)) continue;
+      const bool is_folder = (key == "model" && is_hf_folder(candidate)) ||
+                             (key == "adapter" && fs::is_directory(candidate, ignored));
+      if (!is_folder && !fs::is_regular_file(candidate, ignored)) continue;
       path = candidate;
       return;
     }
@@ -457,6 +463,7 @@ std::string config_yaml(const RunConfig& config) {
   for (const Field& field : fields)
     if (field.key.starts_with(kNewModel) && !config.makes_model()) without.push_back(field.key);
   if (config.makes_model()) without.push_back("model");
+  if (config.adapter.empty()) without.push_back("adapter");
   // Where llama-quantize's rules hold there is no type to write.
   if (config.mix.output_tensor_type.empty()) without.push_back("quant.output_tensor_type");
   if (config.mix.token_embedding_type.empty()) without.push_back("quant.token_embedding_type");

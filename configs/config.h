@@ -40,7 +40,8 @@ struct MixOptions {
 
 struct RunConfig {
   std::string name;           // default: the YAML file's name without its ending
-  std::string model;          // a GGUF file, or "": new_model
+  std::string model;          // a GGUF file, a Hugging Face folder, or "": new_model
+  std::string adapter;        // folder of a PEFT adapter of the latter; "": none
   NewModelOptions new_model;  // what to make and train from scratch
   MixOptions mix;             // its keys stand under quant
   std::string output;         // folder of the run; default: runs/<name>

@@ -28,7 +28,8 @@ std::string introduction() {
 constexpr const char* kExamples =
     "\nExamples:\n"
     "  nibble convert Qwen3-0.6B qwen3.gguf                 matrices as they are stored\n"
-    "  nibble convert Qwen3-0.6B qwen3.gguf --outtype f32   for training\n";
+    "  nibble convert Qwen3-0.6B qwen3.gguf --outtype f32   for training\n"
+    "  nibble convert Qwen3-0.6B mine.gguf --adapter lora   with what was trained on top\n";
 
 std::optional<GgmlType> type_argument(const cxxopts::ParseResult& arguments) {
   const auto name = arguments["outtype"].as<std::string>();
@@ -55,6 +56,8 @@ void print_result(const std::string& path, const HfConverted& result) {
   std::cout << concat(path, ": ", result.family, ", ", result.num_weights, " weights in ",
                       result.num_tensors, " tensors, matrices ", type_name(result.matrix_type),
                       ", ", format_bytes(result.bytes), " of tensor data, ", seconds, '\n');
+  if (result.num_merged > 0)
+    std::cout << concat("The adapter's update is merged into ", result.num_merged, " matrices\n");
   if (result.num_packed > 0 && ggml_type_info(result.matrix_type).block_size > 1)
     print_rounding(result);
 }
@@ -68,6 +71,7 @@ std::string result_json(const std::string& path, const HfConverted& result) {
       {"tensors", result.num_tensors},
       {"bytes", result.bytes},
       {"packed_matrices", result.num_packed},
+      {"merged_matrices", result.num_merged},
       {"largest_rounding", result.rounding.largest},
       {"largest_rounding_in_steps", result.rounding.largest_in_steps},
       {"peak_bytes", peak_memory_bytes()},
@@ -84,6 +88,7 @@ int run_convert(int argc, char** argv) {
   options.add_options()("outtype",
                         "type of the matrices: auto (as stored, codes as codes), f32, f16 or bf16",
                         text()->default_value("auto"), "TYPE")(
+      "adapter", "folder of a PEFT LoRA adapter, merged in float32", text(), "FOLDER")(
       "pre", "llama.cpp's name of the pre-tokenizer, where the folder's is not recognized", text(),
       "NAME")("json", "print one JSON object on stdout")("q,quiet", "no progress bar, no notes");
   options.add_options("words")("folder", "", text())("out", "", text());
@@ -96,7 +101,9 @@ int run_convert(int argc, char** argv) {
   const std::string folder = required(*arguments, "folder", "FOLDER");
   const std::string out = required(*arguments, "out", "OUT.gguf");
   const HfConverted result =
-      convert_hf(folder, out, {type_argument(*arguments), text_or_empty(*arguments, "pre")});
+      convert_hf(folder, out,
+                 {type_argument(*arguments), text_or_empty(*arguments, "pre"),
+                  text_or_empty(*arguments, "adapter")});
   if (arguments->count("json") > 0)
     std::cout << result_json(out, result);
   else

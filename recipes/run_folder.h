@@ -38,14 +38,16 @@ inline std::string run_original_path(const std::string& run_dir) {
   return run_dir + "/base-f32.gguf";
 }
 
-/// The GGUF file of a configuration's model: itself, or what a Hugging Face folder is converted to
-/// in the run folder, anew except where a stopped run is gone on with.
-inline std::string model_file(const std::string& model, const std::string& run_dir, bool resume) {
+/// The GGUF file of a configuration's model: itself, or what a Hugging Face folder, with an adapter
+/// where one is named, is converted to in the run folder, anew except where a stopped run is gone
+/// on with.
+inline std::string model_file(const std::string& model, const std::string& adapter,
+                              const std::string& run_dir, bool resume) {
   if (!is_hf_folder(model)) return model;
   const std::string path = run_dir + '/' + hf_folder_name(model) + ".gguf";
   if (resume && std::filesystem::exists(path)) return path;
   create_folders(run_dir);
-  convert_hf(model, path, {});
+  convert_hf(model, path, {std::nullopt, "", adapter});
   return path;
 }
 

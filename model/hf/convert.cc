@@ -19,6 +19,7 @@
 #include "base/progress.h"
 #include "base/threads.h"
 #include "io/gguf.h"
+#include "model/hf/adapter.h"
 #include "model/hf/checkpoint.h"
 #include "model/hf/config.h"
 #include "model/hf/json_fields.h"
@@ -26,6 +27,7 @@
 #include "model/hf/packed_weights.h"
 #include "model/hf/quantization.h"
 #include "model/hf/sampling.h"
+#include "model/hf/source_type.h"
 #include "model/hf/tokenizer.h"
 #include "model/hf/wanted_tensors.h"
 #include "quant/format/registry.h"
@@ -51,8 +53,14 @@ struct Job {
   int64_t rows = 1, row_length = 1, heads = 0;
   bool adds_one = false;                 // a gemma's norm: the checkpoint has what is added to 1
   std::optional<PackedMatrix> packed{};  // of which `tensor` has the codes
+  const HfAdapter* adapter = nullptr;    // that changes the matrix `hf_name`
+  std::string hf_name{};
 
   int64_t num_weights() const { return rows * row_length; }
+  std::optional<LowRankUpdate> update() const {
+    if (!adapter) return std::nullopt;
+    return adapter->update(hf_name, rows, row_length);
+  }
   /// The row of the source that becomes row `row`: of a head, i and i + d/2 come to stand beside
   /// each other.
   int64_t source_row(int64_t row) const {
@@ -64,13 +72,6 @@ struct Job {
 
 std::string frame_of(const Tensor& tensor) {
   return concat(tensor.file->path(), ": tensor '", tensor.entry->name, "'");
-}
-
-GgmlType source_type(const SafetensorsEntry& entry) {
-  if (entry.dtype == "F32") return GgmlType::kF32;
-  if (entry.dtype == "F16") return GgmlType::kF16;
-  if (entry.dtype == "BF16") return GgmlType::kBF16;
-  fail("is stored as ", entry.dtype, "; nibble converts F32, F16 and BF16");
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -101,7 +102,7 @@ Job make_job(const WantedTensors::Place& place) {
 Job make_job(const Tensor& tensor, const WantedTensors::Place& place, GgmlType matrix_type) {
   Job job = make_job(place);
   job.tensor = &tensor;
-  job.source = source_type(*tensor.entry);
+  job.source = hf_source_type(*tensor.entry);
   job.target = place.is_matrix ? matrix_type : GgmlType::kF32;
   const std::vector<int64_t> wanted(job.shape.rbegin(), job.shape.rend());
   check(tensor.entry->shape == wanted, "has the shape ", shape_text(tensor.entry->shape),
@@ -114,6 +115,7 @@ struct Source {
   std::string folder;
   HfCheckpoint checkpoint;
   std::optional<HfQuantization> quantization;
+  std::optional<HfAdapter> adapter;
 
   /// The matrix that `name` is a part of, "" where it is a tensor as it is.
   std::string packed_matrix(const std::string& name) const {
@@ -146,7 +148,7 @@ struct Source {
 GgmlType stored_type(const Source& source) {
   for (const Tensor& tensor : source.checkpoint.tensors())
     if (tensor.entry->shape.size() >= 2 && source.packed_matrix(tensor.entry->name).empty())
-      return with_frame(frame_of(tensor), [&] { return source_type(*tensor.entry); });
+      return with_frame(frame_of(tensor), [&] { return hf_source_type(*tensor.entry); });
   check(source.quantization.has_value(), source.folder, ": the checkpoint holds no matrix");
   return GgmlType::kF16;
 }
@@ -168,6 +170,47 @@ std::optional<Job> make_packed_job(const Source& source, const std::string& matr
   return job;
 }
 
+/// What becomes of one tensor of the checkpoint; nothing where another has brought it along, or it
+/// is no part of a file.
+std::optional<Job> plan_job(const Source& source, const HfConfig& config, const Tensor& tensor,
+                            const WantedTensors& wanted, GgmlType matrix_type,
+                            std::optional<GgmlType> packed_type) {
+  const std::string matrix = source.packed_matrix(tensor.entry->name);
+  const std::string name = text_tensor_name(matrix.empty() ? tensor.entry->name : matrix);
+  if (name.empty() || is_left_out(name)) return std::nullopt;
+  const WantedTensors::Place* place = wanted.find(name);
+  if (!place && source.is_made_up_bias(tensor)) return std::nullopt;
+  check(place, "a ", config.family, " of this config.json has no such tensor");
+  const Tensor* replaced = source.adapter ? source.adapter->replacement(name) : nullptr;
+  const bool updated = source.adapter && source.adapter->updates(name);
+  check(!updated || (place->is_matrix && !replaced), "the adapter cannot update it");
+  std::optional<Job> job;
+  if (!matrix.empty()) {
+    check(!replaced, "is a part of a packed matrix, the adapter replaces it");
+    check(!updated || packed_type, "the adapter changes what it decodes to, so its codes cannot ",
+          "stay; --outtype f16 writes weights");
+    job = make_packed_job(source, matrix, tensor, *place, packed_type);
+  } else {
+    job = make_job(replaced ? *replaced : tensor, *place, matrix_type);
+    job->adds_one = config.architecture->is_gemma && name.ends_with("norm.weight");
+  }
+  if (job) job->hf_name = name;
+  if (job && updated) job->adapter = &*source.adapter;
+  return job;
+}
+
+/// That all of it was used, and means here what it means in PEFT.
+void check_adapter(const HfAdapter& adapter, const HfConfig& config, const std::vector<Job>& jobs) {
+  for (const std::string& name : adapter.tensors())
+    with_frame(concat(adapter.path(), ": '", name, "'"), [&] {
+      check(std::any_of(jobs.begin(), jobs.end(),
+                        [&](const Job& job) { return job.hf_name == name; }),
+            "the model has no such tensor");
+      check(!config.tied || !name.ends_with("embed_tokens.weight"),
+            "the model's output is tied to it, and PEFT changes one of the two only");
+    });
+}
+
 std::vector<Job> plan_jobs(const Source& source, const HfConfig& config, GgmlType matrix_type,
                            std::optional<GgmlType> packed_type) {
   const WantedTensors wanted(config);
@@ -178,21 +221,12 @@ std::vector<Job> plan_jobs(const Source& source, const HfConfig& config, GgmlTyp
     note(source.folder, ": the tower that sees is left out: the file holds the language model");
   std::vector<Job> jobs;
   for (const Tensor& tensor : source.checkpoint.tensors()) {
-    const std::string matrix = source.packed_matrix(tensor.entry->name);
-    const std::string name = text_tensor_name(matrix.empty() ? tensor.entry->name : matrix);
-    if (name.empty() || is_left_out(name)) continue;
-    with_frame(frame_of(tensor), [&] {
-      const WantedTensors::Place* place = wanted.find(name);
-      if (!place && source.is_made_up_bias(tensor)) return;
-      check(place, "a ", config.family, " of this config.json has no such tensor");
-      if (matrix.empty()) {
-        jobs.push_back(make_job(tensor, *place, matrix_type));
-        jobs.back().adds_one = config.architecture->is_gemma && name.ends_with("norm.weight");
-      } else if (auto job = make_packed_job(source, matrix, tensor, *place, packed_type)) {
-        jobs.push_back(std::move(*job));
-      }
+    auto job = with_frame(frame_of(tensor), [&] {
+      return plan_job(source, config, tensor, wanted, matrix_type, packed_type);
     });
+    if (job) jobs.push_back(std::move(*job));
   }
+  if (source.adapter) check_adapter(*source.adapter, config, jobs);
   return jobs;
 }
 
@@ -221,6 +255,15 @@ std::span<const std::byte> source_rows(const Job& job, int64_t first, int64_t co
   return gathered;
 }
 
+/// Adds an adapter's update to whole rows of the result, from `first` on.
+void add_update(const Job& job, const LowRankUpdate& update, int64_t first,
+                std::span<float> weights) {
+  const auto length = static_cast<size_t>(job.row_length);
+  for (size_t i = 0; i * length < weights.size(); ++i)
+    update.add_to(job.source_row(first + static_cast<int64_t>(i)),
+                  weights.subspan(i * length, length));
+}
+
 /// In the stored type where that is float16, as llama.cpp's converter adds.
 void add_one(std::vector<float>& weights, GgmlType source) {
   for (float& weight : weights) {
@@ -233,6 +276,7 @@ void write_job(const Job& job, GgufWriter& writer) {
   const int64_t most = std::max<int64_t>(1, kPieceWeights / job.row_length);
   const int64_t stride = row_bytes(job.target, job.row_length);
   const std::string frame = frame_of(*job.tensor);
+  const auto update = job.update();
   writer.begin_pieces();
   parallel_for(job.rows, most, [&](int64_t begin, int64_t end) {
     std::vector<std::byte> gathered;
@@ -244,6 +288,7 @@ void write_job(const Job& job, GgufWriter& writer) {
       weights.resize(static_cast<size_t>(count * job.row_length));
       with_frame(frame, [&] {
         decode_tensor(job.source, rows, weights);
+        if (update) add_update(job, *update, first, weights);
         if (job.adds_one) add_one(weights, job.source);
         writer.put(first * stride, encode_tensor(job.target, weights, job.row_length, {},
                                                  EncodeMethod::kRtn, first));
@@ -278,6 +323,7 @@ HfRounding write_packed_job(const Job& job, GgufWriter& writer) {
   const int64_t stride = row_bytes(job.target, job.row_length);
   const bool as_blocks = ggml_type_info(job.target).block_size > 1;
   const std::string frame = frame_of(*job.tensor);
+  const auto update = job.update();
   HfRounding rounding;
   std::mutex mutex;
   writer.begin_pieces();
@@ -296,6 +342,7 @@ HfRounding write_packed_job(const Job& job, GgufWriter& writer) {
         for (int64_t row = 0; row < count; ++row)
           job.packed->decode(job.source_row(first + row), row_of(row));
         check_finite(weights, job.row_length, first);
+        if (update) add_update(job, *update, first, weights);
         if (!as_blocks)
           bytes = encode_tensor(job.target, weights, job.row_length, {}, EncodeMethod::kRtn, first);
         for (int64_t row = 0; as_blocks && row < count; ++row) {
@@ -356,7 +403,8 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   const auto json = read_json_file(config_path);
   check(json.has_value(), folder, ": has no config.json: no folder of a Hugging Face model");
   const HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
-  const Source source{folder, HfCheckpoint::open(folder), read_hf_quantization(folder, *json)};
+  Source source{folder, HfCheckpoint::open(folder), read_hf_quantization(folder, *json), {}};
+  if (!options.adapter.empty()) source.adapter = HfAdapter::open(options.adapter);
   HfConverted result;
   result.family = config.family;
   result.matrix_type = options.matrix_type ? *options.matrix_type : stored_type(source);
@@ -376,6 +424,7 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
     result.num_weights += job.num_weights();
     result.bytes += job.rows * row_bytes(job.target, job.row_length);
     result.num_packed += job.packed ? 1 : 0;
+    result.num_merged += job.adapter ? 1 : 0;
   }
   result.num_tensors = static_cast<int64_t>(table.size());
 

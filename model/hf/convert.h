@@ -24,6 +24,7 @@ struct HfConversion {
   /// that are packed the block type that has their codes.
   std::optional<GgmlType> matrix_type;
   std::string pre;  // tokenizer.ggml.pre, where the tokenizer is not recognized; "": by itself
+  std::string adapter{};  // folder of a PEFT adapter to merge; "": none
 };
 
 /// How far packed weights were moved, by scales and minimums that float16 cannot hold.
@@ -36,9 +37,9 @@ struct HfRounding {
 };
 
 struct HfConverted {
-  std::string family;                     // "LlamaForCausalLM"
-  GgmlType matrix_type = GgmlType::kF32;  // that of most packed matrices, where there are any
-  int64_t num_packed = 0;
+  std::string family;                      // "LlamaForCausalLM"
+  GgmlType matrix_type = GgmlType::kF32;   // that of most packed matrices, where there are any
+  int64_t num_packed = 0, num_merged = 0;  // matrices: of codes, with an adapter's update
   HfRounding rounding;
   int64_t num_tensors = 0, num_weights = 0, bytes = 0;  // bytes: of tensor data
   double seconds = 0;
