@@ -130,7 +130,7 @@ std::string make_header(const std::vector<const SafetensorsEntry*>& entries,
   if (!metadata.empty()) header[std::string(kMetadataKey)] = metadata;
   int64_t offset = 0;
   for (const SafetensorsEntry* entry : entries) {
-    const int64_t end = offset + static_cast<int64_t>(entry->data.size());
+    const int64_t end = offset + tensor_bytes(entry->dtype, entry->shape);
     header[entry->name] = {
         {"dtype", entry->dtype}, {"shape", entry->shape}, {"data_offsets", {offset, end}}};
     offset = end;
@@ -144,17 +144,42 @@ std::string make_header(const std::vector<const SafetensorsEntry*>& entries,
   }
 }
 
-void check_entries(const std::vector<SafetensorsEntry>& entries) {
+std::string frame_of(const SafetensorsEntry& entry) { return concat("entry '", entry.name, "'"); }
+
+void check_data_bytes(const SafetensorsEntry& entry, int64_t found) {
+  const int64_t wanted = tensor_bytes(entry.dtype, entry.shape);
+  check(found == wanted, "has ", found, " data bytes, its dtype and shape want ", wanted);
+}
+
+// In the order of their data, with the header's text.
+std::pair<std::vector<const SafetensorsEntry*>, std::string> lay_out(
+    const std::vector<SafetensorsEntry>& entries,
+    const std::map<std::string, std::string>& metadata) {
   std::set<std::string_view> names;
+  std::vector<const SafetensorsEntry*> order;
   for (const SafetensorsEntry& entry : entries) {
-    with_frame(concat("entry '", entry.name, "'"), [&] {
+    with_frame(frame_of(entry), [&] {
       check(entry.name != kMetadataKey, "the name is reserved");
       check(names.insert(entry.name).second, "the name comes twice");
-      const int64_t wanted = tensor_bytes(entry.dtype, entry.shape);
-      check(static_cast<int64_t>(entry.data.size()) == wanted, "has ", entry.data.size(),
-            " data bytes, its dtype and shape want ", wanted);
+      tensor_bytes(entry.dtype, entry.shape);
     });
+    order.push_back(&entry);
   }
+  // Stable: the checksum stays the last of its size, the smallest.
+  std::stable_sort(order.begin(), order.end(),
+                   [](const SafetensorsEntry* a, const SafetensorsEntry* b) {
+                     return dtype_bytes(a->dtype) > dtype_bytes(b->dtype);
+                   });
+  std::string header = make_header(order, metadata);
+  check(header.size() <= kMaxHeaderBytes, "header of ", header.size(), " bytes, at most ",
+        kMaxHeaderBytes, " are allowed");
+  return {std::move(order), std::move(header)};
+}
+
+void write_header(const std::string& header, const SafetensorsSink& write) {
+  const uint64_t header_bytes = header.size();
+  write(std::as_bytes(std::span(&header_bytes, 1)));
+  write(std::as_bytes(std::span(header)));
 }
 
 }  // namespace
@@ -247,34 +272,42 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsEnt
   std::vector<SafetensorsEntry> all = entries;
   if (writing.checksum)
     all.push_back({std::string(kChecksumEntry), "U8", {8}, std::as_bytes(std::span(&sum, 1))});
-  std::vector<const SafetensorsEntry*> order;
-  const std::string header = with_frame(path, [&] {
-    check_entries(all);
-    for (const SafetensorsEntry& entry : all) order.push_back(&entry);
-    // Stable: the checksum stays the last of its size, the smallest.
-    std::stable_sort(order.begin(), order.end(),
-                     [](const SafetensorsEntry* a, const SafetensorsEntry* b) {
-                       return dtype_bytes(a->dtype) > dtype_bytes(b->dtype);
-                     });
-    std::string text = make_header(order, metadata);
-    check(text.size() <= kMaxHeaderBytes, "header of ", text.size(), " bytes, at most ",
-          kMaxHeaderBytes, " are allowed");
-    return text;
+  const auto [order, header] = with_frame(path, [&] {
+    for (const SafetensorsEntry& entry : all)
+      with_frame(frame_of(entry),
+                 [&] { check_data_bytes(entry, static_cast<int64_t>(entry.data.size())); });
+    return lay_out(all, metadata);
   });
-  const uint64_t header_bytes = header.size();
   AtomicFile file(path);
   Checksum checksum;
   const auto write = [&](std::span<const std::byte> bytes) {
     if (writing.checksum) checksum.update(bytes);
     file.write(bytes);
   };
-  write(std::as_bytes(std::span(&header_bytes, 1)));
-  write(std::as_bytes(std::span(header)));
+  write_header(header, write);
   for (const SafetensorsEntry* entry : order) {
     if (entry->name == kChecksumEntry) sum = checksum.value();
     write(entry->data);
   }
   file.commit(writing.keep_old_as);
+}
+
+void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
+                       const std::map<std::string, std::string>& metadata,
+                       const SafetensorsSource& source) {
+  const auto [order, header] = with_frame(path, [&] { return lay_out(entries, metadata); });
+  AtomicFile file(path);
+  write_header(header, [&](std::span<const std::byte> bytes) { file.write(bytes); });
+  for (const SafetensorsEntry* entry : order)
+    with_frame(concat(path, ": ", frame_of(*entry)), [&] {
+      int64_t written = 0;
+      source(*entry, [&](std::span<const std::byte> bytes) {
+        file.write(bytes);
+        written += static_cast<int64_t>(bytes.size());
+      });
+      check_data_bytes(*entry, written);
+    });
+  file.commit();
 }
 
 }  // namespace nibble

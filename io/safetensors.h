@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -75,5 +76,15 @@ struct SafetensorsWriting {
 void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
                        const std::map<std::string, std::string>& metadata,
                        const SafetensorsWriting& writing = {});
+
+/// Takes the next bytes of an entry's data.
+using SafetensorsSink = std::function<void(std::span<const std::byte>)>;
+/// Hands all data of an entry to the sink, in order.
+using SafetensorsSource =
+    std::function<void(const SafetensorsEntry& entry, const SafetensorsSink& sink)>;
+/// The same with data that is made while it is written; that of the entries is not looked at.
+void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
+                       const std::map<std::string, std::string>& metadata,
+                       const SafetensorsSource& source);
 
 }  // namespace nibble

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "base/error.h"
@@ -13,6 +14,7 @@
 #include "export/modelfile.h"
 #include "export/sha256.h"
 #include "io/atomic_file.h"
+#include "model/hf/write_folder.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
@@ -28,6 +30,9 @@ constexpr const char* kExamples =
     "  nibble export runs/demo model.gguf\n"
     "  nibble export runs/demo model.gguf --checkpoint last\n"
     "  nibble export runs/demo model.gguf --ollama          and: ollama create NAME -f Modelfile\n"
+    "  nibble export runs/demo model.gguf --hf FOLDER --like models/SmolLM2-135M   for "
+    "transformers\n"
+    "  nibble export model.gguf --hf FOLDER --like models/SmolLM2-135M\n"
     "  nibble verify model.gguf --against runs/demo         the same comparison, afterwards\n";
 
 void print_stats(const ExportStats& stats, const std::string& path, bool as_json) {
@@ -72,6 +77,46 @@ std::string source_path(const std::string& run_dir, const Checkpoint& checkpoint
   return load_config(run_config_path(run_dir)).model;
 }
 
+/// "5GB", "200MB" or a number of bytes, as transformers' save_pretrained() takes it.
+int64_t shard_bytes(const std::string& text) {
+  size_t used = 0;
+  double number = 0;
+  try {
+    number = std::stod(text, &used);
+  } catch (const std::exception&) {
+  }
+  const std::string unit = text.substr(used);
+  const double scale = unit == "GB" ? 1e9 : unit == "MB" ? 1e6 : unit == "KB" ? 1e3 : 1;
+  const bool known = unit.empty() || scale > 1;
+  if (used == 0 || !known || !(number * scale >= 1 && number * scale < 1e18))
+    fail_usage("--max-shard-size wants a size like 5GB, found '", text, "'");
+  return static_cast<int64_t>(number * scale);
+}
+
+GgmlType dtype_argument(const std::string& name) {
+  if (name == "float32") return GgmlType::kF32;
+  if (name == "float16") return GgmlType::kF16;
+  if (name == "bfloat16") return GgmlType::kBF16;
+  fail_usage("--dtype wants float32, float16 or bfloat16, found '", name, "'");
+}
+
+/// The folder's arguments, checked before anything is written; nothing without --hf.
+std::optional<HfWriting> hf_arguments(const cxxopts::ParseResult& arguments) {
+  const bool wanted = arguments.count("hf") > 0;
+  for (const char* name : {"like", "dtype", "max-shard-size"})
+    if (!wanted && arguments.count(name) > 0) fail_usage("--", name, " goes with --hf");
+  if (!wanted) return std::nullopt;
+  return HfWriting{required(arguments, "like", "--like FOLDER, of the same model"),
+                   dtype_argument(arguments["dtype"].as<std::string>()),
+                   shard_bytes(arguments["max-shard-size"].as<std::string>())};
+}
+
+void write_folder(const std::string& gguf_path, const std::string& out, const HfWriting& writing) {
+  const HfWritten written = write_hf_folder(GgufFile::open(gguf_path), out, writing);
+  note(out, ": ", written.num_tensors, " tensors in ", written.num_files, " files, ",
+       format_bytes(written.bytes), ", what ", gguf_path, " decodes to");
+}
+
 }  // namespace
 
 int run_export(int argc, char** argv) {
@@ -86,12 +131,25 @@ int run_export(int argc, char** argv) {
                         cxxopts::value<std::string>(), "FILE.gguf");
   options.add_options()("ollama",
                         "also a Modelfile beside the file: template, stop words, sampling");
+  options.add_options()("hf", "also a Hugging Face folder of the same weights",
+                        cxxopts::value<std::string>(), "FOLDER");
+  options.add_options()("like", "--hf: the folder of the model it was, for all but the weights",
+                        cxxopts::value<std::string>(), "FOLDER");
+  options.add_options()("dtype", "--hf: float32, which holds every weight; float16 or bfloat16",
+                        cxxopts::value<std::string>()->default_value("float32"), "TYPE");
+  options.add_options()("max-shard-size", "--hf: bytes of a file at most",
+                        cxxopts::value<std::string>()->default_value("5GB"), "SIZE");
   options.add_options()("json", "one JSON object on stdout");
   options.parse_positional({"run", "out"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
 
   const std::string run_dir = required(*arguments, "run", "RUN_DIR");
+  const auto writing = hf_arguments(*arguments);
+  if (writing && arguments->count("out") == 0 && std::filesystem::is_regular_file(run_dir)) {
+    write_folder(run_dir, (*arguments)["hf"].as<std::string>(), *writing);
+    return 0;
+  }
   const std::string out_path = required(*arguments, "out", "OUT.gguf");
   const std::string path = run_checkpoint_path(run_dir, text_or_empty(*arguments, "checkpoint"));
   const std::string config_path = run_config_path(run_dir);
@@ -108,6 +166,7 @@ int run_export(int argc, char** argv) {
       path, [&] { return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info); });
   print_stats(stats, out_path, arguments->count("json") > 0);
   if (arguments->count("ollama") > 0) write_modelfile(out_path);
+  if (writing) write_folder(out_path, (*arguments)["hf"].as<std::string>(), *writing);
   return 0;
 }
 

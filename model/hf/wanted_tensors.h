@@ -24,6 +24,8 @@ class WantedTensors {
   /// Names of those that must be there.
   const std::vector<std::string>& required() const { return required_; }
   const Place* find(const std::string& hf_name) const;
+  /// All, by their names in the checkpoint.
+  const std::unordered_map<std::string, Place>& places() const { return places_; }
 
  private:
   void add_layer(const HfConfig& config, const LlamaTensorRow& row, int64_t layer);

@@ -1,0 +1,275 @@
+#include "model/hf/write_folder.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "io/atomic_file.h"
+#include "io/safetensors.h"
+#include "model/hf/config.h"
+#include "model/hf/json_fields.h"
+#include "model/hf/wanted_tensors.h"
+#include "quant/format/rows.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;
+
+// As in convert.cc.
+constexpr int64_t kPieceWeights = int64_t{1} << 16;
+
+struct Job {
+  const GgufTensor* tensor;
+  std::string name;  // Hugging Face's
+  int64_t rows = 1, row_length = 1, heads = 0;
+  bool is_matrix = true, adds_one = false;
+
+  /// The row of the file that becomes row `row`: what convert.cc put side by side is parted again.
+  int64_t file_row(int64_t row) const {
+    if (heads == 0) return row;
+    const int64_t size = rows / heads, within = row % size, half = size / 2;
+    return row - within + (within < half ? 2 * within : 2 * (within - half) + 1);
+  }
+};
+
+const char* dtype_name(GgmlType type) {
+  return type == GgmlType::kF32 ? "F32" : type == GgmlType::kF16 ? "F16" : "BF16";
+}
+const char* torch_name(GgmlType type) {
+  return type == GgmlType::kF32 ? "float32" : type == GgmlType::kF16 ? "float16" : "bfloat16";
+}
+
+/// Whether both say the same under a key, numbers whatever their width.
+bool is_same(const GgufMetadata& file, const GgufMetadata& wanted, const std::string& key) {
+  const GgufValue& value = *wanted.find(key);
+  const bool is_number = !std::holds_alternative<std::string>(value) &&
+                         !std::holds_alternative<GgufArray>(value) &&
+                         !std::holds_alternative<bool>(value);
+  return is_number ? file.get_float(key) == wanted.get_float(key) : *file.find(key) == value;
+}
+
+/// That both say the same of the model, as far as the file says it.
+void check_same_model(const GgufMetadata& file, const HfConfig& config) {
+  const std::string architecture = file.get_string("general.architecture");
+  check(architecture == config.architecture->name, "is a ", architecture, ", config.json a ",
+        config.family);
+  const GgufMetadata wanted = hf_model_metadata(config, 0);
+  for (const auto& [key, value] : wanted.pairs())
+    check(!file.contains(key) || key == "general.file_type" || is_same(file, wanted, key), "key '",
+          key, "' is another than config.json says");
+}
+
+bool is_of_rope(const GgufTensor& tensor) {
+  return tensor.name == kRopeDivisors || tensor.name == kRopeDivisorsLong ||
+         tensor.name == kRopeDivisorsShort;
+}
+
+void check_rope_tensors(const GgufFile& file, const HfConfig& config) {
+  int64_t found = 0;
+  for (const RopeTensor& wanted : hf_rope_tensors(config.rope)) {
+    const GgufTensor* tensor = file.find_tensor(wanted.name);
+    std::vector<float> divisors(tensor ? static_cast<size_t>(tensor->num_weights()) : 0);
+    if (tensor) decode_tensor(tensor->type, tensor->data, divisors);
+    check(divisors == wanted.divisors, "tensor '", wanted.name,
+          "' is not what config.json's rope scaling gives");
+    ++found;
+  }
+  const auto& tensors = file.tensors();
+  check(std::count_if(tensors.begin(), tensors.end(), is_of_rope) == found,
+        "has divisors of rotary positions that config.json does not have");
+}
+
+Job make_job(const GgufTensor& tensor, const std::string& name, const WantedTensors::Place& place,
+             const HfConfig& config) {
+  std::vector<int64_t> shape = {place.row_length};
+  if (place.is_matrix) shape.push_back(place.rows);
+  check(tensor.shape == shape, "has another shape than config.json wants");
+  const bool elements = !place.is_matrix && place.heads > 0;
+  return {&tensor,
+          name,
+          elements ? place.row_length : place.rows,
+          elements ? 1 : place.row_length,
+          place.heads,
+          place.is_matrix,
+          config.architecture->is_gemma && name.ends_with("norm.weight")};
+}
+
+std::vector<Job> plan_jobs(const GgufFile& file, const HfConfig& config) {
+  const WantedTensors wanted(config);
+  std::unordered_map<std::string, std::string> names;  // Hugging Face's by GGUF's
+  for (const auto& [hf_name, place] : wanted.places()) names[place.name] = hf_name;
+  for (const std::string& name : wanted.required())
+    check(file.find_tensor(wanted.find(name)->name), "tensor '", wanted.find(name)->name,
+          "' is missing");
+  std::vector<Job> jobs;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (is_of_rope(tensor)) continue;
+    with_frame(concat("tensor '", tensor.name, "'"), [&] {
+      const auto found = names.find(tensor.name);
+      check(found != names.end(), "a ", config.family, " of this config.json has no such tensor");
+      check(tensor.name != kOutput || !config.tied,
+            "config.json says that the output is tied to the embeddings");
+      jobs.push_back(make_job(tensor, found->second, *wanted.find(found->second), config));
+    });
+  }
+  return jobs;
+}
+
+SafetensorsEntry entry_of(const Job& job, GgmlType dtype) {
+  const std::vector<int64_t>& shape = job.tensor->shape;
+  return {job.name, dtype_name(dtype), {shape.rbegin(), shape.rend()}, {}};
+}
+
+int64_t bytes_of(const Job& job, GgmlType dtype) {
+  return job.tensor->num_weights() * ggml_type_info(dtype).block_bytes;
+}
+
+/// The tensor's data as Hugging Face has it, piece by piece.
+void produce(const GgufFile& file, const Job& job, GgmlType dtype, const SafetensorsSink& sink) {
+  const int64_t most = std::max<int64_t>(1, kPieceWeights / job.row_length);
+  const auto stride = static_cast<size_t>(row_bytes(job.tensor->type, job.row_length));
+  std::vector<std::byte> rows;
+  std::vector<float> weights;
+  for (int64_t first = 0; first < job.rows; first += most) {
+    const int64_t count = std::min(most, job.rows - first);
+    rows.clear();
+    for (int64_t row = first; row < first + count; ++row) {
+      const auto data =
+          job.tensor->data.subspan(static_cast<size_t>(job.file_row(row)) * stride, stride);
+      rows.insert(rows.end(), data.begin(), data.end());
+    }
+    weights.resize(static_cast<size_t>(count * job.row_length));
+    decode_tensor(job.tensor->type, rows, weights);
+    if (job.adds_one)
+      for (float& weight : weights) weight -= 1.0f;
+    sink(encode_tensor(dtype, weights, job.row_length, {}, EncodeMethod::kRtn, first));
+  }
+  file.release(*job.tensor);
+}
+
+/// Jobs of each file, in order.
+std::vector<std::vector<const Job*>> shards_of(const std::vector<Job>& jobs,
+                                               const HfWriting& writing) {
+  std::vector<std::vector<const Job*>> shards;
+  int64_t bytes = 0;
+  for (const Job& job : jobs) {
+    const int64_t more = bytes_of(job, writing.dtype);
+    if (shards.empty() || bytes + more > writing.max_shard_bytes) {
+      shards.emplace_back();
+      bytes = 0;
+    }
+    shards.back().push_back(&job);
+    bytes += more;
+  }
+  return shards;
+}
+
+std::string shard_name(size_t index, size_t count) {
+  if (count == 1) return "model.safetensors";
+  char name[64];
+  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", index + 1, count);
+  return name;
+}
+
+HfWritten write_weights(const GgufFile& file, const std::string& folder,
+                        const std::vector<Job>& jobs, const HfWriting& writing) {
+  const auto shards = shards_of(jobs, writing);
+  HfWritten written{0, static_cast<int64_t>(shards.size()), 0};
+  OrderedJson weight_map = OrderedJson::object();
+  Progress bar("Writing", static_cast<int64_t>(jobs.size()), "tensors");
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = shard_name(i, shards.size());
+    std::vector<SafetensorsEntry> entries;
+    std::unordered_map<std::string, const Job*> by_name;
+    for (const Job* job : shards[i]) {
+      entries.push_back(entry_of(*job, writing.dtype));
+      by_name[job->name] = job;
+      weight_map[job->name] = name;
+      written.bytes += bytes_of(*job, writing.dtype);
+    }
+    // transformers refuses a file that does not say of what it is.
+    write_safetensors(folder + '/' + name, entries, {{"format", "pt"}},
+                      [&](const SafetensorsEntry& entry, const SafetensorsSink& sink) {
+                        produce(file, *by_name.at(entry.name), writing.dtype, sink);
+                        bar.update(++written.num_tensors);
+                      });
+  }
+  bar.finish();
+  if (shards.size() == 1) return written;
+  const OrderedJson index = {{"metadata", {{"total_size", written.bytes}}},
+                             {"weight_map", weight_map}};
+  write_file(folder + "/model.safetensors.index.json", index.dump(2) + '\n');
+  return written;
+}
+
+/// Everything but weights and what speaks of how they were packed.
+bool is_copied(const std::string& name) {
+  static const std::set<std::string> kWeights = {
+      ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".npz", ".msgpack", ".onnx"};
+  return !kWeights.contains(fs::path(name).extension().string()) &&
+         !name.ends_with(".safetensors.index.json") && !name.ends_with(".bin.index.json") &&
+         name != "config.json" && name != "quantize_config.json";
+}
+
+void copy_side_files(const std::string& from, const std::string& to) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(from, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!entry.is_regular_file() || !is_copied(name)) continue;
+    fs::copy_file(entry.path(), to + '/' + name, error);
+    check(!error, entry.path().string(), ": cannot copy: ", error.message());
+  }
+  check(!error, from, ": cannot list: ", error.message());
+}
+
+void write_config(OrderedJson config, const std::string& folder, GgmlType dtype) {
+  config.erase("quantization_config");
+  config.erase("torch_dtype");
+  config["dtype"] = torch_name(dtype);
+  write_file(folder + "/config.json", config.dump(2) + '\n');
+}
+
+}  // namespace
+
+HfWritten write_hf_folder(const GgufFile& file, const std::string& out, const HfWriting& writing) {
+  const std::string config_path = writing.like + "/config.json";
+  const auto json = read_json_file(config_path);
+  check(json.has_value(), writing.like, ": has no config.json: no folder of a Hugging Face model");
+  const HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
+  check(!json->contains("text_config"), config_path,
+        ": the model sees too, and the file holds its language model only");
+  const std::vector<Job> jobs = with_frame(file.path(), [&] {
+    check_same_model(file.metadata(), config);
+    check_rope_tensors(file, config);
+    return plan_jobs(file, config);
+  });
+  std::error_code error;
+  check(!fs::exists(out, error) || fs::is_empty(out, error), out, ": is there already");
+  const std::string aside = concat(out, ".tmp.", ::getpid());
+  create_folders(aside);
+  try {
+    copy_side_files(writing.like, aside);
+    write_config(*json, aside, writing.dtype);
+    const HfWritten written = write_weights(file, aside, jobs, writing);
+    fs::remove(out, error);
+    fs::rename(aside, out);
+    return written;
+  } catch (...) {
+    fs::remove_all(aside, error);
+    throw;
+  }
+}
+
+}  // namespace nibble
