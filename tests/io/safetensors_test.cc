@@ -274,6 +274,39 @@ TEST(Safetensors, WriterRefusesAndLeavesTheOldFile) {
   refused({{"\xff", "U8", {3}, bytes_of(kBytes)}});
 }
 
+TEST(Safetensors, DataThatIsMadeWhileItIsWritten) {
+  const std::string path = temporary_path("made.safetensors");
+  const std::vector<SafetensorsEntry> entries = {{"a", "U8", {3}, {}}, {"b", "F32", {2}, {}}};
+  const std::vector<float> floats = {1.5f, -2.0f};
+  size_t bytes_of_a = 3;
+  const auto write = [&] {
+    write_safetensors(path, entries, {},
+                      [&](const SafetensorsEntry& entry, const SafetensorsSink& sink) {
+                        if (entry.name == "b") return sink(bytes_of(floats));
+                        for (size_t i = 0; i < bytes_of_a; ++i)
+                          sink(bytes_of(kBytes).subspan(i, 1));
+                      });
+  };
+  write();
+  const std::string whole = slurp(path);
+  write_safetensors(path, {{"a", "U8", {3}, bytes_of(kBytes)}, {"b", "F32", {2}, bytes_of(floats)}},
+                    {});
+  EXPECT_EQ(slurp(path), whole);
+  bytes_of_a = 2;
+  try {
+    write();
+    ADD_FAILURE() << "was not refused";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what())
+                  .find("entry 'a': has 2 data bytes, its dtype and shape "
+                        "want 3"),
+              std::string::npos)
+        << error.what();
+  }
+  EXPECT_EQ(slurp(path), whole);
+  std::filesystem::remove(path);
+}
+
 TEST(Safetensors, MissingFileNamesThePath) {
   try {
     SafetensorsFile::open("/nonexistent/x.safetensors");
