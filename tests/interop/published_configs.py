@@ -41,10 +41,10 @@ GEMMA2_2B = {
     "rope_theta": 10000.0, "sliding_window": 4096, "vocab_size": 256000,
 }  # fmt: skip
 
-# Of gemma-3-4b-it; of the tower that sees, a small one. What is not said is transformers' default.
+# Of gemma-3-4b-it with the BOS that its tokenizer names; of the tower that sees, a small one. What is not said is transformers' default.
 GEMMA3_4B = {
     "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
-    "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 4, "model_type": "gemma3",
+    "bos_token_id": 2, "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 4, "model_type": "gemma3",
     "text_config": {
         "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,

@@ -277,9 +277,13 @@ def converted(run_nibble, make_model, shared, torch_env, tmp_path_factory):
     return make
 
 
+# 62 layers of random weights make more of each rounding: transformers in float32 and in float64 are 5.6e-3 apart.
+TOLERANCES = {name: 1e-2 if name == "gemma3 27b" else TOLERANCE for name in MODELS}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_log_probs_are_those_of_transformers(run_nibble, converted, name, tmp_path):
-    assert converted(name).difference(run_nibble, tmp_path) < TOLERANCE
+    assert converted(name).difference(run_nibble, tmp_path) < TOLERANCES[name]
 
 
 # Of all our float32 comparisons the loosest that a family is held to; these reach 1e-4.
@@ -335,7 +339,10 @@ def test_no_part_can_be_left_out(run_nibble, converted, name, part, tmp_path):
 
 
 # What transformers computes when config.json says otherwise.
-SETTINGS = {"smollm3": {"layers without rotary positions": {"no_rope_layers": [1] * 5}}}
+SETTINGS = {
+    "smollm3": {"layers without rotary positions": {"no_rope_layers": [1] * 5}},
+    "gemma3 27b": {"the scale of scores": {"query_pre_attn_scalar": 32}},
+}
 
 
 @pytest.mark.parametrize("name, setting", [(name, setting) for name, settings in SETTINGS.items() for setting in settings])
@@ -347,8 +354,9 @@ def test_no_setting_of_the_configuration_can_be_left_out(run_nibble, converted, 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps({**config, **SETTINGS[name][setting]}))
-    assert model.difference(
-        run_nibble, tmp_path, log_probs=lambda tokens: transformers_log_probs(torch_env, folder, tokens, tmp_path)) > BROKEN
+    found = model.difference(
+        run_nibble, tmp_path, log_probs=lambda tokens: transformers_log_probs(torch_env, folder, tokens, tmp_path))
+    assert found > 10 * TOLERANCES[name]
 
 
 # name: the keys of its GGUF file that are changed.
