@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from packed_checkpoints import write_checkpoint
 from safetensors.numpy import load_file, save_file
-from test_convert import lay_folder, write_empty_weights
+from test_convert import lay_folder
+from test_convert_folder import write_empty_weights
 from test_packed import byte_tokenizer
 
 # As in test_quantize_memory.py: all that is no map of a file to read, the second thread's stack included.
