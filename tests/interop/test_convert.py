@@ -304,8 +304,8 @@ def test_log_probs_are_those_of_llama_cpp(run_nibble, converted, name, tmp_path)
 @pytest.mark.parametrize("name", GELU)
 def test_log_probs_of_gemma_are_those_of_llama_cpp_but_for_its_gelu(run_nibble, converted, torch_env, name, tmp_path):
     """On a CPU ggml looks GELU up in a float16 table, to 0.05 % of each value. Transformers, whose log-probabilities are
-    nibble's, comes several times closer to llama.cpp with such a table; what is left are values that fall on another side
-    of a float16's border."""
+    nibble's, comes closer to llama.cpp with such a table; what is left are values that fall on another side of a float16's
+    border. Which ones do depends on the processor's sums, so differences are root mean squares and not the largest one."""
     model = converted(name)
     asked, answer = tmp_path / "tokens.npy", tmp_path / "log_probs.npy"
     differences = {}
@@ -317,11 +317,11 @@ def test_log_probs_of_gemma_are_those_of_llama_cpp_but_for_its_gelu(run_nibble, 
         kept = rows > rows.max(-1, keepdims=True) - 15.9  # as largest_difference() does
         for command in ("log_probs", "log_probs_half_gelu"):
             run_child(torch_env, command, model.folder, asked, answer)
-            differences[command] = np.abs(np.load(answer)[:, CTX // 2 : CTX - 1] - rows)[kept].max()
+            differences[command] = np.sqrt(np.square(np.load(answer)[:, CTX // 2 : CTX - 1] - rows)[kept].mean())
         return theirs
 
     assert model.difference(run_nibble, tmp_path, log_probs=of_llama_cpp) < 0.1
-    assert 3 * differences["log_probs_half_gelu"] < differences["log_probs"]
+    assert 2 * differences["log_probs_half_gelu"] < differences["log_probs"]
 
 
 @pytest.mark.parametrize("name, part", [(name, part) for name, parts in PARTS.items() for part in parts])
