@@ -10,6 +10,7 @@
 #include "configs/yaml.h"
 #include "io/atomic_file.h"
 #include "model/hf/convert.h"
+#include "model/model.h"
 #include "quant/format/registry.h"
 #include "quant/mix/file_type.h"
 #include "quant/mix/tensor_types.h"
@@ -102,6 +103,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"loss.kind", &t.loss.kind, 0, 0, {"kl", "ce", "mix"}},
       {"loss.ce_weight", &t.loss.ce_weight, 0, 1},
       {"loss.chunk_positions", &t.loss.chunk_positions, 1, 1 << 20},
+      {"loss.load_balance", &t.loss.load_balance, 0, 10},
       {"optimizer.learning_rate", &t.optimizer.learning_rate, 0, 1},
       {"optimizer.scale_learning_rate", &t.optimizer.scale_learning_rate, 0, 1},
       {"optimizer.relative", &t.optimizer.relative},
@@ -450,6 +452,8 @@ PlanOptions plan_options(const RunConfig& config) {
 }
 
 Plan run_plan(const RunConfig& config, const GgufFile& source) {
+  if (config.train.loss.load_balance > 0 && model_shape(source).num_experts == 0)
+    fail_usage("loss.load_balance: has no effect, since ", source.path(), " has no experts");
   if (config.init_file().empty()) return make_plan(source, plan_options(config));
   return with_frame("init.file",
                     [&] { return plan_like(source, GgufFile::open(config.init_file())); });

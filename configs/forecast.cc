@@ -13,8 +13,8 @@ namespace {
 /// Multiplications and additions in matmuls with weights: 2 for each weight and token forward, 4
 /// backward. Attention between positions, which is some percent at the sequence lengths of
 /// training, is left out.
-double count_operations(const TrainOptions& options, const Forecast& forecast) {
-  const double forward = 2.0 * static_cast<double>(forecast.weights);
+double count_operations(const TrainOptions& options, const Forecast& forecast, double weights) {
+  const double forward = 2.0 * weights;
   const double teacher = loss_shares(options.loss).kl > 0 ? 1 : 0;
   const double again = options.activation_checkpointing ? 1 : 0;
   // A block's own stage: the unquantized block, the error before and after, and a training step.
@@ -22,6 +22,19 @@ double count_operations(const TrainOptions& options, const Forecast& forecast) {
   return forward *
          (static_cast<double>(forecast.tokens) * (teacher + again + 3) +
           static_cast<double>(forecast.block_tokens * options.blockwise.epochs) * in_blocks);
+}
+
+/// Those that a token is multiplied with: of a mixture only some experts'.
+double active_weights(const GgufFile& source, const Plan& plan) {
+  const std::string prefix = source.metadata().get_string("general.architecture") + ".expert_";
+  const double used = static_cast<double>(source.metadata().get_int_or(prefix + "used_count", 1));
+  double active = 0;
+  for (const PlanEntry& entry : plan.entries) {
+    const bool is_stack = entry.shape.size() == 3;
+    active += static_cast<double>(entry.bytes_as(GgmlType::kF32)) / 4 *
+              (is_stack ? used / static_cast<double>(entry.shape[2]) : 1);
+  }
+  return active;
 }
 
 }  // namespace
@@ -41,7 +54,7 @@ Forecast make_forecast(const RunConfig& config) {
   forecast.tokens = forecast.steps * options.batch_tokens;
   forecast.block_tokens = options.blockwise.tokens;
   forecast.memory = estimate_memory(source, plan, options, 0);
-  forecast.operations = count_operations(options, forecast);
+  forecast.operations = count_operations(options, forecast, active_weights(source, plan));
   return forecast;
 }
 

@@ -10,17 +10,29 @@
 namespace nibble {
 namespace {
 
-/// Sums of squares by weight, where the model lies: [in] float64.
-using Sums = std::map<std::string, torch::Tensor>;
+/// Of one weight: squares, where the model lies, [1, in] float64 or [experts, in], and how many
+/// there were.
+struct Sum {
+  torch::Tensor squares;
+  std::vector<int64_t> counts;
+};
+using Sums = std::map<std::string, Sum>;
 
 MatmulObserver adding_to(Sums& sums) {
-  return [&sums](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
-    const torch::Tensor squares = x.square().sum(0, /*keepdim=*/false, torch::kFloat64);
-    for (const Weight* weight : weights) {
-      torch::Tensor& sum = sums[weight->name];
-      sum = sum.defined() ? sum + squares : squares;
-    }
-  };
+  return
+      [&sums](const torch::Tensor& x, const std::vector<const Weight*>& weights, int64_t expert) {
+        const torch::Tensor squares = x.square().sum(0, /*keepdim=*/false, torch::kFloat64);
+        for (const Weight* weight : weights) {
+          Sum& sum = sums[weight->name];
+          const int64_t matrices = expert == kNoExpert ? 1 : weight->value.size(0);
+          const int64_t at = expert == kNoExpert ? 0 : expert;
+          if (sum.counts.empty())
+            sum = {torch::zeros({matrices, squares.size(0)}, squares.options()),
+                   std::vector<int64_t>(matrices)};
+          sum.squares.select(0, at).add_(squares);
+          sum.counts[at] += x.size(0);
+        }
+      };
 }
 
 std::vector<float> floats_of(const torch::Tensor& sums) {
@@ -30,7 +42,7 @@ std::vector<float> floats_of(const torch::Tensor& sums) {
 
 void check_finite(const Sums& sums) {
   for (const auto& [name, sum] : sums)
-    check(sum.isfinite().all().item<bool>(), "tensor '", name,
+    check(sum.squares.isfinite().all().item<bool>(), "tensor '", name,
           "': the activations that enter it are not finite");
 }
 
@@ -48,8 +60,7 @@ Imatrix collect_imatrix(Model& model, const std::vector<std::vector<int32_t>>& c
   Imatrix imatrix;
   imatrix.chunk_count = std::ssize(chunks);
   imatrix.chunk_size = std::ssize(chunks[0]);
-  for (const auto& [name, sum] : sums)
-    imatrix.entries[name] = {floats_of(sum), {imatrix.chunk_count * imatrix.chunk_size}};
+  for (const auto& [name, sum] : sums) imatrix.entries[name] = {floats_of(sum.squares), sum.counts};
   return imatrix;
 }
 

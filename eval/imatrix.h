@@ -1,7 +1,8 @@
 // Collects an importance matrix as llama-imatrix does (source: llama.cpp
 // tools/imatrix/imatrix.cpp): for each matrix in the model's blocks the sums of the squared
 // activations that enter it, over every position of every chunk of a text. The output matrix is
-// left out, as it is there unless asked for.
+// left out, as it is there unless asked for. Of a stack, each expert's sums are of the positions
+// that reached it.
 #pragma once
 
 #include <cstdint>

@@ -49,9 +49,10 @@ class LlamaCache : public KvCache {
 };
 
 LlamaSizes sizes_of(const LlamaOptions& options) {
-  return {options.shape.num_layers, options.shape.width,  options.shape.vocab_size,
-          options.num_heads,        options.num_kv_heads, options.head_size,
-          options.feed_forward};
+  return {options.shape.num_layers,   options.shape.width,       options.shape.vocab_size,
+          options.num_heads,          options.num_kv_heads,      options.head_size,
+          options.feed_forward,       options.shape.num_experts, options.experts_used,
+          options.expert_feed_forward};
 }
 
 /// Whether a model of these blocks, with or without what is around them, has the tensor.
@@ -83,9 +84,11 @@ torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   const LlamaArchitecture& architecture = options.architecture;
   const LlamaSizes sizes = sizes_of(options);
-  const auto spec = [&](std::string name, LlamaSize row_length, LlamaSize rows, Presence presence) {
+  const auto spec = [&](std::string name, LlamaSize row_length, LlamaSize rows, Presence presence,
+                        bool is_stack = false) {
     std::vector<int64_t> shape = {sizes.of(row_length)};
     if (rows != LlamaSize::kOne) shape.push_back(sizes.of(rows));
+    if (is_stack) shape.push_back(sizes.num_experts);
     return TensorSpec{std::move(name), shape, presence == Presence::kRequired};
   };
   std::vector<TensorSpec> specs;
@@ -100,7 +103,8 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
     for (const LlamaTensorRow& row : llama_tensor_rows())
       if (const Presence presence = row.presence(architecture); presence != Presence::kNone)
-        specs.push_back(spec(layer_tensor(layer, row), row.row_length, row.rows, presence));
+        specs.push_back(
+            spec(layer_tensor(layer, row), row.row_length, row.rows, presence, row.is_stack()));
   return specs;
 }
 
@@ -119,12 +123,16 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
   bytes.block += (query + 2 * key + query + query) * used + options.num_heads * full;
   // Norms of heads: what goes in, and one number for each.
   const bool is_gemma = options.architecture.is_gemma;
-  if (options.shape.architecture == "qwen3" || options.shape.architecture == "gemma3")
+  if (options.shape.architecture.starts_with("qwen3") || options.shape.architecture == "gemma3")
     bytes.block += (query + key + options.num_heads + options.num_kv_heads) * full;
   // What goes into the norms after attention and feed-forward, and GELU's result.
   if (is_gemma) bytes.block += (2 * width + wide) * full;
   // gate and up, and their product as the last matmul takes it.
-  bytes.block += 2 * wide * full + wide * used;
+  bytes.block += options.architecture.has_experts
+                     ? mixture_bytes({options.shape.num_experts, options.experts_used, width,
+                                      options.expert_feed_forward},
+                                     used)
+                     : 2 * wide * full + wide * used;
   return bytes;
 }
 
@@ -191,7 +199,7 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
 }
 
 torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& x,
-                                  const torch::Tensor& attended) const {
+                                  const torch::Tensor& attended, LoadBalance* balance) const {
   const auto added = [&](const torch::Tensor& y, const Weight* norm) {
     return scaled(norm ? rms_norm(y, norm->value, options_.norm_epsilon) : y,
                   options_.residual_scale);
@@ -201,20 +209,38 @@ torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& 
   const torch::Tensor middle = x + added(output, layer.post_attention_norm);
   const torch::Tensor normed =
       rms_norm(middle, layer.feed_forward_norm->value, options_.norm_epsilon);
-  const std::vector<torch::Tensor> wide = layer.gate_up
-                                              ? project(normed, {layer.gate_up})[0].chunk(2, 1)
-                                              : project(normed, {layer.gate, layer.up});
-  const torch::Tensor gate = add_bias(wide[0], layer.gate_bias),
-                      up = add_bias(wide[1], layer.up_bias);
-  const torch::Tensor active = options_.architecture.is_gemma ? geglu(gate, up) : swiglu(gate, up);
-  const torch::Tensor down = add_bias(project(active, {layer.down})[0], layer.down_bias);
+  const torch::Tensor down =
+      layer.router ? mixture(layer, normed, balance) : feed_forward(layer, normed);
   return middle + added(down, layer.post_feed_forward_norm);
 }
 
+torch::Tensor Llama::feed_forward(const LlamaLayer& layer, const torch::Tensor& x) const {
+  const std::vector<torch::Tensor> wide = layer.gate_up ? project(x, {layer.gate_up})[0].chunk(2, 1)
+                                                        : project(x, {layer.gate, layer.up});
+  const torch::Tensor gate = add_bias(wide[0], layer.gate_bias),
+                      up = add_bias(wide[1], layer.up_bias);
+  const torch::Tensor active = options_.architecture.is_gemma ? geglu(gate, up) : swiglu(gate, up);
+  return add_bias(project(active, {layer.down})[0], layer.down_bias);
+}
+
+torch::Tensor Llama::mixture(const LlamaLayer& layer, const torch::Tensor& x,
+                             LoadBalance* balance) const {
+  const torch::Tensor probabilities = at::softmax(project(x, {layer.router})[0], -1);
+  const Routing routing = route(probabilities, options_.experts_used, balance);
+  const ExpertRows rows = rows_by_expert(routing.experts, options_.shape.num_experts);
+  const std::vector<torch::Tensor> wide = project(
+      x.index_select(0, rows.positions), {layer.gate_experts, layer.up_experts}, rows.counts);
+  const torch::Tensor down =
+      project(swiglu(wide[0], wide[1]), {layer.down_experts}, rows.counts)[0];
+  const torch::Tensor each = down.index_select(0, rows.rows).view({x.size(0), -1, x.size(1)});
+  return (each * routing.weights.unsqueeze(2)).sum(1);
+}
+
 torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
-                           const torch::Tensor& rotation, const AttentionRule& rule) const {
+                           const torch::Tensor& rotation, const AttentionRule& rule,
+                           LoadBalance* balance) const {
   const Heads all = heads(layer, x, rotation);
-  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_, rule));
+  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_, rule), balance);
 }
 
 torch::Tensor Llama::embedded(const torch::Tensor& tokens) const {
@@ -241,15 +267,20 @@ torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
   const Packing packing = pack_documents(batch);
   const Rotations all = rotations(packing.positions.to(device()), packing.longest);
   torch::Tensor states = x;
+  const auto balance = load_balance_weight_ > 0 && options_.architecture.has_experts
+                           ? std::make_shared<LoadBalance>(load_balance_weight_)
+                           : nullptr;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LlamaLayer& layer = layers_[i];
     const torch::Tensor rotation = rotation_of(i, all);
     const AttentionRule rule = rule_of(i);
-    const auto run = [this, &layer, packing, rotation, rule](const torch::Tensor& in) {
-      return block(layer, in, packing, rotation, rule);
+    const auto run = [this, &layer, packing, rotation, rule, balance](const torch::Tensor& in) {
+      return block(layer, in, packing, rotation, rule, balance.get());
     };
     states = activation_checkpointing_ ? recompute_in_backward(run, states) : run(states);
   }
+  if (balance) balance->complete();
+  load_balance_ = balance ? balance->loss() : 0;
   return states;
 }
 
@@ -290,6 +321,7 @@ std::vector<ChannelLink> Llama::channel_links() {
     links.push_back({{layer.attention_norm}, {layer.query, layer.key, layer.value}, width});
     links.push_back(
         {with_bias(layer.value, layer.value_bias), {layer.attention_output}, value_rows});
+    if (layer.router) continue;  // a factor would have to suit the router and all experts
     links.push_back({{layer.feed_forward_norm}, {layer.gate, layer.up}, width});
     links.push_back({with_bias(layer.up, layer.up_bias), {layer.down}, wide});
   }
@@ -314,7 +346,7 @@ torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& ca
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Heads fresh = heads(layers_[i], x, rotation_of(i, all));
     const auto [k, v] = stored.append(i, fresh.k, fresh.v);
-    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_, rule_of(i)));
+    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_, rule_of(i)), nullptr);
   }
   stored.advance(tokens.size(0));
   return finish(x);

@@ -2,12 +2,12 @@
 // feed-forward (Touvron et al., arXiv:2302.13971), with the optional biases and rope divisors that
 // llama.cpp reads (source: llama.cpp src/models/llama.cpp), and what differs from it by a few
 // tensors: qwen2 (biases of q, k and v; heads turned by halves), qwen3 (instead of the biases, a
-// norm of each head of q and k), gemma2 (norms after attention and feed-forward too, GELU, scaled
-// embeddings, windows of attention in each second layer, caps of scores and logits), gemma3 (those
-// norms and the heads', windows in five layers of six, with a rotation of their own), smollm3 (no
-// rotary positions in each fourth layer), granite (scales of embeddings, scores, blocks and logits)
-// and phi3 (q, k and v in one matrix, gate and up in another; LongRoPE). Mixtures of experts are
-// refused.
+// norm of each head of q and k), mixtures of experts in the place of the feed-forward (a llama's,
+// Mixtral; qwen3moe), gemma2 (norms after attention and feed-forward too, GELU, scaled embeddings,
+// windows of attention in each second layer, caps of scores and logits), gemma3 (those norms and
+// the heads', windows in five layers of six, with a rotation of their own), smollm3 (no rotary
+// positions in each fourth layer), granite (scales of embeddings, scores, blocks and logits) and
+// phi3 (q, k and v in one matrix, gate and up in another; LongRoPE).
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "model/attention.h"
+#include "model/experts.h"
 #include "model/llama_options.h"
 #include "model/llama_tensors.h"
 #include "model/model.h"
@@ -66,7 +67,8 @@ class Llama : public Model {
   Heads heads(const LlamaLayer& layer, const torch::Tensor& x, const torch::Tensor& rotation) const;
   /// One block of packed documents, x [N, D] -> [N, D].
   torch::Tensor block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
-                      const torch::Tensor& rotation, const AttentionRule& rule) const;
+                      const torch::Tensor& rotation, const AttentionRule& rule,
+                      LoadBalance* balance) const;
   /// [N, D] for tokens [N] int64 on the model's device.
   torch::Tensor embedded(const torch::Tensor& tokens) const;
   AttentionRule rule_of(size_t layer) const {
@@ -78,10 +80,14 @@ class Llama : public Model {
     return options_.first_block + static_cast<int64_t>(layer);
   }
   /// x plus the attention output, plus the feed-forward of that.
+  torch::Tensor finish_block(const LlamaLayer& layer, const torch::Tensor& x,
+                             const torch::Tensor& attended, LoadBalance* balance) const;
+  torch::Tensor feed_forward(const LlamaLayer& layer, const torch::Tensor& x) const;
+  /// The same of a mixture of experts. balance: nullptr where none is wanted.
+  torch::Tensor mixture(const LlamaLayer& layer, const torch::Tensor& x,
+                        LoadBalance* balance) const;
   /// What leaves the last block, as the output matrix takes it.
   torch::Tensor finish(const torch::Tensor& x) const;
-  torch::Tensor finish_block(const LlamaLayer& layer, const torch::Tensor& x,
-                             const torch::Tensor& attended) const;
   void bind();
 
   LlamaOptions options_;

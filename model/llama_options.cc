@@ -19,12 +19,34 @@ int64_t read_vocab_size(const GgufMetadata& metadata, const std::string& key) {
   return static_cast<int64_t>(metadata.get_strings("tokenizer.ggml.tokens").size());
 }
 
-const LlamaArchitecture& require_architecture(const std::string& name) {
-  if (const LlamaArchitecture* found = find_llama_architecture(name)) return *found;
+const LlamaArchitecture& require_architecture(const std::string& name, int64_t num_experts) {
+  if (const auto* found = find_llama_architecture(name, num_experts > 0)) return *found;
+  if (find_llama_architecture(name, num_experts == 0))
+    fail("key '", name, ".expert_count' is ", num_experts, ": nibble has ",
+         num_experts > 0 ? "no mixture of experts of " : "only mixtures of experts of ", name);
   std::string known;
   for (const LlamaArchitecture& each : llama_architectures())
-    known += concat(known.empty() ? "" : ", ", each.name);
+    if (!each.has_experts || !find_llama_architecture(each.name, false))
+      known += concat(known.empty() ? "" : ", ", each.name);
   fail("unknown architecture '", name, "'; nibble has ", known);
+}
+
+/// A llama's experts are as wide as its feed-forward would be, whatever another key says (sources:
+/// llama.cpp src/models/llama.cpp, src/models/qwen3moe.cpp).
+void read_experts(const GgufMetadata& metadata, LlamaOptions& options) {
+  const std::string prefix = options.shape.architecture + ".expert_";
+  check(options.shape.num_experts > 1, "key '", prefix, "count': one expert is no mixture");
+  options.experts_used = read_count(metadata, prefix + "used_count");
+  check(options.experts_used <= options.shape.num_experts, "key '", prefix, "used_count' is ",
+        options.experts_used, ", of ", options.shape.num_experts, " experts");
+  check(metadata.get_int_or(prefix + "group_count", 0) <= 1, "key '", prefix,
+        "group_count' is set: nibble has no groups of experts");
+  options.expert_feed_forward = options.feed_forward;
+  if (options.shape.architecture == "llama") return;
+  const std::string length = prefix + "feed_forward_length";
+  options.expert_feed_forward = metadata.contains(length)
+                                    ? read_count(metadata, length)
+                                    : options.feed_forward / options.experts_used;
 }
 
 /// Of the layers with a window. gemma3's are turned otherwise than the others, without scaling
@@ -92,11 +114,14 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     const GgufMetadata& metadata = file.metadata();
     LlamaOptions options;
     options.shape.architecture = metadata.get_string("general.architecture");
-    const LlamaArchitecture& architecture = require_architecture(options.shape.architecture);
-    options.architecture = architecture;
     const auto key = [&](const char* name) {
       return concat(options.shape.architecture, '.', name);
     };
+    options.shape.num_experts = metadata.get_int_or(key("expert_count"), 0);
+    check(options.shape.num_experts >= 0, "key '", key("expert_count"), "' is negative");
+    const LlamaArchitecture& architecture =
+        require_architecture(options.shape.architecture, options.shape.num_experts);
+    options.architecture = architecture;
     options.shape.num_layers = read_count(metadata, key("block_count"));
     options.shape.width = read_count(metadata, key("embedding_length"));
     options.shape.context_length = read_count(metadata, key("context_length"));
@@ -105,8 +130,7 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     options.num_heads = read_count(metadata, key("attention.head_count"));
     options.num_kv_heads = metadata.get_int_or(key("attention.head_count_kv"), options.num_heads);
     options.norm_epsilon = metadata.get_float(key("attention.layer_norm_rms_epsilon"));
-    check(metadata.get_int_or(key("expert_count"), 0) == 0, "key '", key("expert_count"),
-          "' is set: nibble has no mixture of experts");
+    if (architecture.has_experts) read_experts(metadata, options);
     check(options.num_kv_heads > 0 && options.num_heads % options.num_kv_heads == 0, "key '",
           key("attention.head_count_kv"), "' (", options.num_kv_heads, ") must divide ",
           key("attention.head_count"), " (", options.num_heads, ")");

@@ -16,6 +16,8 @@ struct LlamaOptions {
   ModelShape shape;
   int64_t first_block = 0;  // of a model that has some of them: shape.num_layers from here on
   int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
+  /// Of a mixture: experts that a position goes through, and how wide each of them is.
+  int64_t experts_used = 0, expert_feed_forward = 0;
   double norm_epsilon = 0;
   RopeOptions rope;
   /// Of documents of more than that many positions, where the model has a rotation of their own; 0:

@@ -8,7 +8,8 @@ namespace {
 
 constexpr LlamaSize kOne = LlamaSize::kOne, kWidth = LlamaSize::kWidth, kQuery = LlamaSize::kQuery,
                     kKey = LlamaSize::kKey, kHead = LlamaSize::kHead,
-                    kFeedForward = LlamaSize::kFeedForward;
+                    kFeedForward = LlamaSize::kFeedForward, kExperts = LlamaSize::kExperts,
+                    kExpertFeedForward = LlamaSize::kExpertFeedForward;
 using L = LlamaLayer;
 
 /// Architectures as bits of a set.
@@ -21,8 +22,13 @@ enum : unsigned {
   kPhi3 = 1 << 5,
   kGemma2 = 1 << 6,
   kGranite = 1 << 7,
+  kMixtral = 1 << 8,
+  kQwen3Moe = 1 << 9,
   kAll = ~0U,
   kGemmas = kGemma2 | kGemma3,
+  kLlamas = kLlama | kMixtral,
+  kQwen3s = kQwen3 | kQwen3Moe,
+  kMixtures = kMixtral | kQwen3Moe,
   kSplit = kAll & ~kPhi3,  // a matrix each for queries, keys, values, gate and up
 };
 
@@ -37,30 +43,48 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::attention_output, "attn_output.weight", "self_attn.o_proj.weight", kQuery, kWidth, false,
      kAll},
     {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, 0,
-     kLlama | kQwen2 | kQwen3 | kSmolLm3 | kGranite},
+     kLlamas | kQwen2 | kQwen3s | kSmolLm3 | kGranite},
     {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, 0,
-     kLlama | kQwen2 | kQwen3 | kSmolLm3 | kGranite},
+     kLlamas | kQwen2 | kQwen3s | kSmolLm3 | kGranite},
     {&L::value_bias, "attn_v.bias", "self_attn.v_proj.bias", kKey, kOne, false, 0,
-     kLlama | kQwen2 | kQwen3 | kSmolLm3 | kGranite},
+     kLlamas | kQwen2 | kQwen3s | kSmolLm3 | kGranite},
     {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false, 0,
-     kLlama | kGranite},
+     kLlamas | kGranite},
     {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false,
-     kQwen3 | kGemma3},
+     kQwen3s | kGemma3},
     {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false,
-     kQwen3 | kGemma3},
+     kQwen3s | kGemma3},
     {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
      false, kAll & ~kGemmas},
-    {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false, kSplit},
-    {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false, kSplit},
+    {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false,
+     kSplit & ~kMixtures},
+    {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false,
+     kSplit & ~kMixtures},
     {&L::gate_up, "ffn_up.weight", "mlp.gate_up_proj.weight", kWidth, LlamaSize::kGateUp, false,
      kPhi3},
-    {&L::down, "ffn_down.weight", "mlp.down_proj.weight", kFeedForward, kWidth, false, kAll},
+    {&L::down, "ffn_down.weight", "mlp.down_proj.weight", kFeedForward, kWidth, false,
+     kAll & ~kMixtures},
     {&L::gate_bias, "ffn_gate.bias", "mlp.gate_proj.bias", kFeedForward, kOne, false, 0,
      kLlama | kGranite},
     {&L::up_bias, "ffn_up.bias", "mlp.up_proj.bias", kFeedForward, kOne, false, 0,
      kLlama | kGranite},
     {&L::down_bias, "ffn_down.bias", "mlp.down_proj.bias", kWidth, kOne, false, 0,
      kLlama | kGranite},
+    {&L::router, "ffn_gate_inp.weight", "block_sparse_moe.gate.weight", kWidth, kExperts, false,
+     kMixtral},
+    {&L::gate_experts, "ffn_gate_exps.weight", "block_sparse_moe.experts.*.w1.weight", kWidth,
+     kExpertFeedForward, false, kMixtral},
+    {&L::up_experts, "ffn_up_exps.weight", "block_sparse_moe.experts.*.w3.weight", kWidth,
+     kExpertFeedForward, false, kMixtral},
+    {&L::down_experts, "ffn_down_exps.weight", "block_sparse_moe.experts.*.w2.weight",
+     kExpertFeedForward, kWidth, false, kMixtral},
+    {&L::router, "ffn_gate_inp.weight", "mlp.gate.weight", kWidth, kExperts, false, kQwen3Moe},
+    {&L::gate_experts, "ffn_gate_exps.weight", "mlp.experts.*.gate_proj.weight", kWidth,
+     kExpertFeedForward, false, kQwen3Moe},
+    {&L::up_experts, "ffn_up_exps.weight", "mlp.experts.*.up_proj.weight", kWidth,
+     kExpertFeedForward, false, kQwen3Moe},
+    {&L::down_experts, "ffn_down_exps.weight", "mlp.experts.*.down_proj.weight", kExpertFeedForward,
+     kWidth, false, kQwen3Moe},
     {&L::post_attention_norm, "post_attention_norm.weight", "post_attention_layernorm.weight",
      kWidth, kOne, false, kGemmas},
     {&L::feed_forward_norm, "ffn_norm.weight", "pre_feedforward_layernorm.weight", kWidth, kOne,
@@ -92,6 +116,8 @@ constexpr LlamaArchitecture kArchitectures[] = {
      .is_gemma = true,
      .window_period = 6,
      .layers_of_27b = 62},
+    {.name = "llama", .bit = kMixtral, .has_experts = true},
+    {.name = "qwen3moe", .bit = kQwen3Moe, .turns_halves = true, .has_experts = true},
     {.name = "smollm3", .bit = kSmolLm3, .unturned_period = 4},
     {.name = "granite", .bit = kGranite, .has_scales = true},
     {.name = "phi3", .bit = kPhi3, .turns_halves = true, .has_long_rope = true},
@@ -119,6 +145,10 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return (num_heads + 2 * num_kv_heads) * head_size;
     case LlamaSize::kGateUp:
       return 2 * feed_forward;
+    case LlamaSize::kExperts:
+      return num_experts;
+    case LlamaSize::kExpertFeedForward:
+      return expert_feed_forward;
   }
   return 0;
 }
@@ -134,10 +164,12 @@ std::span<const LlamaModelTensor> llama_model_tensors() { return kModelTensors; 
 
 std::span<const LlamaArchitecture> llama_architectures() { return kArchitectures; }
 
-const LlamaArchitecture* find_llama_architecture(std::string_view name) {
-  const auto found = std::find_if(
-      std::begin(kArchitectures), std::end(kArchitectures),
-      [&](const LlamaArchitecture& architecture) { return architecture.name == name; });
+const LlamaArchitecture* find_llama_architecture(std::string_view name, bool has_experts) {
+  const auto found =
+      std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
+                   [&](const LlamaArchitecture& architecture) {
+                     return architecture.name == name && architecture.has_experts == has_experts;
+                   });
   return found == std::end(kArchitectures) ? nullptr : found;
 }
 

@@ -20,6 +20,7 @@ struct LlamaLayer {
          *key_norm = nullptr;
   Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
          *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+  Weight *router = nullptr, *gate_experts = nullptr, *up_experts = nullptr, *down_experts = nullptr;
   Weight *post_attention_norm = nullptr, *post_feed_forward_norm = nullptr;
   Weight *query_key_value = nullptr, *gate_up = nullptr;  // in the place of three, and of two
 };
@@ -33,12 +34,17 @@ enum class LlamaSize {
   kHead,
   kFeedForward,
   kQueryKeyValue,
-  kGateUp
+  kGateUp,
+  kExperts,
+  kExpertFeedForward,
 };
 
 struct LlamaSizes {
   int64_t num_layers = 0, width = 0, vocab_size = 0, num_heads = 0, num_kv_heads = 0, head_size = 0,
           feed_forward = 0;
+  /// Of a mixture of experts: how many there are, how many a position goes through, and how wide
+  /// each is.
+  int64_t num_experts = 0, experts_used = 0, expert_feed_forward = 0;
   int64_t of(LlamaSize size) const;
 };
 
@@ -50,11 +56,13 @@ struct LlamaArchitecture;
 struct LlamaTensorRow {
   Weight* LlamaLayer::*slot;
   const char* name;     // GGUF's, after "blk.<n>."
-  const char* hf_name;  // after "model.layers.<n>."
+  const char* hf_name;  // after "model.layers.<n>."; "*" stands for an expert's number
   LlamaSize row_length, rows;
   bool turned;  // its rows are elements of heads that rotary positions turn
   unsigned must_have = 0, may_have = 0;  // sets of architectures
   Presence presence(const LlamaArchitecture& architecture) const;
+  /// Whether it holds such a matrix for each expert.
+  bool is_stack() const { return std::string_view(name).find("_exps.") != std::string_view::npos; }
 };
 
 /// A tensor that the model has once.
@@ -93,13 +101,15 @@ struct LlamaArchitecture {
   /// A part of each head may be turned only, by one set of divisors up to the context that the
   /// model was trained on first and by another beyond it (phi3: LongRoPE, arXiv:2402.13753).
   bool has_long_rope = false;
+  bool has_experts = false;  // each block's feed-forward is a mixture of experts
 };
 
 std::span<const LlamaTensorRow> llama_tensor_rows();
 /// But for the divisors of angles, which are no part of Hugging Face's checkpoints.
 std::span<const LlamaModelTensor> llama_model_tensors();
 std::span<const LlamaArchitecture> llama_architectures();
-/// By GGUF's name; nullptr when nibble does not have it.
-const LlamaArchitecture* find_llama_architecture(std::string_view name);
+/// By GGUF's name; nullptr when nibble does not have it. One name can stand for two: a llama, and a
+/// llama with experts (Mixtral).
+const LlamaArchitecture* find_llama_architecture(std::string_view name, bool has_experts = false);
 
 }  // namespace nibble

@@ -3,11 +3,17 @@
 #include <algorithm>
 
 #include "model/activation_rounding.h"
+#include "model/experts.h"
 #include "model/layers.h"
 #include "model/llama.h"
 #include "model/tensors.h"
 
 namespace nibble {
+namespace {
+
+bool is_router(const Weight& weight) { return weight.name.ends_with(".ffn_gate_inp.weight"); }
+
+}  // namespace
 
 Weight* Model::find_weight(const std::string& name) {
   for (Weight* weight : weights())
@@ -26,26 +32,36 @@ torch::Tensor Model::logits_of(const torch::Tensor& states) {
 
 void Model::keep_matrices_cast() {
   for (Weight* weight : weights())
-    if (weight->value.dim() >= 2 && weight->name != "token_embd.weight")
+    if (weight->value.dim() >= 2 && weight->name != "token_embd.weight" && !is_router(*weight))
       weight->value = weight->value.to(compute_dtype());
 }
 
 std::vector<torch::Tensor> Model::project(const torch::Tensor& x,
-                                          const std::vector<const Weight*>& weights) const {
-  if (observer_) observer_(x, weights);
+                                          const std::vector<const Weight*>& weights,
+                                          const std::vector<int64_t>& counts) const {
+  if (observer_) show_observer(x, weights, counts);
+  const auto multiplied = [&](const std::vector<const Weight*>& by) {
+    const torch::Tensor rounded = round_activations(x, by[0]->activations);
+    std::vector<torch::Tensor> values;
+    for (const Weight* weight : by) values.push_back(weight->value);
+    if (by[0]->is_stack()) return project_experts(rounded, counts, values, compute_dtype());
+    return nibble::project(rounded, values, is_router(*by[0]) ? torch::kFloat32 : compute_dtype());
+  };
   const auto alike = [&](const Weight* weight) {
     return weight->activations == weights[0]->activations;
   };
-  if (!std::all_of(weights.begin(), weights.end(), alike)) {
-    std::vector<torch::Tensor> results;
-    for (const Weight* weight : weights)
-      results.push_back(
-          linear(round_activations(x, weight->activations), weight->value, {}, compute_dtype()));
-    return results;
-  }
-  std::vector<torch::Tensor> values;
-  for (const Weight* weight : weights) values.push_back(weight->value);
-  return nibble::project(round_activations(x, weights[0]->activations), values, compute_dtype());
+  if (std::all_of(weights.begin(), weights.end(), alike)) return multiplied(weights);
+  std::vector<torch::Tensor> results;
+  for (const Weight* weight : weights) results.push_back(multiplied({weight})[0]);
+  return results;
+}
+
+void Model::show_observer(const torch::Tensor& x, const std::vector<const Weight*>& weights,
+                          const std::vector<int64_t>& counts) const {
+  if (!weights[0]->is_stack()) return observer_(x, weights, kNoExpert);
+  int64_t first = 0;
+  for (size_t expert = 0; expert < counts.size(); first += counts[expert++])
+    observer_(x.narrow(0, first, counts[expert]), weights, static_cast<int64_t>(expert));
 }
 
 int64_t Model::num_parameters() {

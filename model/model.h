@@ -21,12 +21,21 @@ namespace nibble {
 /// with a float32 scale.
 enum class ActivationRounding { kNone, kFloat16, kBfloat16, kQ8_0, kQ8_K };
 
+/// In the place of an expert's number.
+constexpr int64_t kNoExpert = -1;
+
 struct Weight {
   std::string name;     // GGUF's: "blk.0.attn_q.weight"
   torch::Tensor value;  // float32 (see keep_matrices_cast); a linear layer's is [rows, row length]
-                        // = [out, in]
+                        // = [out, in], a stack of experts' [experts, out, in]
   GgmlType source = GgmlType::kF32;
   ActivationRounding activations = ActivationRounding::kNone;  // of what it is multiplied with
+
+  bool is_stack() const { return value.dim() == 3; }
+  /// What one expert of a stack has; all of it for kNoExpert.
+  torch::Tensor matrix(int64_t expert) const {
+    return expert < 0 ? value.detach() : value.detach().select(0, expert);
+  }
 };
 
 /// Shape letters: B sequences, T positions, D model width, V vocabulary. It may lie on the CPU
@@ -52,6 +61,7 @@ struct ModelShape {
   int64_t num_layers = 0, width = 0, vocab_size = 0, context_length = 0;
   double logit_cap =
       0;  // logits l become cap tanh(l / cap) (model/layers.h, soft_cap); 0: they stay
+  int64_t num_experts = 0;  // of each block; 0: it is no mixture of experts
 };
 
 /// Tensors of which one makes, channel by channel, what the others are multiplied with: a factor
@@ -65,9 +75,10 @@ struct ChannelLink {
 };
 
 /// Sees what enters the matmuls of a model's blocks: x [N, in] float32, all positions of a batch,
-/// and the weights that it is multiplied by.
-using MatmulObserver =
-    std::function<void(const torch::Tensor& x, const std::vector<const Weight*>& weights)>;
+/// and the weights that it is multiplied by. Of stacks, each expert in its turn: the positions that
+/// reach it, which can be none. So each batch has the same matmuls in the same order.
+using MatmulObserver = std::function<void(
+    const torch::Tensor& x, const std::vector<const Weight*>& weights, int64_t expert)>;
 
 class Model {
  public:
@@ -108,8 +119,13 @@ class Model {
   virtual torch::Dtype compute_dtype() const = 0;
   /// For a model that is not trained: from here on its matrices lie in the compute dtype, instead
   /// of being cast in every forward pass. Same bits; the embedding table, which is not only
-  /// multiplied with, stays float32.
+  /// multiplied with, and routers stay float32.
   void keep_matrices_cast();
+  /// From now on the backward pass adds the gradients of `weight` times the loss that keeps the
+  /// experts of a mixture equally busy (model/experts.h), of each batch by itself. 0: none.
+  void set_load_balance(double weight) { load_balance_weight_ = weight; }
+  /// That loss, not weighted, of the last blocks(); 0 where it was not asked for.
+  double load_balance() const { return load_balance_; }
   /// On: the backward pass keeps each block's input only and runs the block again
   /// (model/recompute.h); same bits, about a third more time, a fraction of the memory.
   void set_activation_checkpointing(bool on) { activation_checkpointing_ = on; }
@@ -121,13 +137,19 @@ class Model {
 
  protected:
   /// x [N, in], rounded as each wants it, by each of the weights [out_i, in], in compute_dtype():
-  /// {[N, out_i]}.
+  /// {[N, out_i]}. Stacks: `counts` says how many rows of x each expert has, one after the other. A
+  /// router's matmul is float32 in any case: in another type it would choose other experts.
   std::vector<torch::Tensor> project(const torch::Tensor& x,
-                                     const std::vector<const Weight*>& weights) const;
+                                     const std::vector<const Weight*>& weights,
+                                     const std::vector<int64_t>& counts = {}) const;
 
   bool activation_checkpointing_ = false;
+  double load_balance_weight_ = 0, load_balance_ = 0;
 
  private:
+  void show_observer(const torch::Tensor& x, const std::vector<const Weight*>& weights,
+                     const std::vector<int64_t>& counts) const;
+
   MatmulObserver observer_;
 };
 

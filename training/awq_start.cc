@@ -12,8 +12,24 @@
 namespace nibble {
 namespace {
 
-/// Mean or summed squares of what enters each column, by the matrix' name. [in] float32
+/// Mean or summed squares of what enters each column, by the matrix' name. [in] float32, of a stack
+/// [experts, in]
 using Energies = std::map<std::string, torch::Tensor>;
+
+void add_energy(Energies& energies, const Weight& weight, int64_t expert,
+                const torch::Tensor& energy) {
+  torch::Tensor& sum = energies[weight.name];
+  if (!sum.defined())
+    sum = expert == kNoExpert ? torch::zeros_like(energy)
+                              : torch::zeros({weight.value.size(0), energy.size(0)});
+  (expert == kNoExpert ? sum : sum.select(0, expert)).add_(energy);
+}
+
+/// Of an expert that no position reached all columns count alike.
+torch::Tensor importance_of(const torch::Tensor& energy) {
+  if (energy.dim() == 1) return energy;
+  return energy.masked_fill(energy.eq(0).all(1, /*keepdim=*/true), 1);
+}
 
 const Format& format_of(const Plan& plan, const std::string& tensor) {
   const PlanEntry* entry = plan.find(tensor);
@@ -36,11 +52,11 @@ StartingPoints searched(Model& model, const Plan& plan, const Energies& energies
   StartingPoints points;
   Progress progress("search", static_cast<int64_t>(energies.size()), "tensors");
   for (const auto& [name, energy] : energies) {
-    with_frame(concat("tensor '", name, "'"), [&, &tensor = name, &importance = energy] {
+    with_frame(concat("tensor '", name, "'"), [&, &tensor = name, &energy = energy] {
       const Format& format = format_of(plan, tensor);
       if (format.num_scales == 0) return;
       const torch::Tensor weights = model.find_weight(tensor)->value.detach().clone();
-      points[tensor] = {weights, chosen_scales(format, weights, importance), {}};
+      points[tensor] = {weights, chosen_scales(format, weights, importance_of(energy)), {}};
     });
     progress.update(static_cast<int64_t>(points.size()));
   }
@@ -65,18 +81,18 @@ StartingPoints awq_start(Model& model, const Plan& plan, const std::vector<Batch
   const std::vector<ChannelLink> links = model.channel_links();
   check(!links.empty(), "AWQ knows nothing of the architecture ", model.shape().architecture);
   Energies energies;
-  visit_hessians(model, batches, max_hessian_bytes, "AWQ",
-                 [&](const std::vector<Weight*>& weights, const torch::Tensor& hessian) {
-                   const auto link = std::find_if(
-                       links.begin(), links.end(),
-                       [&](const ChannelLink& each) { return each.takers == weights; });
-                   torch::Tensor energy = hessian.diagonal().clone();
-                   if (link != links.end())
-                     with_frame(concat("tensor '", weights.front()->name, "'"), [&] {
-                       energy.div_(scale_channels(*link, plan, hessian).square());
-                     });
-                   for (const Weight* weight : weights) energies[weight->name] = energy;
-                 });
+  visit_hessians(
+      model, batches, max_hessian_bytes, "AWQ",
+      [&](const std::vector<Weight*>& weights, int64_t expert, const torch::Tensor& hessian) {
+        const auto link = std::find_if(links.begin(), links.end(), [&](const ChannelLink& each) {
+          return each.takers == weights;
+        });
+        torch::Tensor energy = hessian.diagonal().clone();
+        if (link != links.end())
+          with_frame(concat("tensor '", weights.front()->name, "'"),
+                     [&] { energy.div_(scale_channels(*link, plan, hessian).square()); });
+        for (const Weight* weight : weights) add_energy(energies, *weight, expert, energy);
+      });
   return searched(model, plan, energies);
 }
 
@@ -85,12 +101,10 @@ StartingPoints imatrix_start(Model& model, const Plan& plan, const std::vector<B
   check(!batches.empty(), "an importance matrix needs text");
   Energies energies;
   const MatmulObservation observation(
-      model, [&](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
+      model,
+      [&](const torch::Tensor& x, const std::vector<const Weight*>& weights, int64_t expert) {
         const torch::Tensor energy = x.square().sum(0).cpu();
-        for (const Weight* weight : weights) {
-          torch::Tensor& sum = energies[weight->name];
-          sum = sum.defined() ? sum + energy : energy;
-        }
+        for (const Weight* weight : weights) add_energy(energies, *weight, expert, energy);
       });
   for (const Batch& batch : batches) model.hidden(batch);
   return searched(model, plan, energies);

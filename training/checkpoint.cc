@@ -17,7 +17,7 @@ constexpr const char* kLayout = "2";
 constexpr const char* kLayoutWithoutChecksum = "1";
 constexpr const char* kRatios = ":scale_ratios";
 constexpr const char* kInitial = ":initial_scales";
-constexpr const char* kOptimizerState[] = {":moment1", ":moment2", ":unit"};
+constexpr const char* kOptimizerState[] = {":moment1", ":moment2", ":unit", ":steps"};
 constexpr const char* kBlocks = ":blocks";
 
 /// Entries point into tensors, which `held` keeps alive until they are written.

@@ -227,38 +227,62 @@ bool fits(const GgufFile& source) {
   return false;
 }
 
+/// A weight before and after training, and what became of its outputs; of a stack, until all its
+/// experts were seen.
+struct Outputs {
+  torch::Tensor start, shipped;
+  double signal = 0, noise_start = 0, noise = 0;
+};
+
+torch::Tensor decoded(const GgufTensor& tensor, const Weight& weight) {
+  torch::Tensor values = torch::empty(weight.value.sizes());
+  decode_tensor(tensor.type, tensor.data,
+                {values.mutable_data_ptr<float>(), static_cast<size_t>(values.numel())});
+  return values;
+}
+
+torch::Tensor trained(const Checkpoint& checkpoint, const Weight& weight) {
+  torch::Tensor values = torch::empty(weight.value.sizes());
+  restore_quantizer(*checkpoint.find(weight.name)).materialize(values);
+  return values;
+}
+
 /// Fills the output errors of all that enters a matmul of the model, the output matrix included.
 void measure_outputs(Model& model, const Batch& batch, const GgufFile& start,
                      const Checkpoint& checkpoint, Diagnosis& diagnosis) {
   std::map<std::string, TensorDiagnosis*> wanted;
   for (TensorDiagnosis& tensor : diagnosis.tensors) wanted[tensor.tensor] = &tensor;
-  const auto measure = [&](const torch::Tensor& x, const Weight& weight) {
+  std::map<std::string, Outputs> outputs;
+  const auto measure = [&](const torch::Tensor& x, const Weight& weight, int64_t expert) {
     const auto found = wanted.find(weight.name);
     if (found == wanted.end()) return;
-    const torch::Tensor original = weight.value.detach();
-    torch::Tensor other = torch::empty(original.sizes());
-    const double signal = squared_output(x, original);
-    const auto error = [&] {
-      return ratio(squared_output(x, other.to(original.device()) - original), signal);
+    Outputs& sums = outputs[weight.name];
+    if (!sums.start.defined())
+      sums = {decoded(start.tensor(weight.name), weight), trained(checkpoint, weight)};
+    const torch::Tensor original = weight.matrix(expert);
+    const auto noise = [&](const torch::Tensor& other) {
+      return squared_output(x, other.to(original.device()) - original);
     };
-    const GgufTensor& before = start.tensor(weight.name);
-    decode_tensor(before.type, before.data,
-                  {other.mutable_data_ptr<float>(), static_cast<size_t>(other.numel())});
-    found->second->output_error_start = error();
-    restore_quantizer(*checkpoint.find(weight.name)).materialize(other);
-    found->second->output_error = error();
+    const bool one = expert == kNoExpert;
+    sums.signal += squared_output(x, original);
+    sums.noise_start += noise(one ? sums.start : sums.start.select(0, expert));
+    sums.noise += noise(one ? sums.shipped : sums.shipped.select(0, expert));
+    found->second->output_error_start = ratio(sums.noise_start, sums.signal);
+    found->second->output_error = ratio(sums.noise, sums.signal);
+    if (one || expert == weight.value.size(0) - 1) outputs.erase(weight.name);
   };
   torch::Tensor hidden;
   {
     const MatmulObservation observation(
-        model, [&](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
-          for (const Weight* weight : weights) measure(x, *weight);
+        model,
+        [&](const torch::Tensor& x, const std::vector<const Weight*>& weights, int64_t expert) {
+          for (const Weight* weight : weights) measure(x, *weight, expert);
         });
     hidden = model.hidden(batch);
   }
   const Weight* output = model.find_weight("output.weight");
   measure(hidden.reshape({-1, hidden.size(-1)}),
-          output ? *output : *model.find_weight("token_embd.weight"));
+          output ? *output : *model.find_weight("token_embd.weight"), kNoExpert);
   diagnosis.tokens = batch.tokens.numel();
 }
 

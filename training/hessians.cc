@@ -9,25 +9,24 @@ namespace {
 
 /// Matrices that one input enters.
 struct Matmul {
-  int64_t width = 0;
+  int64_t width = 0, expert = kNoExpert;
   std::vector<Weight*> weights;
 };
 
-/// Calls `see(index, x, weights)` for each matmul of a forward pass, index counting from 0.
+/// Calls `see(index, x, weights, expert)` for each matmul of a forward pass, index counting from 0.
 template <class See>
 void observe(Model& model, const Batch& batch, const See& see) {
   size_t index = 0;
   const MatmulObservation observation(
-      model, [&](const torch::Tensor& x, const std::vector<const Weight*>& weights) {
-        see(index++, x, weights);
-      });
+      model, [&](const torch::Tensor& x, const std::vector<const Weight*>& weights,
+                 int64_t expert) { see(index++, x, weights, expert); });
   model.hidden(batch);
 }
 
 std::vector<Matmul> matmuls_of(Model& model, const Batch& batch) {
   std::vector<Matmul> found;
-  observe(model, batch, [&](size_t, const torch::Tensor& x, const auto& weights) {
-    Matmul& matmul = found.emplace_back(Matmul{x.size(1), {}});
+  observe(model, batch, [&](size_t, const torch::Tensor& x, const auto& weights, int64_t expert) {
+    Matmul& matmul = found.emplace_back(Matmul{x.size(1), expert, {}});
     for (const Weight* weight : weights) matmul.weights.push_back(model.find_weight(weight->name));
   });
   return found;
@@ -59,11 +58,11 @@ void visit_hessians(Model& model, const std::vector<Batch>& batches, int64_t max
     std::vector<Hessian> hessians;
     for (size_t i = begin; i < end; ++i) hessians.emplace_back(matmuls[i].width);
     for (const Batch& batch : batches)
-      observe(model, batch, [&](size_t index, const torch::Tensor& x, const auto&) {
+      observe(model, batch, [&](size_t index, const torch::Tensor& x, const auto&, int64_t) {
         if (index >= begin && index < end) hessians[index - begin].add(x);
       });
     for (const Hessian& hessian : hessians) {
-      visit(matmuls[begin].weights, hessian.sum());
+      visit(matmuls[begin].weights, matmuls[begin].expert, hessian.sum());
       progress.update(static_cast<int64_t>(++begin));
     }
   }

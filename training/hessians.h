@@ -15,9 +15,10 @@ namespace nibble {
 /// The most bytes of Hessians that exist at once.
 constexpr int64_t kMaxHessianBytes = int64_t{1} << 30;
 
-/// Takes the matrices that one input enters, and its Hessian [in, in] float32.
-using HessianVisitor =
-    std::function<void(const std::vector<Weight*>& weights, const torch::Tensor& hessian)>;
+/// Takes the matrices that one input enters, of stacks one expert's, and its Hessian [in, in]
+/// float32: zeros where no position reached that expert.
+using HessianVisitor = std::function<void(const std::vector<Weight*>& weights, int64_t expert,
+                                          const torch::Tensor& hessian)>;
 
 /// Calls visit() for each matmul in the order of the forward pass. The model runs over all batches
 /// for as many matmuls at a time as their Hessians have room for, at least one: later ones see what

@@ -77,6 +77,7 @@ Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
     : student_(&student),
       teacher_(teacher),
       shares_(loss_shares(options.loss)),
+      load_balance_(options.loss.load_balance),
       loss_(options.loss.chunk_positions,
             parse_compute_dtype(options.dtype, student.model().device())),
       optimizer_(options.optimizer, options.optimizer.relative ? student.coarseness() : 1) {
@@ -128,9 +129,11 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
     learn(micro_batches[i], totals, teacher_hidden ? teacher_hidden->at(i) : own, result);
   }
   result.loss = mean_loss(result.sums);
+  if (load_balance_ > 0) result.loss += load_balance_ * result.load_balance;
 
   Stopwatch watch(student_->model().device());
   result.grad_norm = student_->backward();
+  result.num_unreached = student_->num_unreached();
   watch.add_to(result.times.quant_backward);
   if (!std::isfinite(result.grad_norm)) fail_not_finite("gradient norm", result.grad_norm, {}, {});
   optimizer_.step(student_->gradients(), rate_factor, result.grad_norm);
@@ -146,13 +149,19 @@ void Learner::learn(const Batch& batch, const Totals& totals, torch::Tensor& tea
   Stopwatch watch(student_->model().device());
   if (!teacher_hidden.defined()) teacher_hidden = ask_teacher(batch);
   watch.add_to(result.times.teacher);
-  const torch::Tensor hidden = by_position(student_->model().hidden(batch));
+  Model& model = student_->model();
+  // Of each micro-batch by itself, as transformers has it, by its share of the step.
+  const double share = static_cast<double>(num_counted(batch)) / totals.positions;
+  model.set_load_balance(load_balance_ * share);
+  const torch::Tensor hidden = by_position(model.hidden(batch));
+  model.set_load_balance(0);
+  result.load_balance += share * model.load_balance();
   watch.add_to(result.times.forward);
 
   LossInputs loss_inputs = inputs(batch, hidden, teacher_hidden);
   loss_inputs.kl_weight = shares_.kl / totals.positions;
   loss_inputs.ce_weight = totals.targets > 0 ? shares_.ce / totals.targets : 0.0;
-  const torch::Tensor& output = student_->model().output_weight();
+  const torch::Tensor& output = model.output_weight();
   LossGradients gradients{{}, output.mutable_grad(), output.requires_grad()};
   const LossSums sums = loss_.run(loss_inputs, &gradients);
   if (output.requires_grad()) {

@@ -26,8 +26,10 @@ struct StepTimes {
 
 struct StepResult {
   LossSums sums;
-  double loss = 0;       // the mean that is minimized
-  double grad_norm = 0;  // of all parameters, before clipping
+  double loss = 0;            // the mean that is minimized
+  double grad_norm = 0;       // of all parameters, before clipping
+  double load_balance = 0;    // its mean over the micro-batches; 0 where it is not in the loss
+  int64_t num_unreached = 0;  // experts' matrices (Student::num_unreached())
   StepTimes times;
 };
 
@@ -66,6 +68,7 @@ class Learner {
   Student* student_;
   Model* teacher_;
   LossShares shares_;
+  double load_balance_;  // what it counts
   ChunkedLoss loss_;
   AdamW optimizer_;
 };

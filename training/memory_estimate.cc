@@ -41,7 +41,9 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
     counts.largest = std::max(counts.largest, weights);
     if (trains && (quantized || quant.type == "none" || quant.weights == "full")) {
       const bool low_rank = quantized && quant.weights == "lora";
-      const int64_t factors = quant.lora_rank * (entry.shape[0] + weights / entry.shape[0]);
+      const int64_t matrices = entry.shape.size() > 2 ? entry.shape[2] : 1;
+      const int64_t factors =
+          quant.lora_rank * (matrices * entry.shape[0] + weights / entry.shape[0]);
       counts.parameters += low_rank ? factors : weights;
       if (low_rank) counts.training_state += 2 * factors;
       if (quantized && quant.weights == "rounding") counts.training_state += weights;

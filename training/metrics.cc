@@ -20,6 +20,8 @@ StepMetrics from_json(const Json& line) {
   m.loss = line.value("loss", m.loss);
   m.kl = line.value("kl", m.kl);
   m.ce = line.value("ce", m.ce);
+  m.load_balance = line.value("load_balance", m.load_balance);
+  m.unreached = line.value("unreached", m.unreached);
   m.learning_rate = line.value("learning_rate", m.learning_rate);
   m.grad_norm = line.value("grad_norm", m.grad_norm);
   m.tokens_per_second = line.value("tokens_per_second", m.tokens_per_second);
@@ -53,6 +55,8 @@ std::string metrics_line(const StepMetrics& m) {
                  {"learning_rate", m.learning_rate},
                  {"grad_norm", m.grad_norm},
                  {"tokens_per_second", m.tokens_per_second}});
+  if (m.load_balance > 0) line["load_balance"] = m.load_balance;
+  if (m.unreached > 0) line["unreached"] = m.unreached;
   if (m.held_out_loss >= 0)
     line.update({{"held_out_loss", m.held_out_loss},
                  {"held_out_kl", m.held_out_kl},

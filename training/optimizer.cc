@@ -87,6 +87,7 @@ std::map<std::string, torch::Tensor> AdamW::moments() const {
   for (const Parameter& parameter : parameters_) {
     all[parameter.name + ":moment1"] = parameter.moment1;
     all[parameter.name + ":moment2"] = parameter.moment2;
+    all[parameter.name + ":steps"] = parameter.steps;
     if (parameter.unit.defined()) all[parameter.name + ":unit"] = parameter.unit;
   }
   return all;
@@ -105,7 +106,10 @@ void AdamW::restore(const std::map<std::string, torch::Tensor>& moments, int64_t
     copy(parameter.name + ":moment1", parameter.moment1);
     copy(parameter.name + ":moment2", parameter.moment2);
     if (parameter.unit.defined()) copy(parameter.name + ":unit", parameter.unit);
-    parameter.steps.fill_(static_cast<double>(steps));
+    if (moments.contains(parameter.name + ":steps"))
+      copy(parameter.name + ":steps", parameter.steps);
+    else  // of a checkpoint that was written before experts had steps of their own
+      parameter.steps.fill_(static_cast<double>(steps));
   }
 }
 

@@ -38,11 +38,12 @@ class AdamW {
   void step(const std::vector<torch::Tensor>& gradients, double rate_factor, double norm);
 
   int64_t num_parameters() const { return static_cast<int64_t>(parameters_.size()); }
-  /// By "NAME:moment1" and "NAME:moment2", with relative rates "NAME:unit" too: the state itself,
-  /// not copies.
+  /// By "NAME:moment1", "NAME:moment2" and "NAME:steps", with relative rates "NAME:unit" too: the
+  /// state itself, not copies.
   std::map<std::string, torch::Tensor> moments() const;
-  /// Continues from saved moments after `steps` updates. Throws where one is missing or of another
-  /// shape.
+  /// Continues from saved moments after `steps` updates, where the state does not say how many a
+  /// parameter had: it has none while its gradient is undefined. Throws where one is missing or of
+  /// another shape.
   void restore(const std::map<std::string, torch::Tensor>& moments, int64_t steps);
 
  private:

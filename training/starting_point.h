@@ -11,10 +11,11 @@ namespace nibble {
 
 /// The state that a FakeQuantizer starts from: masters and scales, or stored blocks.
 struct StartingPoint {
-  torch::Tensor weights;  // masters, [rows, in] float32
-  // Initial scales, [rows, blocks per row * num_scales] float32; undefined where they are dynamic.
+  torch::Tensor weights;  // masters, float32, of the weight's shape
+  // Initial scales, [rows, blocks per row * num_scales] float32, of all experts' rows; undefined
+  // where they are dynamic.
   torch::Tensor scales;
-  torch::Tensor blocks;  // [rows, bytes of a row] uint8
+  torch::Tensor blocks;  // uint8, of the weight's shape, but for the last size: bytes of a row
 };
 
 /// By tensor name.

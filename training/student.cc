@@ -222,12 +222,15 @@ void Student::add_parameters(AdamW& optimizer) const {
   for (const Trainable& trainable : trainables_) {
     const std::string& name = trainable.weight->name;
     const bool matrix = trainable.weight->value.dim() > 1;
+    const auto add = [&](const std::string& of, ParameterGroup group, const torch::Tensor& whole) {
+      for (int64_t i = 0; i < trainable.num_parts(); ++i)
+        optimizer.add(trainable.weight->is_stack() ? concat(of, ':', i) : of, group,
+                      trainable.part(whole, i));
+    };
     for (const auto& [suffix, value] : trainable.parameters())
-      optimizer.add(name + suffix, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector,
-                    value);
+      add(name + suffix, matrix ? ParameterGroup::kMatrix : ParameterGroup::kVector, value);
     if (trainable.learns_scales())
-      optimizer.add(name + ":scale_ratios", ParameterGroup::kScales,
-                    trainable.quantizer->scale_ratios());
+      add(name + ":scale_ratios", ParameterGroup::kScales, trainable.quantizer->scale_ratios());
   }
 }
 
@@ -236,6 +239,36 @@ void Student::update() {
   for (Trainable& trainable : trainables_)
     if (trainable.masters) trainable.masters->apply(trainable.quantizer->weights());
   materialize();
+}
+
+torch::Tensor Student::Trainable::part(const torch::Tensor& whole, int64_t index) const {
+  if (!weight->is_stack()) return whole;
+  return whole.view({num_parts(), -1, whole.size(-1)}).select(0, index);
+}
+
+int64_t Student::add_gradients(const Trainable& trainable, const torch::Tensor& whole) {
+  const int64_t parts = trainable.num_parts();
+  const bool is_stack = trainable.weight->is_stack();
+  if (!whole.defined() || !is_stack) {
+    gradients_.resize(gradients_.size() + parts, whole);
+    return is_stack ? parts : 0;
+  }
+  const torch::Tensor reached = whole.view({parts, -1}).any(1).cpu();
+  int64_t unreached = 0;
+  for (int64_t i = 0; i < parts; ++i) {
+    const bool is_reached = reached.const_data_ptr<bool>()[i];
+    gradients_.push_back(is_reached ? trainable.part(whole, i) : torch::Tensor());
+    unreached += !is_reached;
+  }
+  return unreached;
+}
+
+int64_t Student::add_gradients(const Trainable& trainable,
+                               const std::vector<torch::Tensor>& parameters) {
+  int64_t unreached = trainable.num_parts();
+  for (const torch::Tensor& whole : parameters)
+    unreached = std::min(unreached, add_gradients(trainable, whole));
+  return unreached;
 }
 
 void Student::materialize() {
@@ -247,41 +280,45 @@ void Student::materialize() {
 double Student::backward() {
   const torch::NoGradGuard no_grad;
   gradients_.clear();
+  num_unreached_ = 0;
   const bool on_cpu = model_->device().is_cpu();
   double sum = 0;
   for (Trainable& trainable : trainables_) {
     const bool learned = trainable.learns_scales();
     if (!trainable.trains_weights()) {
       if (!learned) continue;
-      const torch::Tensor& mapped = gradients_.emplace_back(trainable.ratio_gradients);
+      const torch::Tensor& mapped = trainable.ratio_gradients;
       if (mapped.defined()) sum += squared_norm(mapped);
+      num_unreached_ += add_gradients(trainable, mapped);
       continue;
     }
     if (trainable.maps_at_once()) {
       trainable.mapped_gradients.resize(trainable.parameters().size());
       std::vector<torch::Tensor> mapped = trainable.mapped_gradients;
-      if (learned) mapped.push_back(trainable.ratio_gradients);
+      num_unreached_ += add_gradients(trainable, mapped);
+      if (learned) add_gradients(trainable, mapped.emplace_back(trainable.ratio_gradients));
       if (on_cpu)
         for (const torch::Tensor& each : mapped) sum += each.defined() ? squared_norm(each) : 0;
-      gradients_.insert(gradients_.end(), mapped.begin(), mapped.end());
       continue;
     }
     torch::Tensor gradient = trainable.weight->value.grad();
     if (!gradient.defined()) {  // a weight that this batch did not use
-      gradients_.resize(gradients_.size() + trainable.parameters().size() + learned);
+      num_unreached_ +=
+          add_gradients(trainable, std::vector<torch::Tensor>(trainable.parameters().size()));
+      if (learned) add_gradients(trainable, torch::Tensor());
       continue;
     }
     gradient = gradient.contiguous();
     if (!trainable.quantizer) {
       if (on_cpu) sum += squared_norm(gradient);
-      gradients_.push_back(gradient);
+      num_unreached_ += add_gradients(trainable, gradient);
       continue;
     }
     FakeQuantizer::Gradients mapped =
         trainable.quantizer->backward(gradient, trainable.ratio_gradients);
     sum += mapped.squared_norm;
-    gradients_.push_back(mapped.weights);
-    if (learned) gradients_.push_back(trainable.ratio_gradients = mapped.scale_ratios);
+    num_unreached_ += add_gradients(trainable, mapped.weights);
+    if (learned) add_gradients(trainable, trainable.ratio_gradients = mapped.scale_ratios);
   }
   return std::sqrt(on_cpu ? sum : squared_norm_of_all(gradients_));
 }

@@ -1,10 +1,11 @@
 // The model that trains: each of its weights on the grid that the plan gives it. A weight of a
 // quantized type has its masters and scales in a FakeQuantizer and holds W^ in Weight::value; one
 // of type F32 (norms, biases) is its own parameter. A tied output is one weight, so it has one
-// state and its gradient is the sum of both uses. How masters train is
-// quant/fake/master_training.h's; but for `weights: full` only what is quantized trains. Where
-// scales alone train (`weights: scales`), a FakeQuantizer stores blocks, everything else is frozen,
-// and a weight's gradient is gone as soon as the backward pass has made it.
+// state and its gradient is the sum of both uses. Each expert of a stack is a parameter of its own:
+// one that no token reached is left as it is. How masters train is quant/fake/master_training.h's;
+// but for `weights: full` only what is quantized trains. Where scales alone train (`weights:
+// scales`), a FakeQuantizer stores blocks, everything else is frozen, and a weight's gradient is
+// gone as soon as the backward pass has made it.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +48,9 @@ class Student {
   /// norm.
   double backward();
   const std::vector<torch::Tensor>& gradients() const { return gradients_; }
+  /// Experts' matrices that train, and of which the last backward() found no gradient: no token
+  /// reached them.
+  int64_t num_unreached() const { return num_unreached_; }
   /// Lets go of all gradients; the next micro-batch starts new ones.
   void clear_gradients();
 
@@ -77,6 +81,10 @@ class Student {
     bool maps_at_once() const { return masters && masters->maps_at_once(); }
     /// What the optimizer moves of the weight, besides scales.
     std::vector<MasterTraining::Part> parameters() const;
+    /// What the optimizer sees one by one: a stack's experts.
+    int64_t num_parts() const { return weight->is_stack() ? weight->value.size(0) : 1; }
+    /// One of them, of masters, factors, scales or their gradients.
+    torch::Tensor part(const torch::Tensor& whole, int64_t index) const;
   };
   /// Of all stored blocks that have such; the gradients of their W^ go there.
   void train_stored_scales();
@@ -84,10 +92,16 @@ class Student {
   void train_masters(const QuantOptions& options);
   /// W^ of every quantized weight, from its masters and scales.
   void materialize();
+  /// The parts of a gradient, those of a stack undefined where they are zero. Returns how many of
+  /// a stack's are undefined.
+  int64_t add_gradients(const Trainable& trainable, const torch::Tensor& whole);
+  /// Of each of the parameters that stand for one weight: how many experts have none at all.
+  int64_t add_gradients(const Trainable& trainable, const std::vector<torch::Tensor>& parameters);
 
   std::unique_ptr<Model> model_;
   std::vector<Trainable> trainables_;
   std::vector<torch::Tensor> gradients_;
+  int64_t num_unreached_ = 0;
 };
 
 }  // namespace nibble

@@ -343,6 +343,8 @@ StepMetrics Run::take_step() {
   metrics.loss = step.loss;
   metrics.kl = step.sums.mean_kl();
   metrics.ce = step.sums.mean_ce();
+  metrics.load_balance = step.load_balance;
+  metrics.unreached = step.num_unreached;
   metrics.learning_rate =
       factor * (options_.quant.weights == "scales" ? options_.optimizer.scale_learning_rate
                                                    : options_.optimizer.learning_rate);

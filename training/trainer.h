@@ -36,6 +36,9 @@ struct LossOptions {
   std::string kind = "kl";        // "kl", "ce", "mix"
   double ce_weight = 0.0;         // of "mix"; KL gets 1 - ce_weight
   int64_t chunk_positions = 256;  // positions whose logits exist at once
+  /// What the loss that keeps a mixture's experts equally busy counts beside it (model/experts.h),
+  /// as transformers' router_aux_loss_coef. 0: not at all.
+  double load_balance = 0;
 };
 
 struct OptimizerOptions {
@@ -113,6 +116,8 @@ struct TrainOptions {
 struct StepMetrics {
   int64_t step = 0, tokens = 0;
   double loss = 0, learning_rate = 0, grad_norm = 0, tokens_per_second = 0, seconds = 0;
+  double load_balance = 0;    // not weighted; 0 where it is no part of the loss
+  int64_t unreached = 0;      // experts' matrices that no token of the step reached
   double kl = 0, ce = 0;      // means over the step's positions, nats; 0 where not part of the loss
   double held_out_loss = -1;  // -1: not evaluated at this step
   double held_out_kl = -1, held_out_ce = -1;

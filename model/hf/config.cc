@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "model/hf/experts_config.h"
 #include "model/hf/gemma_config.h"
 #include "model/hf/json_fields.h"
 
@@ -19,6 +20,7 @@ struct Family {
   bool needs_head_size;         // whether a missing one is not hidden_size / num_attention_heads
   bool attention_biases;        // always; else as "attention_bias" says
   const char* defaults = "{}";  // of keys that published configurations leave out
+  bool has_experts = false;
 };
 constexpr const char* kGemma3Defaults =
     R"({"tie_word_embeddings": true, "rope_theta": 1000000.0, "vocab_size": 262208,
@@ -27,8 +29,10 @@ constexpr const char* kGemma3Defaults =
 constexpr Family kFamilies[] = {
     {"LlamaForCausalLM", "llama", true, true, false, false},
     {"MistralForCausalLM", "llama", true, true, false, false},
+    {"MixtralForCausalLM", "llama", true, false, false, false, "{}", true},
     {"Qwen2ForCausalLM", "qwen2", false, false, false, true},
     {"Qwen3ForCausalLM", "qwen3", false, true, true, false},
+    {"Qwen3MoeForCausalLM", "qwen3moe", false, false, false, false, "{}", true},
     {"Gemma2ForCausalLM", "gemma2", false, true, true, false,
      R"({"tie_word_embeddings": true, "num_key_value_heads": 4, "sliding_window": 4096,
          "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0})"},
@@ -43,7 +47,7 @@ constexpr Family kFamilies[] = {
 };
 
 bool is_gemma(const Family& family) {
-  return find_llama_architecture(family.architecture)->is_gemma;
+  return find_llama_architecture(family.architecture, family.has_experts)->is_gemma;
 }
 
 const Family& read_family(const Json& config) {
@@ -84,8 +88,9 @@ void refuse_unknown(const Json& config, const Family& family) {
 /// GGUF's files of these architectures attend to the whole context, in llama.cpp as in nibble.
 void note_sliding_window(const Json& config, const Family& family, int64_t context_length) {
   const auto window = int_field(config, "sliding_window");
-  const bool used = std::string(family.name) == "MistralForCausalLM" ||
-                    std::string(family.name) == "Phi3ForCausalLM" ||
+  const std::string name = family.name;
+  const bool used = name == "MistralForCausalLM" || name == "MixtralForCausalLM" ||
+                    name == "Phi3ForCausalLM" ||
                     bool_field(config, "use_sliding_window").value_or(false);
   if (used && window && *window < context_length)
     note("sliding_window ", *window, " is left out, as llama.cpp does: equal up to ", *window,
@@ -159,6 +164,7 @@ LlamaSizes read_sizes(const Json& config, const Family& family) {
           ") must divide hidden_size (", sizes.width, ")");
     sizes.head_size = sizes.width / sizes.num_heads;
   }
+  if (family.has_experts) read_experts_config(config, family.architecture, sizes);
   check(sizes.head_size % 2 == 0, "a head of ", sizes.head_size, " elements has no pairs to turn");
   return sizes;
 }
@@ -188,7 +194,7 @@ HfConfig read_hf_config(const Json& given) {
   refuse_unknown(config, family);
   HfConfig result;
   result.family = family.name;
-  result.architecture = find_llama_architecture(family.architecture);
+  result.architecture = find_llama_architecture(family.architecture, family.has_experts);
   result.sizes = read_sizes(config, family);
   result.context_length = count_field(config, "max_position_embeddings");
   result.norm_epsilon = number_field(config, "rms_norm_eps").value_or(1e-6);

@@ -21,13 +21,12 @@ GgufFile hf_layout(const std::string& path) {
     const HfConfig config = read_hf_config(*json);
     const WantedTensors wanted(config);
     std::vector<GgufTensor> tensors;
-    for (const std::string& name : wanted.required()) {
-      const WantedTensors::Place& place = *wanted.find(name);
+    for (const WantedTensors::Target& target : wanted.targets()) {
+      if (!target.required) continue;
       GgufTensor& tensor = tensors.emplace_back();
-      tensor.name = place.name;
-      tensor.shape = {place.row_length};
-      if (place.is_matrix) tensor.shape.push_back(place.rows);
-      tensor.type = place.is_matrix ? GgmlType::kF16 : GgmlType::kF32;
+      tensor.name = target.name;
+      tensor.shape = target.shape();
+      tensor.type = target.takes_matrix_type() ? GgmlType::kF16 : GgmlType::kF32;
     }
     GgufMetadata metadata = hf_model_metadata(config, kMostlyF16);
     const std::string architecture(config.architecture->name);

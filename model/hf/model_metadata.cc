@@ -76,11 +76,17 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
   keys.set("attention.head_count_kv", sizes.num_kv_heads);
   keys.set_rope(config.rope);
   keys.set_number("attention.layer_norm_rms_epsilon", config.norm_epsilon);
+  if (sizes.num_experts > 0) {
+    keys.set("expert_count", sizes.num_experts);
+    keys.set("expert_used_count", sizes.experts_used);
+  }
   if (config.says_head_size) {
     keys.set("attention.key_length", sizes.head_size);
     keys.set("attention.value_length", sizes.head_size);
   }
   keys.metadata.set("general.file_type", file_type);
+  if (config.architecture->name == "qwen3moe")
+    keys.set("expert_feed_forward_length", sizes.expert_feed_forward);
   if (config.logit_cap > 0) keys.set_number("final_logit_softcapping", config.logit_cap);
   if (config.window > 0) keys.set("attention.sliding_window", config.window);
   if (config.is_llama) {

@@ -186,7 +186,7 @@ std::string size_label(int64_t num_parameters) {
 }
 
 GgufMetadata model_name_metadata(const std::string& name_or_path, const std::string& folder,
-                                 int64_t num_parameters) {
+                                 int64_t num_parameters, const std::string& label) {
   ModelName name;
   const auto add = [&](const std::string& id) {
     const ModelName other = split_model_name(id, num_parameters);
@@ -204,7 +204,7 @@ GgufMetadata model_name_metadata(const std::string& name_or_path, const std::str
   if (!name_or_path.empty() && std::count(name_or_path.begin(), name_or_path.end(), '/') <= 1)
     add(name_or_path);
   add(folder);
-  if (name.size_label.empty()) name.size_label = size_label(num_parameters);
+  if (name.size_label.empty()) name.size_label = label;
 
   GgufMetadata metadata;
   const auto set = [&](const char* key, const std::string& value) {

@@ -22,8 +22,8 @@ ModelName split_model_name(const std::string& id, int64_t num_parameters);
 std::string size_label(int64_t num_parameters);
 
 /// general.name ... general.size_label, in the converter's order. name_or_path: config.json's
-/// _name_or_path, or ""; what it does not say, the folder's name does.
+/// _name_or_path, or ""; what it does not say, the folder's name does, and of the size `label`.
 GgufMetadata model_name_metadata(const std::string& name_or_path, const std::string& folder,
-                                 int64_t num_parameters);
+                                 int64_t num_parameters, const std::string& label);
 
 }  // namespace nibble

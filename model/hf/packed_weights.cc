@@ -265,17 +265,17 @@ std::vector<uint8_t> PackedMatrix::codes_of_row(int64_t row) const {
   return codes;
 }
 
-void PackedMatrix::write_blocks(int64_t row, std::span<std::byte> blocks) const {
+void PackedMatrix::write_blocks(GgmlType type, int64_t row, std::span<std::byte> blocks) const {
   const std::vector<uint8_t> row_codes = codes_of_row(row);
   for (int64_t column = 0; column < columns_; column += kBlock) {
     const uint8_t* codes = row_codes.data() + column;
     const float scale = this->scale(row, column);
-    if (packing_ == HfPacking::kMxfp4) {
+    if (type == GgmlType::kMXFP4) {
       // A level of the block is twice the number, its scale half as large, its byte the same.
       MXFP4::Block block{static_cast<uint8_t>(std::ilogb(scale) + 127), {}};
       put_nibbles(codes, block.qs);
       store(block, blocks, column / kBlock);
-    } else if (is_symmetric_) {
+    } else if (type == GgmlType::kQ4_0) {
       Q4_0::Block block{stored_scale(scale), {}};
       put_nibbles(codes, block.qs);
       store(block, blocks, column / kBlock);

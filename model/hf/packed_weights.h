@@ -54,7 +54,8 @@ class PackedMatrix {
 
   /// Q4_0, Q4_1 or MXFP4. Throws where a group is not of whole blocks, saying what to do.
   GgmlType block_type() const;
-  void write_blocks(int64_t row, std::span<std::byte> blocks) const;
+  /// type: block_type(), or Q4_1 where that is Q4_0.
+  void write_blocks(GgmlType type, int64_t row, std::span<std::byte> blocks) const;
   /// What the checkpoint's weights are, in float32. Throws for a scale that is not finite.
   void decode(int64_t row, std::span<float> weights) const;
   float scale(int64_t row, int64_t column) const;

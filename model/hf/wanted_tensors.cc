@@ -6,41 +6,101 @@
 #include "base/error.h"
 
 namespace nibble {
+namespace {
 
-WantedTensors::WantedTensors(const HfConfig& config) : sizes_(config.sizes) {
-  for (const LlamaModelTensor& tensor : llama_model_tensors())
-    if (!config.architecture->is_always_tied || std::string_view(tensor.name) != kOutput)
-      add(tensor.hf_name, tensor.name, tensor.row_length, tensor.rows, 0,
-          tensor.presence == Presence::kRequired || !config.tied);
-  for (int64_t layer = 0; layer < sizes_.num_layers; ++layer)
-    for (const LlamaTensorRow& row : llama_tensor_rows()) add_layer(config, row, layer);
+using L = LlamaLayer;
+
+/// Of architectures whose checkpoints have norms of 1 + w.
+HfChange change_of(std::string_view hf_name, const LlamaArchitecture& architecture) {
+  return architecture.is_gemma && hf_name.ends_with("norm.weight") ? HfChange::kAddOne
+                                                                   : HfChange::kNone;
 }
 
-const WantedTensors::Place* WantedTensors::find(const std::string& hf_name) const {
+}  // namespace
+
+std::vector<int64_t> WantedTensors::Target::shape() const {
+  std::vector<int64_t> shape = {row_length};
+  if (is_matrix) shape.push_back(rows);
+  if (num_experts > 0) shape.push_back(num_experts);
+  return shape;
+}
+
+std::string WantedTensors::Target::part_name(int64_t index) const {
+  std::string part = hf_name;
+  if (num_experts > 0) part.replace(part.find('*'), 1, std::to_string(index));
+  return part;
+}
+
+std::vector<int64_t> WantedTensors::Target::part_shape() const {
+  return is_matrix ? std::vector<int64_t>{rows, row_length} : std::vector<int64_t>{row_length};
+}
+
+WantedTensors::WantedTensors(const HfConfig& config) : config_(config) {
+  for (const LlamaModelTensor& tensor : llama_model_tensors()) {
+    if (config_.architecture->is_always_tied && std::string_view(tensor.name) == kOutput) continue;
+    Target target{tensor.name, tensor.hf_name, config_.sizes.of(tensor.row_length),
+                  config_.sizes.of(tensor.rows)};
+    target.is_matrix = tensor.rows != LlamaSize::kOne;
+    target.required = tensor.presence == Presence::kRequired || !config_.tied;
+    target.change = change_of(tensor.hf_name, *config_.architecture);
+    add(std::move(target));
+  }
+  for (int64_t layer = 0; layer < config_.sizes.num_layers; ++layer)
+    for (const LlamaTensorRow& row : llama_tensor_rows()) add_layer(row, layer);
+}
+
+std::span<const WantedTensors::Place> WantedTensors::find(const std::string& hf_name) const {
   const auto found = places_.find(hf_name);
-  return found == places_.end() ? nullptr : &found->second;
+  return found == places_.end() ? std::span<const Place>() : found->second;
 }
 
-void WantedTensors::add_layer(const HfConfig& config, const LlamaTensorRow& row, int64_t layer) {
-  const Presence presence = row.presence(*config.architecture);
+void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
+  const LlamaSizes& sizes = config_.sizes;
+  const Presence presence = row.presence(*config_.architecture);
   const bool bias = presence == Presence::kOptional;
   const bool has_bias = std::string_view(row.hf_name).starts_with("self_attn.")
-                            ? config.attention_biases
-                            : config.feed_forward_biases;
+                            ? config_.attention_biases
+                            : config_.feed_forward_biases;
   if (presence == Presence::kNone || (bias && !has_bias)) return;
-  const bool reordered = row.turned && !config.architecture->turns_halves;
-  const bool query = row.slot == &LlamaLayer::query || row.slot == &LlamaLayer::query_bias;
-  const int64_t heads = query ? sizes_.num_heads : sizes_.num_kv_heads;
-  add(concat("model.layers.", layer, '.', row.hf_name), concat("blk.", layer, '.', row.name),
-      row.row_length, row.rows, reordered ? heads : 0, true);
+  const std::string prefix = concat("model.layers.", layer, '.');
+  Target target{concat("blk.", layer, '.', row.name), prefix + row.hf_name,
+                sizes.of(row.row_length), sizes.of(row.rows)};
+  target.is_matrix = row.rows != LlamaSize::kOne;
+  target.change = change_of(row.hf_name, *config_.architecture);
+  if (row.turned && !config_.architecture->turns_halves)
+    // Elements i and i + d/2 of a head come to stand beside each other.
+    (target.is_matrix ? target.rows_order : target.columns_order) = {0, 2, sizes.head_size / 2, 1};
+  if (row.is_stack()) {
+    target.num_experts = sizes.num_experts;
+    return add_stack(std::move(target), row.slot, prefix + "mlp.");
+  }
+  // What transformers 5 calls it in memory, as it does the stacks.
+  if (row.slot == &L::router && target.hf_name != prefix + "mlp.gate.weight")
+    places_[prefix + "mlp.gate.weight"] = {{targets_.size(), 0, 1, 0, 0, target.part_shape()}};
+  add(std::move(target));
 }
 
-void WantedTensors::add(std::string hf_name, std::string name, LlamaSize row_length, LlamaSize rows,
-                        int64_t heads, bool required) {
-  Place place{std::move(name), sizes_.of(row_length), sizes_.of(rows), heads,
-              rows != LlamaSize::kOne};
-  if (required) required_.push_back(hf_name);
-  places_.emplace(std::move(hf_name), std::move(place));
+void WantedTensors::add(Target target) {
+  places_[target.hf_name] = {{targets_.size(), 0, 1, 0, 0, target.part_shape()}};
+  targets_.push_back(std::move(target));
+}
+
+void WantedTensors::add_stack(Target target, Weight* LlamaLayer::*slot, const std::string& mlp) {
+  const size_t index = targets_.size();
+  const int64_t experts = target.num_experts, rows = target.rows;
+  for (int64_t expert = 0; expert < experts; ++expert)
+    places_[target.part_name(expert)] = {{index, expert, 1, 0, 0, target.part_shape()}};
+  const bool is_down = slot == &L::down_experts;
+  // Of each expert gate's rows, then up's.
+  const int64_t stride = is_down ? rows : 2 * rows;
+  places_[mlp + (is_down ? "experts.down_proj" : "experts.gate_up_proj")].push_back(
+      {index,
+       0,
+       experts,
+       slot == &L::up_experts ? rows : 0,
+       stride,
+       {experts, stride, target.row_length}});
+  targets_.push_back(std::move(target));
 }
 
 }  // namespace nibble

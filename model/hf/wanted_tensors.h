@@ -1,7 +1,10 @@
 // The tensors that a Hugging Face model of a configuration has, by their names there and in GGUF.
+// Experts come one by one, as the hub has them, or in stacks, gate and up in one, as transformers 5
+// has them in memory; GGUF has a stack for each.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -10,31 +13,69 @@
 
 namespace nibble {
 
+/// Elements in another order: of each outer * inner * size of them from `first` on, what lies as
+/// [outer, inner, size] in the checkpoint lies as [inner, outer, size] in GGUF.
+struct HfOrder {
+  int64_t first = 0, outer = 1, inner = 1, size = 1;
+
+  bool is_another() const { return outer > 1 && inner > 1; }
+  /// Where the element comes from that goes to `i`.
+  int64_t source(int64_t i) const {
+    if (!is_another() || i < first) return i;
+    const int64_t within = (i - first) % (outer * inner * size), element = within / size;
+    return i - within + (element % outer * inner + element / outer) * size + within % size;
+  }
+  /// The way back.
+  HfOrder inverse() const { return {first, inner, outer, size}; }
+};
+
+/// What becomes of a checkpoint's numbers.
+enum class HfChange { kNone, kAddOne };
+
 /// Every tensor that the configuration wants, by its name in the checkpoint.
 class WantedTensors {
  public:
+  /// One of the GGUF file.
+  struct Target {
+    std::string name, hf_name;  // of a stack, "*" stands for the expert's number
+    int64_t row_length = 1, rows = 1;
+    int64_t num_experts = 0;  // of a stack
+    bool is_matrix = false, required = true;
+    HfOrder rows_order = {}, columns_order = {};  // of each matrix; a vector's elements are columns
+    HfChange change = HfChange::kNone;
+
+    /// The type of matrices; norms, biases and routers are float32.
+    bool takes_matrix_type() const { return is_matrix && !name.ends_with(".ffn_gate_inp.weight"); }
+    std::vector<int64_t> shape() const;  // ggml order
+    /// Of what it is made of in the checkpoint: one tensor, or one of each expert.
+    int64_t num_parts() const { return num_experts > 0 ? num_experts : 1; }
+    std::string part_name(int64_t index) const;
+    std::vector<int64_t> part_shape() const;  // slowest first
+  };
+  /// What a tensor of the checkpoint gives to a target: the matrices of `num_matrices` experts from
+  /// `first_expert` on, or the one that there is.
   struct Place {
-    std::string name;  // GGUF's
-    int64_t row_length, rows, heads;
-    bool is_matrix;
+    size_t target;  // of targets()
+    int64_t first_expert = 0, num_matrices = 1;
+    int64_t first_row = 0, stride = 0;  // rows of the tensor: where they begin, how far apart
+    std::vector<int64_t> shape;         // of the tensor, slowest first
   };
 
   explicit WantedTensors(const HfConfig& config);
 
-  /// Names of those that must be there.
-  const std::vector<std::string>& required() const { return required_; }
-  const Place* find(const std::string& hf_name) const;
-  /// All, by their names in the checkpoint.
-  const std::unordered_map<std::string, Place>& places() const { return places_; }
+  const std::vector<Target>& targets() const { return targets_; }
+  /// Empty for a tensor that the model does not have.
+  std::span<const Place> find(const std::string& hf_name) const;
 
  private:
-  void add_layer(const HfConfig& config, const LlamaTensorRow& row, int64_t layer);
-  void add(std::string hf_name, std::string name, LlamaSize row_length, LlamaSize rows,
-           int64_t heads, bool required);
+  void add_layer(const LlamaTensorRow& row, int64_t layer);
+  void add(Target target);
+  /// `mlp`: what the names of the stacks in transformers 5 begin with.
+  void add_stack(Target target, Weight* LlamaLayer::*slot, const std::string& mlp);
 
-  LlamaSizes sizes_;
-  std::vector<std::string> required_;
-  std::unordered_map<std::string, Place> places_;
+  HfConfig config_;
+  std::vector<Target> targets_;
+  std::unordered_map<std::string, std::vector<Place>> places_;
 };
 
 }  // namespace nibble

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -30,18 +31,14 @@ using OrderedJson = nlohmann::ordered_json;
 // As in convert.cc.
 constexpr int64_t kPieceWeights = int64_t{1} << 16;
 
+/// One tensor of the folder: one of the file's, or an expert of one.
 struct Job {
   const GgufTensor* tensor;
+  const WantedTensors::Target* wanted;
+  int64_t part;
   std::string name;  // Hugging Face's
-  int64_t rows = 1, row_length = 1, heads = 0;
-  bool is_matrix = true, adds_one = false;
 
-  /// The row of the file that becomes row `row`: what convert.cc put side by side is parted again.
-  int64_t file_row(int64_t row) const {
-    if (heads == 0) return row;
-    const int64_t size = rows / heads, within = row % size, half = size / 2;
-    return row - within + (within < half ? 2 * within : 2 * (within - half) + 1);
-  }
+  int64_t num_weights() const { return wanted->rows * wanted->row_length; }
 };
 
 const char* dtype_name(GgmlType type) {
@@ -91,72 +88,76 @@ void check_rope_tensors(const GgufFile& file, const HfConfig& config) {
         "has divisors of rotary positions that config.json does not have");
 }
 
-Job make_job(const GgufTensor& tensor, const std::string& name, const WantedTensors::Place& place,
-             const HfConfig& config) {
-  std::vector<int64_t> shape = {place.row_length};
-  if (place.is_matrix) shape.push_back(place.rows);
-  check(tensor.shape == shape, "has another shape than config.json wants");
-  const bool elements = !place.is_matrix && place.heads > 0;
-  return {&tensor,
-          name,
-          elements ? place.row_length : place.rows,
-          elements ? 1 : place.row_length,
-          place.heads,
-          place.is_matrix,
-          config.architecture->is_gemma && name.ends_with("norm.weight")};
-}
-
-std::vector<Job> plan_jobs(const GgufFile& file, const HfConfig& config) {
-  const WantedTensors wanted(config);
-  std::unordered_map<std::string, std::string> names;  // Hugging Face's by GGUF's
-  for (const auto& [hf_name, place] : wanted.places()) names[place.name] = hf_name;
-  for (const std::string& name : wanted.required())
-    check(file.find_tensor(wanted.find(name)->name), "tensor '", wanted.find(name)->name,
+std::vector<Job> plan_jobs(const GgufFile& file, const HfConfig& config,
+                           const WantedTensors& wanted) {
+  std::unordered_map<std::string, const WantedTensors::Target*> targets;  // by GGUF's name
+  for (const WantedTensors::Target& target : wanted.targets()) {
+    targets[target.name] = &target;
+    check(!target.required || file.find_tensor(target.name), "tensor '", target.name,
           "' is missing");
+  }
   std::vector<Job> jobs;
   for (const GgufTensor& tensor : file.tensors()) {
     if (is_of_rope(tensor)) continue;
     with_frame(concat("tensor '", tensor.name, "'"), [&] {
-      const auto found = names.find(tensor.name);
-      check(found != names.end(), "a ", config.family, " of this config.json has no such tensor");
+      const auto found = targets.find(tensor.name);
+      check(found != targets.end(), "a ", config.family, " of this config.json has no such tensor");
       check(tensor.name != kOutput || !config.tied,
             "config.json says that the output is tied to the embeddings");
-      jobs.push_back(make_job(tensor, found->second, *wanted.find(found->second), config));
+      const WantedTensors::Target& target = *found->second;
+      check(tensor.shape == target.shape(), "has another shape than config.json wants");
+      for (int64_t part = 0; part < target.num_parts(); ++part)
+        jobs.push_back({&tensor, &target, part, target.part_name(part)});
     });
   }
   return jobs;
 }
 
 SafetensorsEntry entry_of(const Job& job, GgmlType dtype) {
-  const std::vector<int64_t>& shape = job.tensor->shape;
-  return {job.name, dtype_name(dtype), {shape.rbegin(), shape.rend()}, {}};
+  return {job.name, dtype_name(dtype), job.wanted->part_shape(), {}};
 }
 
 int64_t bytes_of(const Job& job, GgmlType dtype) {
-  return job.tensor->num_weights() * ggml_type_info(dtype).block_bytes;
+  return job.num_weights() * ggml_type_info(dtype).block_bytes;
+}
+
+/// What convert.cc changed and put in another order, as it was.
+void change_back(const WantedTensors::Target& wanted, std::span<float> row) {
+  if (wanted.columns_order.is_another()) {
+    const std::vector<float> before(row.begin(), row.end());
+    const HfOrder order = wanted.columns_order.inverse();
+    for (size_t i = 0; i < row.size(); ++i)
+      row[i] = before[static_cast<size_t>(order.source(static_cast<int64_t>(i)))];
+  }
+  if (wanted.change == HfChange::kAddOne)
+    for (float& weight : row) weight -= 1.0f;
 }
 
 /// The tensor's data as Hugging Face has it, piece by piece.
 void produce(const GgufFile& file, const Job& job, GgmlType dtype, const SafetensorsSink& sink) {
-  const int64_t most = std::max<int64_t>(1, kPieceWeights / job.row_length);
-  const auto stride = static_cast<size_t>(row_bytes(job.tensor->type, job.row_length));
+  const auto& [tensor, wanted, part, name] = job;
+  const int64_t length = wanted->row_length;
+  const int64_t most = std::max<int64_t>(1, kPieceWeights / length);
+  const auto stride = static_cast<size_t>(row_bytes(tensor->type, length));
+  const HfOrder order = wanted->rows_order.inverse();
   std::vector<std::byte> rows;
   std::vector<float> weights;
-  for (int64_t first = 0; first < job.rows; first += most) {
-    const int64_t count = std::min(most, job.rows - first);
+  for (int64_t first = 0; first < wanted->rows; first += most) {
+    const int64_t count = std::min(most, wanted->rows - first);
     rows.clear();
     for (int64_t row = first; row < first + count; ++row) {
-      const auto data =
-          job.tensor->data.subspan(static_cast<size_t>(job.file_row(row)) * stride, stride);
+      const int64_t of_file = part * wanted->rows + order.source(row);
+      const auto data = tensor->data.subspan(static_cast<size_t>(of_file) * stride, stride);
       rows.insert(rows.end(), data.begin(), data.end());
     }
-    weights.resize(static_cast<size_t>(count * job.row_length));
-    decode_tensor(job.tensor->type, rows, weights);
-    if (job.adds_one)
-      for (float& weight : weights) weight -= 1.0f;
-    sink(encode_tensor(dtype, weights, job.row_length, {}, EncodeMethod::kRtn, first));
+    weights.resize(static_cast<size_t>(count * length));
+    decode_tensor(tensor->type, rows, weights);
+    for (int64_t row = 0; row < count; ++row)
+      change_back(*wanted, std::span(weights).subspan(static_cast<size_t>(row * length),
+                                                      static_cast<size_t>(length)));
+    sink(encode_tensor(dtype, weights, length, {}, EncodeMethod::kRtn, first));
   }
-  file.release(*job.tensor);
+  if (part + 1 == wanted->num_parts()) file.release(*tensor);
 }
 
 /// Jobs of each file, in order.
@@ -250,10 +251,11 @@ HfWritten write_hf_folder(const GgufFile& file, const std::string& out, const Hf
   const HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
   check(!json->contains("text_config"), config_path,
         ": the model sees too, and the file holds its language model only");
+  const WantedTensors wanted(config);
   const std::vector<Job> jobs = with_frame(file.path(), [&] {
     check_same_model(file.metadata(), config);
     check_rope_tensors(file, config);
-    return plan_jobs(file, config);
+    return plan_jobs(file, config, wanted);
   });
   std::error_code error;
   check(!fs::exists(out, error) || fs::is_empty(out, error), out, ": is there already");

@@ -31,13 +31,16 @@ class Full : public MasterTraining {
   torch::Tensor masters_;
 };
 
+/// A matrix as a stack of one.
+torch::Tensor stacked(const torch::Tensor& x) { return x.dim() == 3 ? x : x.unsqueeze(0); }
+
 /// The masters are the sum itself, and what A and B have moved is added to it: with the relative
-/// estimator masters follow their scales too.
+/// estimator masters follow their scales too. Each expert of a stack has factors of its own.
 class LowRank : public MasterTraining {
  public:
   LowRank(const FakeQuantizer& quantizer, int64_t rank) {
     const torch::Tensor& masters = quantizer.weights();
-    const int64_t rows = masters.size(0), length = masters.size(1);
+    const int64_t rows = masters.size(-2), length = masters.size(-1);
     if (rank > std::min(rows, length))
       fail_usage("tensor '", quantizer.name(), "': ", rows, " rows of ", length,
                  " weights have no factors of rank ", rank, "; set a lower quant.lora_rank");
@@ -46,21 +49,25 @@ class LowRank : public MasterTraining {
     Checksum seed;
     seed.update(std::as_bytes(std::span(quantizer.name())));
     at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed.value());
-    a_ = at::normal(0.0, (size > 0 ? size : 1.0) / std::sqrt(static_cast<double>(rank)),
-                    {rank, length}, generator, torch::kFloat32)
+    std::vector<int64_t> a(masters.sizes().begin(), masters.sizes().end()), b = a;
+    a.end()[-2] = b.back() = rank;
+    a_ = at::normal(0.0, (size > 0 ? size : 1.0) / std::sqrt(static_cast<double>(rank)), a,
+                    generator, torch::kFloat32)
              .to(masters.device());
-    b_ = torch::zeros({rows, rank}, masters.options());
+    b_ = torch::zeros(b, masters.options());
     restored();
   }
 
   std::vector<Part> parameters() const override { return {{kLowRankA, a_}, {kLowRankB, b_}}; }
   std::vector<torch::Tensor> gradients(const torch::Tensor& of_masters) const override {
-    return {b_.t().mm(of_masters), of_masters.mm(a_.t())};
+    return {b_.mT().matmul(of_masters), of_masters.matmul(a_.mT())};
   }
   bool maps_at_once() const override { return true; }
   void apply(torch::Tensor& masters) override {
     // B A - B0 A0 in two terms that are exactly zero where nothing moved.
-    masters.addmm_(b_ - applied_b_, a_).addmm_(applied_b_, a_ - applied_a_);
+    stacked(masters)
+        .baddbmm_(stacked(b_ - applied_b_), stacked(a_))
+        .baddbmm_(stacked(applied_b_), stacked(a_ - applied_a_));
     restored();
   }
   std::vector<Part> state() const override { return parameters(); }
@@ -70,7 +77,7 @@ class LowRank : public MasterTraining {
   }
 
  private:
-  torch::Tensor a_, b_;                  // [rank, row length], [rows, rank]
+  torch::Tensor a_, b_;                  // [rank, row length], [rows, rank], or stacks of them
   torch::Tensor applied_a_, applied_b_;  // whose product the masters have
 };
 

@@ -33,8 +33,8 @@ class MasterTraining {
   virtual ~MasterTraining() = default;
   /// What the optimizer moves.
   virtual std::vector<Part> parameters() const = 0;
-  /// Of the parameters, in their order; linear in of_masters [rows, row length], which may be one
-  /// of them.
+  /// Of the parameters, in their order; linear in of_masters, which has the masters' sizes
+  /// and may be one of them.
   virtual std::vector<torch::Tensor> gradients(const torch::Tensor& of_masters) const = 0;
   /// Whether gradients() are so much smaller than dL/dW that each part of a batch's dL/dW is mapped
   /// when it is there, and not kept.

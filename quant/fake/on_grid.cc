@@ -12,8 +12,8 @@ namespace {
 /// Calls body(first weight, first scale, first block, blocks) for each row, on all threads.
 void for_each_row(const Format& format, const torch::Tensor& weights,
                   const std::function<void(int64_t, int64_t, int64_t, int64_t)>& body) {
-  const int64_t length = weights.size(1), blocks = length / format.block_size;
-  parallel_for(weights.size(0), 1, [&](int64_t begin, int64_t end) {
+  const int64_t length = weights.size(-1), blocks = length / format.block_size;
+  parallel_for(weights.numel() / length, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       body(row * length, row * blocks * format.num_scales, row * blocks, blocks);
   });
@@ -23,15 +23,24 @@ void for_each_row(const Format& format, const torch::Tensor& weights,
 
 torch::Tensor chosen_scales(const Format& format, const torch::Tensor& weights,
                             const torch::Tensor& importance, EncodeMethod method) {
-  std::span<const float> shared;
-  if (importance.defined())
-    shared = {importance.const_data_ptr<float>(), static_cast<size_t>(importance.numel())};
-  const std::vector<std::byte> blocks = encode_tensor(
-      format.type, {weights.const_data_ptr<float>(), static_cast<size_t>(weights.numel())},
-      weights.size(1), shared, method);
-  const int64_t row_blocks = weights.size(1) / format.block_size;
-  torch::Tensor scales = torch::empty({weights.size(0), row_blocks * format.num_scales});
-  format.scales_of(blocks.data(), scales.mutable_data_ptr<float>(), weights.size(0) * row_blocks);
+  const int64_t length = weights.size(-1), rows = weights.numel() / length;
+  // Matrices with columns of an importance of their own.
+  const int64_t matrices = importance.defined() ? importance.numel() / length : 1;
+  const int64_t matrix_rows = rows / matrices,
+                matrix_scales = matrix_rows * (length / format.block_size) * format.num_scales;
+  torch::Tensor scales = torch::empty({rows, length / format.block_size * format.num_scales});
+  for (int64_t i = 0; i < matrices; ++i) {
+    std::span<const float> shared;
+    if (importance.defined())
+      shared = {importance.const_data_ptr<float>() + i * length, static_cast<size_t>(length)};
+    const std::vector<std::byte> blocks =
+        encode_tensor(format.type,
+                      {weights.const_data_ptr<float>() + i * matrix_rows * length,
+                       static_cast<size_t>(matrix_rows * length)},
+                      length, shared, method, i * matrix_rows);
+    format.scales_of(blocks.data(), scales.mutable_data_ptr<float>() + i * matrix_scales,
+                     matrix_scales / format.num_scales);
+  }
   return scales;
 }
 

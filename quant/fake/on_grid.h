@@ -9,10 +9,12 @@
 
 namespace nibble {
 
-// Everywhere: weights [rows, in] float32, contiguous, on the CPU; scales [rows, blocks per row *
-// num_scales] float32, as Format::scales_of() gives them, of a format that has scales.
+// Everywhere: weights [rows, in], or [experts, rows, in], float32, contiguous, on the CPU; scales
+// [rows, blocks per row * num_scales] float32, of all experts' rows, as Format::scales_of() gives
+// them, of a format that has scales.
 
-/// The scales that an encoder chooses. importance: [in] float32, or undefined. Throws Error naming
+/// The scales that an encoder chooses. importance: [in] float32, or [experts, in], or
+/// undefined. Throws Error naming
 /// the row for weights that the format cannot hold.
 torch::Tensor chosen_scales(const Format& format, const torch::Tensor& weights,
                             const torch::Tensor& importance,

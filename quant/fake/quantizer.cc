@@ -125,11 +125,10 @@ void FakeQuantizer::check_mode() const {
 void FakeQuantizer::check_shapes() const {
   check(weights_.defined(), "tensor '", name_, "': no weights");
   check_like_weights(weights_, "weights");
-  check(weights_.dim() == 2 && weights_.numel() > 0, "tensor '", name_, "': ", weights_.dim(),
+  check(weights_.dim() >= 2 && weights_.numel() > 0, "tensor '", name_, "': ", weights_.dim(),
         " dimensions, wanted rows of weights");
-  check(weights_.size(1) % format_->block_size == 0, "tensor '", name_, "': row length ",
-        weights_.size(1), " is no multiple of ", format_->name, "'s block of ",
-        format_->block_size);
+  check(row_length() % format_->block_size == 0, "tensor '", name_, "': row length ", row_length(),
+        " is no multiple of ", format_->name, "'s block of ", format_->block_size);
 }
 
 void FakeQuantizer::scales_of_blocks(const torch::Tensor& of_ratios, int64_t begin, int64_t end,
@@ -149,8 +148,8 @@ void FakeQuantizer::materialize(torch::Tensor& out) {
   float* values = out.mutable_data_ptr<float>();
   const Format& format = *format_;
   if (is_dynamic()) {
-    const int64_t length = weights_.size(1), row_blocks = length / format.block_size;
-    for_each_piece(weights_.size(0), 1, [&](int64_t, int64_t row, int64_t) {
+    const int64_t length = row_length(), row_blocks = length / format.block_size;
+    for_each_piece(num_rows(), 1, [&](int64_t, int64_t row, int64_t) {
       thread_local std::vector<std::byte> codes;
       codes.resize(row_blocks * format.block_bytes);
       format.encode(weights + row * length, nullptr, codes.data(), length, EncodeMethod::kRtn);
@@ -279,12 +278,12 @@ std::vector<std::byte> FakeQuantizer::blocks() const {
   const Format& format = *format_;
   const float* weights = weights_.const_data_ptr<float>();
   std::vector<std::byte> bytes(num_blocks() * format.block_bytes);
-  const int64_t row_blocks = weights_.size(1) / format.block_size;
-  for_each_piece(weights_.size(0), 1, [&](int64_t, int64_t row, int64_t) {
-    const float* in = weights + row * weights_.size(1);
+  const int64_t row_blocks = row_length() / format.block_size;
+  for_each_piece(num_rows(), 1, [&](int64_t, int64_t row, int64_t) {
+    const float* in = weights + row * row_length();
     std::byte* out = bytes.data() + row * row_blocks * format.block_bytes;
     if (is_dynamic()) {
-      format.encode(in, nullptr, out, weights_.size(1), EncodeMethod::kRtn);
+      format.encode(in, nullptr, out, row_length(), EncodeMethod::kRtn);
       return;
     }
     std::vector<float> scales(row_blocks * format.num_scales), snapped(scales.size());

@@ -34,7 +34,8 @@ Estimator parse_estimator(std::string_view name);
 
 class FakeQuantizer {
  public:
-  /// weights: [rows, row length] float32, contiguous, the masters (kept, not copied).
+  /// weights: [rows, row length] or [experts, rows, row length] float32, contiguous, the masters
+  /// (kept, not copied).
   /// Scales start where `encode` with `initial` puts them, on the weights' device; importance: one
   /// row of weights on the CPU, or undefined. Throws Error naming tensor and row for weights that
   /// the format cannot hold, and (usage) for a mode that the format's scales cannot have.
@@ -59,12 +60,12 @@ class FakeQuantizer {
   void copy_blocks(const torch::Tensor& blocks);
   /// Of W^.
   std::vector<int64_t> sizes() const;
-  /// Masters W, float32 [rows, row length]; undefined where blocks are stored.
+  /// Masters W, float32; undefined where blocks are stored.
   torch::Tensor& weights() { return weights_; }
   const torch::Tensor& weights() const { return weights_; }
-  /// Scales as ratios to their initial values, float32 [rows, blocks per row * num_scales]: what
-  /// the optimizer sees, so that its learning rate is relative. Undefined when the mode is dynamic
-  /// or the format has no scales.
+  /// Scales as ratios to their initial values, float32 [rows, blocks per row * num_scales], of all
+  /// experts' rows: what the optimizer sees, so that its learning rate is relative. Undefined when
+  /// the mode is dynamic or the format has no scales.
   torch::Tensor& scale_ratios() { return scale_ratios_; }
   const torch::Tensor& scale_ratios() const { return scale_ratios_; }
   torch::Tensor& initial_scales() { return initial_scales_; }
@@ -111,6 +112,8 @@ class FakeQuantizer {
   void read_initial_scales();
   void check_mode() const;
   void check_shapes() const;
+  int64_t row_length() const { return weights_.size(-1); }
+  int64_t num_rows() const { return weights_.numel() / row_length(); }
   void check_like_weights(const torch::Tensor& tensor, const char* what) const;
   void materialize_on_cuda(torch::Tensor& out);
   void backward_on_cuda(torch::Tensor& grad_out, torch::Tensor& grad_ratios) const;

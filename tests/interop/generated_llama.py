@@ -58,8 +58,11 @@ def write_skeleton(
     os.truncate(path, -(-os.path.getsize(path) // 32) * 32 + data_bytes)
 
 
-def write_llama(path, tokenizer_source, *, width, wide, layers, heads, context, dtype, tied=True, gqa=1, seed=1):
-    """dtype: np.float16 or np.float32, of the matrices; norms are float32 ones. gqa: heads per K and V."""
+def write_llama(
+    path, tokenizer_source, *, width, wide, layers, heads, context, dtype, tied=True, gqa=1, seed=1, experts=0
+):
+    """dtype: np.float16 or np.float32, of the matrices; norms and routers are float32. gqa: heads per K and V. Of the
+    experts two are used, and the first and the last never: of each two others one has a positive logit."""
     source = gguf.GGUFReader(tokenizer_source)
     writer = gguf.GGUFWriter(path, "llama")
     for field in source.fields.values():
@@ -76,11 +79,16 @@ def write_llama(path, tokenizer_source, *, width, wide, layers, heads, context, 
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocab)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if dtype == np.float16 else gguf.LlamaFileType.ALL_F32)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
     random = np.random.default_rng(seed)
 
-    def matrix(name, rows, length):
-        values = random.standard_normal((rows, length), dtype=np.float32) / np.sqrt(length, dtype=np.float32)
-        writer.add_tensor(name, values.astype(dtype))
+    def gaussian(*shape):
+        return random.standard_normal(shape, dtype=np.float32) / np.sqrt(shape[-1], dtype=np.float32)
+
+    def matrix(name, *shape):
+        writer.add_tensor(name, gaussian(*shape).astype(dtype))
 
     matrix("token_embd.weight", vocab, width)
     for layer in range(layers):
@@ -90,7 +98,14 @@ def write_llama(path, tokenizer_source, *, width, wide, layers, heads, context, 
             ("attn_output", width, width),
             ("ffn_gate", wide, width), ("ffn_up", wide, width), ("ffn_down", width, wide),
         ]:
-            matrix(f"{prefix}{name}.weight", rows, length)
+            if experts and name.startswith("ffn"):
+                matrix(f"{prefix}{name}_exps.weight", experts, rows, length)
+            else:
+                matrix(f"{prefix}{name}.weight", rows, length)
+        if experts:
+            half = gaussian(experts // 2 - 1, width)
+            never = np.zeros((1, width), np.float32)
+            writer.add_tensor(f"{prefix}ffn_gate_inp.weight", np.concatenate([never, half, -half, never]))
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"{prefix}{name}.weight", np.ones(width, np.float32))
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))

@@ -59,14 +59,15 @@ def shuffled_groups(columns, group_size, seed=0):
     return np.random.default_rng(seed).permutation(np.arange(columns) // group_size)
 
 
-def write_checkpoint(source, out, method, group_size=32, symmetric=True, version=1, act_order=False):
-    """source's block matrices packed, in out/packed; what they stand for in out/unpacked, all float32."""
+def write_checkpoint(source, out, method, group_size=32, symmetric=True, version=1, act_order=False, asymmetric=()):
+    """source's block matrices packed, in out/packed; what they stand for in out/unpacked, all float32. asymmetric: names of
+    those that are whatever the others are."""
     packed, unpacked = {}, {}
     for name, weight in load_file(source / "model.safetensors").items():
         if "_proj.weight" not in name:
             packed[name] = unpacked[name] = weight
             continue
-        codes, zeros, scales = quantize(weight, group_size, symmetric)
+        codes, zeros, scales = quantize(weight, group_size, symmetric and name not in asymmetric)
         size = weight.shape[1] // scales.shape[1]
         g_idx = shuffled_groups(weight.shape[1], size) if act_order else np.arange(weight.shape[1]) // size
         parts = awq(codes, zeros, scales) if method == "awq" else gptq(codes, zeros, scales, g_idx, 2 - version)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_convert import convert, torch_env  # noqa: F401
-from test_packed import decoded, source, types  # noqa: F401
+from test_packed import decoded, mixture, source, types  # noqa: F401
 
 CHILD = pathlib.Path(__file__).with_name("peft_child.py")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -157,3 +157,22 @@ max_tokens: 64
     write(merged)
     result = run_nibble("train", config)
     assert result.returncode == 2 and "adapter: is merged into a Hugging Face folder" in result.stderr
+
+
+def test_lora_of_an_experts_matrix(run_nibble, mixture, tmp_path):  # noqa: F811
+    """As PEFT made it where transformers had a module for each expert; of the other experts nothing changes."""
+    module, folder = "model.layers.1.mlp.experts.4.down_proj", tmp_path / "adapter"
+    random = np.random.default_rng(0)
+    a, b = (random.normal(size=size).astype(np.float32) for size in [(4, 64), (64, 4)])
+    folder.mkdir()
+    config = {"peft_type": "LORA", "lora_alpha": 2, "r": 4, "target_modules": ["down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    prefix = f"base_model.model.{module}"
+    save_file({f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, folder / "adapter_model.safetensors")
+    before = decoded(convert(run_nibble, mixture, tmp_path / "before.gguf", "--outtype", "f32"))
+    after = decoded(convert(run_nibble, mixture, tmp_path / "after.gguf", "--outtype", "f32", "--adapter", folder))
+    of_expert = before["blk.1.ffn_down_exps.weight"].reshape(6, 64, 64)[4]
+    of_expert += 0.5 * (b.astype(np.float64) @ a).astype(np.float32)
+    for tensor, weights in before.items():
+        # Four products, rounded in another order.
+        assert np.abs(after[tensor] - weights).max() <= (1e-5 if tensor == "blk.1.ffn_down_exps.weight" else 0), tensor

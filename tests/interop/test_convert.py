@@ -86,6 +86,12 @@ MODELS = {
     ),
     "qwen2": ("Qwen2.5-7B-Instruct", "qwen", {}, "bfloat16", "10MB"),
     "qwen3": ("Qwen3-4B", "qwen", {"head_dim": 32}, "float32", "50GB"),
+    # A layer's experts in several files.
+    "mixtral": ("Mixtral-8x7B-v0.1", "mistral", {}, "bfloat16", "200KB"),
+    "qwen3moe": (
+        "Qwen3-30B-A3B", "qwen",
+        {"head_dim": 32, "moe_intermediate_size": 64, "num_experts": 12, "num_experts_per_tok": 4}, "float32", "50GB",
+    ),
     # Seven layers, of which one has no window; half of the 64 positions lie beyond a window's end.
     "gemma3": (
         "gemma-3-270m-it", "mistral",
@@ -142,6 +148,12 @@ MODELS = {
 # What each family would compute without: a change of the GGUF file's tensors, or of its keys.
 ONES = np.ones_like
 ZEROS = np.zeros_like
+# Of a mixture of experts: all as the router gives them, one expert, and the router by its own experts.
+EXPERTS = {
+    **{f"{name}": (rf"blk\.\d+\.ffn_{name}_exps\.weight", ZEROS) for name in ("gate", "up", "down")},
+    "one expert": (r"blk\.\d+\.ffn_down_exps\.weight", lambda data: data * (np.arange(len(data)) != 3)[:, None, None]),
+    "the experts' order": (r"blk\.\d+\.ffn_gate_inp\.weight", lambda data: data[::-1]),
+}
 PARTS = {
     "llama3": {"rope scaling": (r"rope_freqs", ONES)},
     "llama with biases": {
@@ -155,6 +167,11 @@ PARTS = {
     },
     "phi4": {"long divisors": (r"rope_factors_long", ONES)},
     "phi3": {"short divisors": (r"rope_factors_short", ONES)},
+    "mixtral": EXPERTS,
+    "qwen3moe": {
+        **EXPERTS,
+        **{f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES) for name in ("attn_q_norm", "attn_k_norm")},
+    },
     "gemma3": {
         f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES)
         for name in ("attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
@@ -241,6 +258,11 @@ def transformers_log_probs(torch_env, model, tokens, folder):
     return np.load(answer)
 
 
+# Of a router's logits; sums in another order move them by some 1e-6. At this margin one position in some hundreds is
+# near a tie: a logit's density around the least chosen one is of the order of 1.
+MARGIN, MOST_TIES = 1e-4, 2
+
+
 class Converted:
     """A model in float32 GGUF, what transformers computes with the folder that it came of, and where its tensors lie."""
 
@@ -249,6 +271,17 @@ class Converted:
         self.bos = bos_token(path)
         self.tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
         self._tokens = self._log_probs = None
+        config = json.loads((folder / "config.json").read_text())
+        self.has_experts = "num_experts_per_tok" in config
+
+    def near_ties(self, tokens):
+        """Where rounding could have a router choose another expert: few, of which nothing is said."""
+        asked, answer = self.path.with_name("asked.npy"), self.path.with_name("margins.npy")
+        np.save(asked, tokens)
+        run_child(self._torch_env, "router_margins", self.folder, asked, answer)
+        ties = np.load(answer) < MARGIN
+        assert ties.sum() <= MOST_TIES, f"{ties.sum()} of {ties.size}"
+        return ties
 
     def transformers_log_probs(self, tokens):
         """Of the first tokens asked for; the others must be the same."""
@@ -261,7 +294,8 @@ class Converted:
     def difference(self, run_nibble, tmp_path, path=None, log_probs=None):
         """Largest |ln p(nibble on path) - ln p| to what `log_probs` says, transformers if nothing else."""
         return largest_difference(run_nibble, path or self.path, self._text, tmp_path, chunks=2, ctx=CTX, bos=self.bos,
-                                  log_probs=log_probs or self.transformers_log_probs)
+                                  log_probs=log_probs or self.transformers_log_probs,
+                                  excluded=self.near_ties if self.has_experts else None)
 
 
 @pytest.fixture(scope="session")
@@ -364,6 +398,8 @@ KEYS = {
     "gemma3": ["attention.sliding_window=int:4096", "rope.scaling.factor=float:1", "rope.freq_base=float:10000"],
     "gemma2": ["attention.sliding_window=int:4096", "attn_logit_softcapping=float:50", "final_logit_softcapping=float:30"],
     "granite": ["attention.scale=float:0.25", "embedding_scale=float:1", "residual_scale=float:1", "logit_scale=float:1"],
+    "mixtral": ["expert_used_count=int:1"],
+    "qwen3moe": ["expert_used_count=int:1"],
     "phi4": ["rope.scaling.attn_factor=float:1", "rope.scaling.original_context_length=int:4096"],
 }
 
@@ -375,6 +411,40 @@ def test_no_key_can_be_left_out(run_nibble, converted, name, key, tmp_path):
     result = run_nibble("quantize", model.path, broken, "COPY", "--override-kv", f"{architecture}.{key}")
     assert result.returncode == 0, result.stderr
     assert model.difference(run_nibble, tmp_path, path=broken) > BROKEN
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_stacked_experts_give_the_same_file(run_nibble, make_model, torch_env, name, tmp_path):
+    """As transformers 5 has them in memory, gate and up in one, and as the hub has them."""
+    folder, stacked = make_model(name), tmp_path / make_model(name).name
+    files = [file for file in folder.iterdir() if ".safetensors" not in file.name]
+    stacked.mkdir()
+    for file in files:
+        shutil.copy(file, stacked)
+    run_child(torch_env, "make_stacked", folder, stacked, MODELS[name][3])
+    a, b = (
+        contents_of(convert(run_nibble, source, tmp_path / f"{i}.gguf", "--outtype", "f16"))
+        for i, source in enumerate((folder, stacked))
+    )
+    assert a[0] == b[0] and sorted(a[1]) == sorted(b[1])
+    from safetensors import safe_open
+
+    names = [safe_open(file, "numpy").keys() for file in folder.glob("*.safetensors")]
+    assert sum(".experts.3." in name for file in names for name in file) == 3 * SMALL["num_hidden_layers"]
+    names = safe_open(stacked / "model.safetensors", "numpy").keys()
+    assert sum(name.endswith(".experts.gate_up_proj") for name in names) == SMALL["num_hidden_layers"]
+
+
+def test_a_missing_expert_is_named(run_nibble, make_model, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(make_model("qwen3moe"), tmp_path / "model")
+    missing = "model.layers.1.mlp.experts.7.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[missing]
+    save_file(tensors, folder / "model.safetensors")
+    result = run_nibble("convert", folder, tmp_path / "out.gguf")
+    assert result.returncode == 1 and f"tensor '{missing}' is missing" in result.stderr
 
 
 def contents_of(path):
@@ -401,7 +471,8 @@ def run_converter(converter, torch_env, folder, out, outtype):
     "name, outtype",
     [(name, outtype) for name in ("llama", "mistral", "llama3") for outtype in ("f32", "f16", "bf16")]
     + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16"), ("gemma3", "f16"),
-       ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16"), ("gemma2", "f16"), ("gemma3 4b", "bf16"), ("granite", "bf16")],
+       ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16"), ("gemma2", "f16"), ("gemma3 4b", "bf16"), ("granite", "bf16"),
+       ("mixtral", "bf16"), ("mixtral", "f16"), ("qwen3moe", "f16")],
 )
 def test_keys_and_bytes_are_those_of_llama_cpps_converter(
     run_nibble, torch_env, converter, make_model, name, outtype, tmp_path
@@ -416,6 +487,17 @@ def test_keys_and_bytes_are_those_of_llama_cpps_converter(
     assert [row[0] for row, other in zip(a, b) if row[3] != other[3]] == []
 
 
+def test_the_size_label_is_of_one_expert(run_nibble, torch_env, converter, make_model, tmp_path):
+    """Where the folder's name says no size."""
+    folder = shutil.copytree(make_model("qwen3moe"), tmp_path / "somebody")
+    run_converter(converter, torch_env, folder, tmp_path / "theirs.gguf", "f16")
+    labels = [
+        gguf.GGUFReader(path).fields["general.size_label"].contents()
+        for path in (convert(run_nibble, folder, tmp_path / "ours.gguf", "--outtype", "f16"), tmp_path / "theirs.gguf")
+    ]
+    assert labels[0] == labels[1] and labels[0].startswith("12x")
+
+
 def test_auto_keeps_the_stored_type(run_nibble, torch_env, converter, make_model, tmp_path):
     for name, wanted in [("llama", "F32"), ("mistral", "F16"), ("llama3", "BF16")]:
         result = run_nibble("convert", make_model(name), tmp_path / "auto.gguf", "--json")
@@ -426,21 +508,23 @@ def test_auto_keeps_the_stored_type(run_nibble, torch_env, converter, make_model
         assert theirs["token_embd.weight"] == ("F16" if wanted == "F32" else wanted)
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3", "smollm3", "phi4", "gemma2", "granite"])
+@pytest.mark.parametrize(
+    "name", ["llama3", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma3", "smollm3", "phi4", "gemma2", "granite"])
 def test_a_run_on_a_folder_ends_in_a_file_that_llama_cpp_runs(run_nibble, make_model, shared, tmp_path, name):
     text = tmp_path / "text.txt"
     text.write_text(text_of(shared).read_text()[:60_000])
     config = tmp_path / "run.yaml"
+    mixture = name in ("mixtral", "qwen3moe")
     config.write_text(
         f"""name: tiny
 model: {make_model(name)}
 output: {tmp_path / "run"}
 quant: {{type: Q4_K_M, initial: rtn}}
 data: {{files: ["{text}"], sequence_length: {CTX}}}
-loss: {{kind: kl}}
+loss: {{kind: kl{", load_balance: 0.01" if mixture else ""}}}
 batch_tokens: {CTX}
 max_tokens: {2 * CTX}
-baselines: [ggml]
+baselines: [ggml{", imatrix, gptq, awq" if mixture else ""}]
 compare: {{text: "{text}", ctx: {CTX}, chunks: 2}}
 """
     )
@@ -450,3 +534,19 @@ compare: {{text: "{text}", ctx: {CTX}, chunks: 2}}
     assert len(trained) == 1 and trained[0].name.startswith(make_model(name).name)
     tokens = np.arange(2 * CTX, dtype=np.int32).reshape(2, CTX)
     assert np.isfinite(llama_log_probs(trained[0], tokens, tmp_path)).all()
+    if not mixture:
+        return
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(trained[0]).tensors}
+    assert types["blk.0.ffn_gate_inp.weight"] == "F32" and types["blk.0.ffn_up_exps.weight"] not in ("F32", "F16")
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][1:]
+    # As many experts as are used, where all are equally busy.
+    used = {"mixtral": 2, "qwen3moe": 4}[name]
+    assert steps and all(0.9 * used < step["load_balance"] < 2 * used for step in steps)
+
+
+def test_a_load_balance_wants_experts(run_nibble, make_model, shared, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {make_model('qwen2')}\ndata: {{files: ['{text_of(shared)}']}}\n")
+    result = run_nibble("train", config, "--dry-run", "--set", "loss.load_balance=0.001")
+    assert result.returncode == 2 and "loss.load_balance: has no effect" in result.stderr, result.stderr
+    assert "has no experts" in result.stderr

@@ -12,8 +12,9 @@ from test_convert import (  # noqa: F401
 from test_model import TOLERANCE, largest_difference
 from test_packed import checkpoint, decoded, source  # noqa: F401
 
-# Biases with queries and keys in llama's order; tied, with scaling; norms of 1 + w; halves turned; parts in one matrix.
-NAMES = ["llama with biases", "llama3", "gemma3", "qwen2", "smollm3", "phi3", "granite", "gemma2"]
+# Biases with queries and keys in llama's order; tied, with scaling; norms of 1 + w; halves turned; parts in one matrix;
+# stacks of experts.
+NAMES = ["llama with biases", "llama3", "gemma3", "qwen2", "smollm3", "phi3", "granite", "gemma2", "mixtral", "qwen3moe"]
 
 
 def export(run_nibble, path, out, like, *arguments):

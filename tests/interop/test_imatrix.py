@@ -43,6 +43,14 @@ def wide(stories260k, folder):
     return path
 
 
+@pytest.fixture(scope="module")
+def mixture(stories260k, folder):
+    """Eight experts, of which no position reaches the first and the last."""
+    path = folder / "mixture.gguf"
+    write_llama(path, stories260k, **SHAPE, dtype=np.float32, experts=8)
+    return path
+
+
 @pytest.fixture(params=["stories260k", "wide"])
 def model(request):
     return request.getfixturevalue(request.param)
@@ -97,6 +105,38 @@ def test_sums_agree_with_llama_imatrix(model, llama_imatrix, our_imatrix):
         else:
             # llama-imatrix adds up 768 squares in float32: 768 * 2^-24 is 5e-5. The rest is for the forward passes.
             np.testing.assert_allclose(floats(tensor), floats(theirs[name]), rtol=1e-4, err_msg=name)
+
+
+def test_experts_sums_agree_with_llama_imatrix(mixture, llama_imatrix, our_imatrix):
+    _, ours = gguf_table.read(our_imatrix(mixture))
+    _, theirs = gguf_table.read(llama_imatrix(mixture))
+    assert [(name, t.type, t.shape) for name, t in ours.items()] == [
+        (name, t.type, t.shape) for name, t in theirs.items()
+    ]
+    assert sum("_exps." in name for name in ours) == 2 * 3 * SHAPE["layers"]
+    for name, tensor in ours.items():
+        if "_exps." not in name:
+            continue
+        counts = floats(ours[name.replace("in_sum2", "counts")])
+        if name.endswith(".counts"):
+            assert counts.sum() == 2 * CHUNKS * CTX and counts[0] == counts[7] == 0 and counts[1:7].all()
+            # Sums in another order may have a position near a tie go to another expert.
+            np.testing.assert_allclose(counts, floats(theirs[name]), atol=1, err_msg=name)
+        else:
+            # One position more or less of the tens that an expert has is what 1 % is for.
+            rows, columns = len(counts), tensor.shape[0]
+            sums, wanted = (floats(table[name]).reshape(rows, columns) for table in (ours, theirs))
+            np.testing.assert_allclose(sums.sum(1), wanted.sum(1), rtol=0.01, err_msg=name)
+
+
+def test_experts_that_were_not_reached_are_named(mixture, our_imatrix, run_nibble, llama_quantize, tmp_path):
+    imatrix = our_imatrix(mixture)
+    llama_quantize("--imatrix", imatrix, mixture, tmp_path / "theirs.gguf", "Q4_0")
+    ours = run_nibble("quantize", "--method", "ggml", "--imatrix", imatrix, mixture, tmp_path / "ours.gguf", "Q4_0")
+    assert ours.returncode == 0, ours.stderr
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+    named = [line for line in ours.stderr.splitlines() if "no activation reached expert 0, 7" in line]
+    assert len(named) == 3 * SHAPE["layers"]
 
 
 # Q1_0 wants rows that 128 divides, which not every model here has.

@@ -43,7 +43,7 @@ def bos_token(model):
 
 
 def largest_difference(
-    run_nibble, model, text, folder, reference=None, chunks=3, ctx=512, log_probs=None, bos=READ_IT
+    run_nibble, model, text, folder, reference=None, chunks=3, ctx=512, log_probs=None, bos=READ_IT, excluded=None
 ):
     """Largest |ln p(nibble) - ln p(llama.cpp)| over the scored rows; `reference`: the model that llama.cpp runs;
     `log_probs`: what to ask in llama.cpp's place, a function of tokens [chunks, ctx]; `bos`: bos_token() if known,
@@ -62,6 +62,8 @@ def largest_difference(
     wanted = theirs[:, rows].astype(np.float64)
     kept = wanted > wanted.max(-1, keepdims=True) - 15.9
     assert kept.any(-1).all()
+    if excluded:
+        kept &= ~excluded(tokens)[:, rows, None]
     difference = np.abs(base.log_probs() - wanted) - 0.5 * base.step[..., None]
     return difference[kept].max()
 

@@ -74,6 +74,18 @@ def source(shared, torch_env, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="session")
+def mixture(shared, torch_env, tmp_path_factory):  # noqa: F811
+    """Six experts in each layer."""
+    folder = lay_folder(
+        tmp_path_factory.mktemp("mixture") / "qwen3moe", shared, "Qwen3-30B-A3B", "smollm2",
+        {"head_dim": 32, "moe_intermediate_size": 64, "num_experts": 6, "num_experts_per_tok": 2, "vocab_size": 257,
+         "bos_token_id": None, "eos_token_id": None})
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    run_child(torch_env, "make", folder, 1, "float16", "50GB")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def checkpoint(source, torch_env, tmp_path_factory):  # noqa: F811
     """(packed folder, unpacked folder) of a name in CHECKPOINTS."""
     made = {}
@@ -248,3 +260,46 @@ def test_gptqs_first_programs_put_settings_and_biases_elsewhere(run_nibble, chec
     save_file(tensors | {bias: np.ones(256, np.float16)}, folder / "model.safetensors")
     result = run_nibble("convert", folder, tmp_path / "not.gguf")
     assert result.returncode == 1 and f"'{bias}'" in result.stderr and "has no such tensor" in result.stderr
+
+
+EXPERT = "model.layers.0.mlp.experts.3.up_proj.weight"
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_experts_keep_their_codes(run_nibble, mixture, method, tmp_path):
+    """Each is a packed matrix of its own; one zero that is not 8 makes Q4_1 of its stack, and changes no other expert."""
+    write_checkpoint(mixture, tmp_path / "made", method, group_size=64, asymmetric=[EXPERT])
+    result = run_nibble("convert", tmp_path / "made" / "packed", tmp_path / "packed.gguf", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["packed_matrices"] == 2 * (4 + 3 * 6)
+    kinds = types(tmp_path / "packed.gguf")
+    stack = "blk.0.ffn_up_exps.weight"
+    for tensor, kind in kinds.items():
+        packed = tensor.startswith("blk.") and "norm" not in tensor and "gate_inp" not in tensor
+        assert kind == ("Q4_1" if tensor == stack else "Q4_0" if packed else "F16" if "blk." not in tensor and
+                        "norm" not in tensor else "F32"), tensor
+    ours, wanted = decoded(tmp_path / "packed.gguf"), float32_of(run_nibble, tmp_path / "made" / "unpacked", tmp_path)
+    for tensor, weights in wanted.items():
+        if tensor == stack:
+            of_expert = slice(3 * weights.size // 6, 4 * weights.size // 6)
+            assert np.abs(ours[tensor] - weights)[of_expert].max() < 1e-3 < np.abs(weights[of_expert]).max()
+            ours[tensor][of_expert] = weights[of_expert]
+        assert np.array_equal(ours[tensor], weights), tensor
+    plain = decoded(convert(run_nibble, tmp_path / "made" / "packed", tmp_path / "f32.gguf", "--outtype", "f32"))
+    assert all(np.array_equal(plain[tensor], weights) for tensor, weights in wanted.items())
+
+
+def test_an_expert_that_is_not_packed_is_named(run_nibble, mixture, tmp_path):
+    write_checkpoint(mixture, tmp_path / "made", "gptq")
+    packed, unpacked = (tmp_path / "made" / kind / "model.safetensors" for kind in ("packed", "unpacked"))
+    parts = {name: data for name, data in load_file(packed).items() if not name.startswith(EXPERT.removesuffix("weight"))}
+    save_file(parts | {EXPERT: load_file(unpacked)[EXPERT]}, packed)
+    result = run_nibble("convert", packed.parent, tmp_path / "packed.gguf")
+    assert result.returncode == 1 and f"'{EXPERT}': is not packed, other experts of" in result.stderr
+    ours = decoded(convert(run_nibble, packed.parent, tmp_path / "f32.gguf", "--outtype", "f32"))
+    for tensor, weights in float32_of(run_nibble, unpacked.parent, tmp_path).items():
+        assert np.array_equal(ours[tensor], weights), tensor
+    del parts[EXPERT.replace(".3.", ".4.").replace("weight", "qweight")]
+    save_file(parts | {EXPERT: load_file(unpacked)[EXPERT]}, packed)
+    result = run_nibble("convert", packed.parent, tmp_path / "packed.gguf")
+    assert result.returncode == 1 and "there is no '" + EXPERT.replace(".3.", ".4.").replace("weight", "qweight") in result.stderr

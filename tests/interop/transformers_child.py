@@ -3,6 +3,10 @@
 python transformers_child.py make FOLDER SEED DTYPE SHARD_SIZE: random weights for FOLDER's config.json, saved there.
 python transformers_child.py log_probs FOLDER TOKENS.npy OUT.npy: tokens int32 [chunks, ctx]; out float32
 [chunks, ctx, vocabulary], all float32, plain attention.
+python transformers_child.py router_margins FOLDER TOKENS.npy OUT.npy: float32 [chunks, ctx], how far the last expert
+that a router chooses is before the next, in logits; the least of all layers.
+python transformers_child.py make_stacked FOLDER OUT DTYPE: a checkpoint of its experts as transformers has them in
+memory.
 python transformers_child.py log_probs_half_gelu ...: the same with GELU looked up in float16, as ggml does on a CPU.
 """
 
@@ -27,7 +31,7 @@ def randomize(model, seed):
             elif "embed_tokens" in name or "lm_head" in name:
                 values *= 0.5
             else:
-                values *= (2 / parameter.shape[1]) ** 0.5
+                values *= (2 / parameter.shape[-1]) ** 0.5
             parameter.copy_(values)
 
 
@@ -53,6 +57,26 @@ def log_probs_half_gelu(folder, tokens, out):
     log_probs(folder, tokens, out, half_gelu)
 
 
+def router_margins(folder, tokens, out):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    tokens = torch.from_numpy(np.load(tokens)).long()
+    with torch.no_grad():
+        layers = model(tokens, output_router_logits=True).router_logits
+    used = model.config.num_experts_per_tok
+    best = [logits.topk(used + 1, dim=-1).values for logits in layers]
+    margins = torch.stack([values[:, used - 1] - values[:, used] for values in best]).min(0).values
+    np.save(out, margins.reshape(tokens.shape).numpy())
+
+
+def make_stacked(folder, out, dtype):
+    from safetensors.torch import save_file
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    tied = model.config.tie_word_embeddings
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
+    save_file(state, pathlib.Path(out) / "model.safetensors", metadata={"format": "pt"})
+
+
 def log_probs(folder, tokens, out, activation=None):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -67,4 +91,5 @@ def log_probs(folder, tokens, out, activation=None):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"make": make, "log_probs": log_probs, "log_probs_half_gelu": log_probs_half_gelu}[sys.argv[1]](*sys.argv[2:])
+    commands = (make, make_stacked, log_probs, log_probs_half_gelu, router_margins)
+    {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])

@@ -59,6 +59,8 @@ class PlainLlama {
       weights_[weight->name] = weight->value.detach().to(torch::kFloat64).requires_grad_(true);
   }
   torch::Tensor& weight(const std::string& name) { return weights_.at(name); }
+  /// Of each layer with experts, their probabilities [T, E].
+  std::vector<torch::Tensor> routed;
 
   /// One document, tokens [T]: logits [T, V].
   torch::Tensor logits(const torch::Tensor& tokens) {
@@ -71,6 +73,10 @@ class PlainLlama {
           linear(attention(norm(x, prefix + "attn_norm"), prefix, layer), prefix + "attn_output");
       x = x + tiny_.residual_scale * normed_after(attended, prefix + "post_attention_norm");
       const torch::Tensor normed = norm(x, prefix + "ffn_norm");
+      if (tiny_.experts > 0) {
+        x = x + mixture(normed, prefix);
+        continue;
+      }
       const torch::Tensor up = linear(normed, prefix + "ffn_up");
       const torch::Tensor wide = tiny_.is_fused()
                                      ? activation(up.chunk(2, 1)[0]) * up.chunk(2, 1)[1]
@@ -101,6 +107,25 @@ class PlainLlama {
   torch::Tensor linear(const torch::Tensor& x, const std::string& name) {
     const torch::Tensor y = x.mm(weight(name + ".weight").t());
     return weights_.count(name + ".bias") > 0 ? y + weight(name + ".bias") : y;
+  }
+  /// Every expert at every position, by weights of which all but the largest are 0.
+  torch::Tensor mixture(const torch::Tensor& x, const std::string& prefix) {
+    const torch::Tensor all = at::softmax(linear(x, prefix + "ffn_gate_inp"), -1);
+    routed.push_back(all);
+    const torch::Tensor least =
+        std::get<0>(at::topk(all, tiny_.experts_used, -1)).narrow(1, tiny_.experts_used - 1, 1);
+    const torch::Tensor kept = all * (all >= least);
+    const torch::Tensor shares = kept / kept.sum(-1, true);
+    torch::Tensor sum = torch::zeros_like(x);
+    for (int64_t e = 0; e < tiny_.experts; ++e) {
+      const auto by = [&](const torch::Tensor& in, const char* name) {
+        return in.mm(weight(prefix + name + ".weight")[e].t());
+      };
+      sum =
+          sum + shares.narrow(1, e, 1) *
+                    by(activation(by(x, "ffn_gate_exps")) * by(x, "ffn_up_exps"), "ffn_down_exps");
+    }
+    return sum;
   }
   torch::Tensor attention(const torch::Tensor& x, const std::string& prefix, int64_t layer) {
     const bool windowed = tiny_.has_window(layer);
@@ -195,7 +220,8 @@ INSTANTIATE_TEST_SUITE_P(
         std::make_tuple(false, true, 2, "qwen2"), std::make_tuple(true, false, 2, "qwen3"),
         std::make_tuple(false, true, 1, "qwen3"), std::make_tuple(true, false, 2, "gemma2"),
         std::make_tuple(true, false, 1, "gemma2"), std::make_tuple(true, false, 2, "gemma3"),
-        std::make_tuple(false, false, 1, "gemma3"),
+        std::make_tuple(false, false, 1, "gemma3"), std::make_tuple(false, true, 2, "mixtral"),
+        std::make_tuple(true, false, 2, "qwen3moe"),
         // Without biases: that of keys that are not turned has no gradient.
         std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3"),
         std::make_tuple(true, true, 2, "granite")));
@@ -262,8 +288,8 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
 
 class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
-                         testing::Values("llama", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3",
-                                         "phi3"));
+                         testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
+                                         "gemma3", "smollm3", "phi3"));
 
 TEST_P(Architectures, CacheContinuesWhereItStopped) {
   TinyLlama tiny;
@@ -279,6 +305,79 @@ TEST_P(Architectures, CacheContinuesWhereItStopped) {
     EXPECT_LT(largest_difference(states, whole.narrow(0, begin, step)), kTolerance) << begin;
     begin += step;
   }
+}
+
+class Mixtures : public LlamaTest, public testing::WithParamInterface<bool> {};
+INSTANTIATE_TEST_SUITE_P(Llama, Mixtures, testing::Bool());
+
+TEST_P(Mixtures, LoadBalanceIsTransformersLossAndItsGradient) {
+  constexpr double kWeight = 0.3;
+  TinyLlama tiny;
+  tiny.take_architecture("qwen3moe");
+  const auto model = load(tiny);
+  PlainLlama plain(*model, tiny);
+  for (Weight* weight : model->weights()) weight->value.requires_grad_(true);
+  model->set_activation_checkpointing(GetParam());
+  model->set_load_balance(kWeight);
+  const torch::Tensor tokens = some_tokens(1, 20);
+  const torch::Tensor logits = model->logits({tokens, {}})[0], wanted = plain.logits(tokens[0]);
+  // load_balancing_loss_func: the layers' positions one after the other.
+  const torch::Tensor all = at::cat(plain.routed);
+  const torch::Tensor chosen = std::get<1>(at::topk(all, tiny.experts_used, -1));
+  const torch::Tensor shares = at::one_hot(chosen, tiny.experts).to(torch::kFloat64).mean(0).sum(0);
+  const torch::Tensor loss = (shares * all.mean(0)).sum() * tiny.experts;
+  EXPECT_NEAR(model->load_balance(), loss.item<double>(), kTolerance);
+  EXPECT_GT(model->load_balance(), 1.01 * tiny.experts_used);  // not all alike
+  const torch::Tensor grad = torch::randn_like(logits);
+  logits.backward(grad);
+  ((wanted * grad.to(torch::kFloat64)).sum() + kWeight * loss).backward();
+  for (const Weight* weight : model->weights()) {
+    const torch::Tensor expected = plain.weight(weight->name).grad();
+    EXPECT_LT(
+        largest_difference(weight->value.grad(), expected) / expected.abs().max().item<double>(),
+        kTolerance)
+        << weight->name;
+  }
+}
+
+TEST_F(LlamaTest, ExpertsThatNoPositionReachesGetNoGradient) {
+  TinyLlama tiny;
+  tiny.take_architecture("mixtral");
+  tiny.experts = 40;
+  const auto model = load(tiny);
+  for (Weight* weight : model->weights()) weight->value.requires_grad_(true);
+  std::map<std::string, std::vector<int64_t>> rows;
+  const MatmulObservation observation(
+      *model,
+      [&](const torch::Tensor& x, const std::vector<const Weight*>& weights, int64_t expert) {
+        for (const Weight* weight : weights)
+          if (expert != kNoExpert) rows[weight->name].push_back(x.size(0));
+      });
+  model->logits({some_tokens(1, 12), {}}).sum().backward();
+  EXPECT_EQ(rows.size(), 6u);
+  for (const auto& [name, counts] : rows) {
+    ASSERT_EQ(counts.size(), 40u) << name;
+    int64_t sum = 0;
+    for (int64_t expert = 0; expert < 40; ++expert) {
+      sum += counts[expert];
+      const torch::Tensor gradient = model->find_weight(name)->value.grad()[expert];
+      EXPECT_EQ(gradient.any().item<bool>(), counts[expert] > 0) << name << expert;
+    }
+    EXPECT_EQ(sum, 12 * tiny.experts_used) << name;
+  }
+}
+
+TEST_F(LlamaTest, RoutersStayFloat32) {
+  TinyLlama tiny;
+  tiny.take_architecture("qwen3moe");
+  const auto model = load(tiny), kept = load(tiny);
+  const torch::NoGradGuard no_grad;
+  for (Model* each : {model.get(), kept.get()}) each->set_compute_dtype(torch::kBFloat16);
+  kept->keep_matrices_cast();
+  EXPECT_EQ(kept->find_weight("blk.0.ffn_gate_inp.weight")->value.scalar_type(), torch::kFloat32);
+  EXPECT_EQ(kept->find_weight("blk.0.ffn_up_exps.weight")->value.scalar_type(), torch::kBFloat16);
+  const torch::Tensor tokens = some_tokens(1, 16);
+  EXPECT_TRUE(torch::equal(kept->logits({tokens, {}}), model->logits({tokens, {}})));
 }
 
 TEST_F(LlamaTest, RopeSettingsChangeTheOutput) {
@@ -400,7 +499,33 @@ TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
 
   tiny = {};
   tiny.extra.set("llama.expert_count", uint32_t{8});
-  expect_complaint(tiny, {"llama.expert_count"});
+  expect_complaint(tiny, {"llama.expert_used_count"});
+
+  tiny = {};
+  tiny.architecture = "qwen2";
+  tiny.extra.set("qwen2.expert_count", uint32_t{8});
+  expect_complaint(tiny, {"qwen2.expert_count", "8", "no mixture of experts of qwen2"});
+
+  tiny = {};
+  tiny.take_architecture("qwen3moe");
+  tiny.erased = {"qwen3moe.expert_count"};
+  expect_complaint(tiny, {"qwen3moe.expert_count", "only mixtures of experts"});
+
+  tiny = {};
+  tiny.take_architecture("mixtral");
+  tiny.extra.set("llama.expert_used_count", uint32_t{7});
+  expect_complaint(tiny, {"llama.expert_used_count", "7", "of 6 experts"});
+
+  tiny = {};
+  tiny.take_architecture("mixtral");
+  tiny.extra.set("llama.expert_group_count", uint32_t{2});
+  expect_complaint(tiny, {"llama.expert_group_count", "no groups"});
+
+  tiny = {};
+  tiny.take_architecture("qwen3moe");
+  tiny.missing = {"blk.1.ffn_up_exps.weight"};
+  tiny.more_tensors = {{"blk.1.ffn_up_exps.weight", {32, 24, 5}, GgmlType::kF32}};
+  expect_complaint(tiny, {"blk.1.ffn_up_exps.weight", "[32 x 24 x 5]", "[32 x 24 x 6]"});
 }
 
 TEST_F(LlamaTest, MissingAndImpossibleKeysAreNamed) {

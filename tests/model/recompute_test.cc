@@ -86,8 +86,8 @@ TEST_F(RecomputeTest, TheEmbeddingGetsItsGradientThroughTheBlocks) {
 
 class KeptBytes : public RecomputeTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(RecomputeTest, KeptBytes,
-                         testing::Values("llama", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3",
-                                         "phi3", "granite"));
+                         testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
+                                         "gemma3", "smollm3", "phi3", "granite"));
 
 TEST_P(KeptBytes, ActivationBytesAreWhatIsKept) {
   tiny_.take_architecture(GetParam());

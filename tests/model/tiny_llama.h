@@ -21,6 +21,7 @@ struct TinyLlama {
   // granite's
   float embedding_scale = 1, attention_scale = 0, residual_scale = 1, logit_scale = 1;
   int64_t turned = 0;  // elements of each head, where not all
+  int64_t experts = 0, experts_used = 2;
   float rope_base = 10000.0f;
   bool tied = false, biases = false;
   uint32_t seed = 1;
@@ -35,16 +36,17 @@ struct TinyLlama {
     const int64_t period = architecture == "gemma2" ? 2 : 6;
     return window > 0 && layer % period < period - 1;
   }
-  bool has_head_norms() const { return architecture == "qwen3" || architecture == "gemma3"; }
+  bool has_head_norms() const { return architecture.starts_with("qwen3") || architecture == "gemma3"; }
   bool turns_halves() const {
     return architecture != "llama" && architecture != "smollm3" && architecture != "granite";
   }
   bool is_fused() const { return architecture == "phi3"; }
-  /// gemma3: seven layers, of which one has no window, and a rotation of its own. gemma2: three, of
+  /// "mixtral" is a llama with experts. gemma3: seven layers, of which one has no window, and a rotation of its own. gemma2: three, of
   /// which one has no window, and caps well within what scores and logits reach. smollm3: five, of
   /// which one turns no heads. phi3: six of a head's eight elements turned.
   void take_architecture(const std::string& name) {
-    architecture = name;
+    architecture = name == "mixtral" ? "llama" : name;
+    if (name == "mixtral" || name == "qwen3moe") experts = 6;
     if (name == "smollm3") layers = 5;
     if (name == "phi3") extra.set("phi3.rope.dimension_count", static_cast<uint32_t>(turned = 6));
     if (name == "granite") {
@@ -65,6 +67,7 @@ struct TinyLlama {
     attention_cap = 1.5f;
     logit_cap = 4;
   }
+  int64_t expert_feed_forward() const { return architecture == "llama" ? feed_forward : 24; }
   /// gemma3 and phi3 have no biases, and the others but llama and granite have some of q, k and v
   /// at most.
   bool has_bias(const std::string& name) const {
@@ -96,6 +99,11 @@ struct TinyLlama {
     if (attention_cap > 0) result.set(architecture + ".attn_logit_softcapping", attention_cap);
     if (logit_cap > 0) result.set(architecture + ".final_logit_softcapping", logit_cap);
     if (window > 0) set("attention.sliding_window", window);
+    if (experts > 0) {
+      set("expert_count", experts);
+      set("expert_used_count", experts_used);
+      set("expert_feed_forward_length", expert_feed_forward());
+    }
     if (rope_base != 10000.0f) result.set(architecture + ".rope.freq_base", rope_base);
     for (const auto& [key, value] : extra.pairs()) result.set(key, value);
     for (const std::string& key : erased) result.erase(key);
@@ -130,9 +138,16 @@ struct TinyLlama {
       linear("attn_output", width, width);
       if (is_gemma()) add(prefix + "post_attention_norm.weight", {width});
       add(prefix + "ffn_norm.weight", {width});
-      if (!is_fused()) linear("ffn_gate", width, feed_forward);
-      linear("ffn_up", width, is_fused() ? 2 * feed_forward : feed_forward);
-      linear("ffn_down", feed_forward, width);
+      if (experts > 0) {
+        add(prefix + "ffn_gate_inp.weight", {width, experts});
+        add(prefix + "ffn_gate_exps.weight", {width, expert_feed_forward(), experts});
+        add(prefix + "ffn_up_exps.weight", {width, expert_feed_forward(), experts});
+        add(prefix + "ffn_down_exps.weight", {expert_feed_forward(), width, experts});
+      } else {
+        if (!is_fused()) linear("ffn_gate", width, feed_forward);
+        linear("ffn_up", width, is_fused() ? 2 * feed_forward : feed_forward);
+        linear("ffn_down", feed_forward, width);
+      }
       if (is_gemma()) add(prefix + "post_ffw_norm.weight", {width});
     }
     add("output_norm.weight", {width});

@@ -200,5 +200,25 @@ TEST(AdamW, GoesOnFromSavedMoments) {
   EXPECT_THROW(resumed.restore(saved, 3), Error);
 }
 
+// An expert that no token reaches for a while.
+TEST(AdamW, GoesOnFromEachParametersOwnSteps) {
+  torch::Tensor value = torch::ones({4}), rare = torch::ones({4});
+  AdamW whole(options_with_decay());
+  whole.add("w", ParameterGroup::kMatrix, value);
+  whole.add("rare", ParameterGroup::kMatrix, rare);
+  for (int i = 0; i < 5; ++i)
+    whole.step({torch::ones({4}), i == 3 ? torch::ones({4}) : torch::Tensor()}, 1, 1);
+  torch::Tensor other_value = value.clone(), other_rare = rare.clone();
+  AdamW resumed(options_with_decay());
+  resumed.add("w", ParameterGroup::kMatrix, other_value);
+  resumed.add("rare", ParameterGroup::kMatrix, other_rare);
+  std::map<std::string, torch::Tensor> saved;
+  for (const auto& [name, moment] : whole.moments()) saved[name] = moment.clone();
+  resumed.restore(saved, 5);
+  for (AdamW* each : {&whole, &resumed}) each->step({torch::ones({4}), torch::ones({4})}, 1, 1);
+  EXPECT_TRUE(at::equal(value, other_value));
+  EXPECT_TRUE(at::equal(rare, other_rare));
+}
+
 }  // namespace
 }  // namespace nibble

@@ -247,5 +247,42 @@ TEST(HfConfig, RefusesWhatAGgufFileWouldNotSay) {
   EXPECT_EQ(refusal(llama3()), "was taken");
 }
 
+/// Qwen3-30B-A3B's.
+Json qwen3_moe() {
+  Json config = llama3();
+  config["architectures"] = {"Qwen3MoeForCausalLM"};
+  config["rope_scaling"] = nullptr;
+  config.update({{"num_experts", 128},
+                 {"num_experts_per_tok", 8},
+                 {"moe_intermediate_size", 768},
+                 {"norm_topk_prob", true},
+                 {"decoder_sparse_step", 1},
+                 {"mlp_only_layers", Json::array()}});
+  return config;
+}
+
+TEST(HfConfig, RefusesMixturesThatAGgufFileWouldNotSay) {
+  const Change changes[] = {
+      {"num_experts", "100000", "100000 experts; llama.cpp takes up to 1024"},
+      {"num_experts", "1", "a mixture of 1 experts"},
+      {"num_experts_per_tok", "129", "129 of 128 experts"},
+      {"norm_topk_prob", "false", "'norm_topk_prob' is not true"},
+      {"norm_topk_prob", "null", "'norm_topk_prob' is not true"},
+      {"moe_intermediate_size", "null", "has no 'moe_intermediate_size'"},
+      {"decoder_sparse_step", "2", "'decoder_sparse_step': 2"},
+      {"mlp_only_layers", "[3]", "experts in all layers"},
+  };
+  for (const Change& change : changes) {
+    Json config = qwen3_moe();
+    config[change.key] = Json::parse(change.value);
+    EXPECT_NE(refusal(config).find(change.message), std::string::npos)
+        << change.key << ": " << change.value << ": " << refusal(config);
+  }
+  const GgufMetadata metadata = hf_model_metadata(read_hf_config(qwen3_moe()), 1);
+  EXPECT_EQ(metadata.get_int("qwen3moe.expert_count"), 128);
+  EXPECT_EQ(metadata.get_int("qwen3moe.expert_used_count"), 8);
+  EXPECT_EQ(metadata.get_int("qwen3moe.expert_feed_forward_length"), 768);
+}
+
 }  // namespace
 }  // namespace nibble

@@ -51,15 +51,16 @@ TEST(ModelName, SizesHaveTwoDigits) {
 }
 
 TEST(ModelName, TheFolderFillsWhatTheConfigurationLeavesOut) {
-  const GgufMetadata named = model_name_metadata("org/base-model-7B", "folder-v2", 7'000'000'000);
+  const GgufMetadata named =
+      model_name_metadata("org/base-model-7B", "folder-v2", 7'000'000'000, "8x1B");
   EXPECT_EQ(named.get_string("general.name"), "Base Model 7B");
   EXPECT_EQ(named.get_string("general.organization"), "Org");
   EXPECT_EQ(named.get_string("general.size_label"), "7B");
   EXPECT_EQ(named.get_string("general.version"), "v2");
   // A path of somebody's machine names nothing.
-  const GgufMetadata path = model_name_metadata("/home/user/x", "tiny", 1'500'000);
+  const GgufMetadata path = model_name_metadata("/home/user/x", "tiny", 1'500'000, "2x1M");
   EXPECT_EQ(path.get_string("general.name"), "Tiny");
-  EXPECT_EQ(path.get_string("general.size_label"), "1.5M");
+  EXPECT_EQ(path.get_string("general.size_label"), "2x1M");
   EXPECT_FALSE(path.contains("general.organization"));
 }
 

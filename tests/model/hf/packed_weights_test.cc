@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/float16.h"
 #include "io/safetensors.h"
+#include "quant/format/rows.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/model/hf/tiny_folder.h"
 
@@ -50,9 +51,8 @@ class PackedWeightsTest : public testing::Test {
   void expect_complaint(const std::vector<std::string>& wanted) {
     try {
       const PackedMatrix matrix = open();
-      matrix.block_type();
       std::vector<std::byte> blocks(64 / 32 * 20);
-      matrix.write_blocks(0, blocks);
+      matrix.write_blocks(matrix.block_type(), 0, blocks);
       FAIL() << "no complaint";
     } catch (const Error& error) {
       for (const std::string& part : wanted)
@@ -81,7 +81,7 @@ TEST_F(PackedWeightsTest, SymmetricCodesAreQ4_0) {
   const PackedMatrix matrix = open();
   EXPECT_EQ(matrix.block_type(), GgmlType::kQ4_0);
   std::vector<std::byte> blocks(2 * 18);
-  matrix.write_blocks(3, blocks);
+  matrix.write_blocks(matrix.block_type(), 3, blocks);
   EXPECT_EQ(blocks[0], std::byte{0});
   EXPECT_EQ(blocks[1], std::byte{0x38});
   EXPECT_EQ(blocks[2], std::byte{0x99});
@@ -99,10 +99,18 @@ TEST_F(PackedWeightsTest, OneOtherZeroMakesItQ4_1) {
   EXPECT_EQ(weights[31], 0.5f);
   EXPECT_EQ(weights[32], 3.0f);
   std::vector<std::byte> blocks(2 * 20);
-  matrix.write_blocks(4, blocks);
+  matrix.write_blocks(matrix.block_type(), 4, blocks);
   uint16_t minimum;
   std::memcpy(&minimum, blocks.data() + 22, 2);
   EXPECT_EQ(float16_to_float(minimum), -1.5f);
+}
+
+TEST_F(PackedWeightsTest, SymmetricCodesCanBeQ4_1Too) {
+  std::vector<std::byte> blocks(2 * 20);
+  open().write_blocks(GgmlType::kQ4_1, 3, blocks);
+  std::vector<float> weights(64);
+  decode_tensor(GgmlType::kQ4_1, blocks, weights);
+  EXPECT_EQ(weights, std::vector<float>(64, 0.5f));
 }
 
 TEST_F(PackedWeightsTest, HostileParts) {

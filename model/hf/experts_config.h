@@ -1,0 +1,16 @@
+// What config.json of a mixture of experts has and no other.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string_view>
+
+#include "model/llama_tensors.h"
+
+namespace nibble {
+
+/// Into `sizes`, whose feed-forward is read. architecture: general.architecture. Throws for what
+/// neither GGUF nor nibble has a key or a layer for.
+void read_experts_config(const nlohmann::json& config, std::string_view architecture,
+                         LlamaSizes& sizes);
+
+}  // namespace nibble
