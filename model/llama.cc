@@ -18,10 +18,11 @@ std::string layer_tensor(int64_t layer, const LlamaTensorRow& row) {
   return concat("blk.", layer, ".", row.name);
 }
 
-/// Keys and values of each layer, [P, G, d] of which the first `length` rows are filled.
+/// Keys and values of each layer, [P, G, d] of which the first `length` rows are filled, or what
+/// its gated delta net goes on from.
 class LlamaCache : public KvCache {
  public:
-  explicit LlamaCache(int64_t layers) : keys_(layers), values_(layers) {}
+  explicit LlamaCache(int64_t layers) : keys_(layers), values_(layers), states_(layers) {}
   int64_t length() const override { return length_; }
   void advance(int64_t tokens) { length_ += tokens; }
 
@@ -30,6 +31,7 @@ class LlamaCache : public KvCache {
                                                  const torch::Tensor& v) {
     return {append_rows(keys_[layer], k), append_rows(values_[layer], v)};
   }
+  DeltaNetState& state(int64_t layer) { return states_[layer]; }
 
  private:
   torch::Tensor append_rows(torch::Tensor& store, const torch::Tensor& rows) const {
@@ -45,14 +47,22 @@ class LlamaCache : public KvCache {
   }
 
   std::vector<torch::Tensor> keys_, values_;
+  std::vector<DeltaNetState> states_;
   int64_t length_ = 0;
 };
 
 LlamaSizes sizes_of(const LlamaOptions& options) {
-  return {options.shape.num_layers,   options.shape.width,       options.shape.vocab_size,
-          options.num_heads,          options.num_kv_heads,      options.head_size,
-          options.feed_forward,       options.shape.num_experts, options.experts_used,
-          options.expert_feed_forward};
+  return {options.shape.num_layers,
+          options.shape.width,
+          options.shape.vocab_size,
+          options.num_heads,
+          options.num_kv_heads,
+          options.head_size,
+          options.feed_forward,
+          options.shape.num_experts,
+          options.experts_used,
+          options.expert_feed_forward,
+          options.delta};
 }
 
 /// Whether a model of these blocks, with or without what is around them, has the tensor.
@@ -79,6 +89,10 @@ torch::Tensor add_bias(const torch::Tensor& x, const Weight* bias) {
   return bias ? x + bias->value : x;
 }
 
+torch::Tensor gated(const torch::Tensor& x, const torch::Tensor& gate) {
+  return gate.defined() ? x * gate.sigmoid() : x;
+}
+
 }  // namespace
 
 std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
@@ -102,7 +116,8 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
       specs.push_back({name, pairs, false});
   for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
     for (const LlamaTensorRow& row : llama_tensor_rows())
-      if (const Presence presence = row.presence(architecture); presence != Presence::kNone)
+      if (const Presence presence = row.presence(architecture, sizes.delta.is_in(layer));
+          presence != Presence::kNone)
         specs.push_back(
             spec(layer_tensor(layer, row), row.row_length, row.rows, presence, row.is_stack()));
   return specs;
@@ -120,11 +135,19 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
   // Per half of the block: the norm's input and its result, as the matmuls take it.
   bytes.block = 2 * width * (full + used);
   // Attention: heads, its result, that result with the documents joined.
-  bytes.block += (query + 2 * key + query + query) * used + options.num_heads * full;
+  int64_t attention = (query + 2 * key + query + query) * used + options.num_heads * full;
   // Norms of heads: what goes in, and one number for each.
   const bool is_gemma = options.architecture.is_gemma;
+  const bool is_gated = options.architecture.gates_attention;
   if (options.shape.architecture.starts_with("qwen3") || options.shape.architecture == "gemma3")
-    bytes.block += (query + key + options.num_heads + options.num_kv_heads) * full;
+    attention += (query + key + options.num_heads + options.num_kv_heads) * full;
+  // A gate and what it multiplies.
+  if (is_gated) attention += 2 * query * full;
+  const auto recurrent = std::count(options.delta.layers.begin(), options.delta.layers.end(), true);
+  const int64_t delta =
+      recurrent > 0 ? delta_net_activation_bytes(options.delta) + options.delta.value() * used : 0;
+  bytes.block +=
+      (recurrent * delta + (bytes.num_blocks - recurrent) * attention) / bytes.num_blocks;
   // What goes into the norms after attention and feed-forward, and GELU's result.
   if (is_gemma) bytes.block += (2 * width + wide) * full;
   // gate and up, and their product as the last matmul takes it.
@@ -158,7 +181,7 @@ void Llama::bind() {
   layers_.resize(options_.shape.num_layers);
   for (size_t i = 0; i < layers_.size(); ++i)
     for (const LlamaTensorRow& row : llama_tensor_rows())
-      if (row.presence(options_.architecture) != Presence::kNone)
+      if (row.presence(options_.architecture, has_delta_net(i)) != Presence::kNone)
         layers_[i].*row.slot = find(layer_tensor(block_of(i), row));
 }
 
@@ -187,15 +210,33 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
   const auto split = [&](const torch::Tensor& all, const Weight* bias, int64_t num_heads) {
     return add_bias(all, bias).contiguous().view({x.size(0), num_heads, size});
   };
+  torch::Tensor query = projected[0], gate;
+  if (options_.architecture.gates_attention) {
+    // Of each head first the query, then its gate.
+    const torch::Tensor both = query.view({x.size(0), options_.num_heads, 2, size});
+    query = both.select(2, 0).flatten(1);
+    gate = both.select(2, 1).flatten(1);
+  }
   const auto turned = [&](const torch::Tensor& heads, const Weight* norm) {
     const torch::Tensor each =
         norm ? rms_norm(heads.flatten(0, 1), norm->value, options_.norm_epsilon).view_as(heads)
              : heads;
     return rotation.defined() ? rotate(each, rotation, options_.rope.pairs) : each;
   };
-  return {turned(split(projected[0], layer.query_bias, options_.num_heads), layer.query_norm),
+  return {turned(split(query, layer.query_bias, options_.num_heads), layer.query_norm),
           turned(split(projected[1], layer.key_bias, options_.num_kv_heads), layer.key_norm),
-          split(projected[2], layer.value_bias, options_.num_kv_heads)};
+          split(projected[2], layer.value_bias, options_.num_kv_heads), gate};
+}
+
+torch::Tensor Llama::delta_net(const LlamaLayer& layer, const torch::Tensor& x,
+                               const DocumentChunks& chunks, DeltaNetState* state) const {
+  const torch::Tensor normed = rms_norm(x, layer.attention_norm->value, options_.norm_epsilon);
+  const std::vector<torch::Tensor> projected =
+      project(normed, {layer.delta_mixed, layer.delta_gate, layer.delta_alpha, layer.delta_beta});
+  return gated_delta_net({projected[0], projected[1], projected[2], projected[3]},
+                         {layer.delta_kernel->value, layer.delta_decay->value,
+                          layer.delta_time_step->value, layer.delta_norm->value},
+                         options_.delta, options_.norm_epsilon, chunks, state);
 }
 
 torch::Tensor Llama::finish_block(const LlamaLayer& layer, const torch::Tensor& x,
@@ -240,7 +281,8 @@ torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, cons
                            const torch::Tensor& rotation, const AttentionRule& rule,
                            LoadBalance* balance) const {
   const Heads all = heads(layer, x, rotation);
-  return finish_block(layer, x, attend(all.q, all.k, all.v, packing, dtype_, rule), balance);
+  return finish_block(layer, x, gated(attend(all.q, all.k, all.v, packing, dtype_, rule), all.gate),
+                      balance);
 }
 
 torch::Tensor Llama::embedded(const torch::Tensor& tokens) const {
@@ -266,6 +308,8 @@ torch::Tensor Llama::rotation_of(size_t layer, const Rotations& all) const {
 torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
   const Packing packing = pack_documents(batch);
   const Rotations all = rotations(packing.positions.to(device()), packing.longest);
+  DocumentChunks chunks;
+  if (!options_.delta.layers.empty()) chunks = chunk_documents(packing, device());
   torch::Tensor states = x;
   const auto balance = load_balance_weight_ > 0 && options_.architecture.has_experts
                            ? std::make_shared<LoadBalance>(load_balance_weight_)
@@ -274,9 +318,13 @@ torch::Tensor Llama::blocks(const torch::Tensor& x, const Batch& batch) {
     const LlamaLayer& layer = layers_[i];
     const torch::Tensor rotation = rotation_of(i, all);
     const AttentionRule rule = rule_of(i);
-    const auto run = [this, &layer, packing, rotation, rule, balance](const torch::Tensor& in) {
+    Block run = [this, &layer, packing, rotation, rule, balance](const torch::Tensor& in) {
       return block(layer, in, packing, rotation, rule, balance.get());
     };
+    if (has_delta_net(i))
+      run = [this, &layer, chunks, balance](const torch::Tensor& in) {
+        return finish_block(layer, in, delta_net(layer, in, chunks), balance.get());
+      };
     states = activation_checkpointing_ ? recompute_in_backward(run, states) : run(states);
   }
   if (balance) balance->complete();
@@ -307,7 +355,8 @@ std::vector<ChannelLink> Llama::channel_links() {
     return bias ? std::vector<Weight*>{weight, bias} : std::vector<Weight*>{weight};
   };
   std::vector<ChannelLink> links;
-  for (const LlamaLayer& layer : layers_) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LlamaLayer& layer = layers_[i];
     const torch::Tensor width = at::arange(options_.shape.width);
     const torch::Tensor wide = at::arange(options_.feed_forward);
     if (layer.query_key_value) {
@@ -318,9 +367,15 @@ std::vector<ChannelLink> Llama::channel_links() {
       links.push_back({{layer.gate_up}, {layer.down}, wide, options_.feed_forward});
       continue;
     }
-    links.push_back({{layer.attention_norm}, {layer.query, layer.key, layer.value}, width});
-    links.push_back(
-        {with_bias(layer.value, layer.value_bias), {layer.attention_output}, value_rows});
+    if (has_delta_net(i)) {
+      links.push_back({{layer.attention_norm},
+                       {layer.delta_mixed, layer.delta_gate, layer.delta_alpha, layer.delta_beta},
+                       width});
+    } else {
+      links.push_back({{layer.attention_norm}, {layer.query, layer.key, layer.value}, width});
+      links.push_back(
+          {with_bias(layer.value, layer.value_bias), {layer.attention_output}, value_rows});
+    }
     if (layer.router) continue;  // a factor would have to suit the router and all experts
     links.push_back({{layer.feed_forward_norm}, {layer.gate, layer.up}, width});
     links.push_back({with_bias(layer.up, layer.up_bias), {layer.down}, wide});
@@ -342,11 +397,20 @@ torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& ca
         options_.long_from + 1, " tokens at once, or end before");
   const torch::Tensor positions = at::arange(start, end, tokens.options());
   const Rotations all = rotations(positions, end);
+  DocumentChunks chunks;
+  if (!options_.delta.layers.empty())
+    chunks = chunk_documents({positions, {tokens.size(0)}, tokens.size(0)}, device());
   torch::Tensor x = embedded(tokens);
   for (size_t i = 0; i < layers_.size(); ++i) {
+    if (has_delta_net(i)) {
+      const torch::Tensor mixed = delta_net(layers_[i], x, chunks, &stored.state(i));
+      x = finish_block(layers_[i], x, mixed, nullptr);
+      continue;
+    }
     const Heads fresh = heads(layers_[i], x, rotation_of(i, all));
     const auto [k, v] = stored.append(i, fresh.k, fresh.v);
-    x = finish_block(layers_[i], x, attend_cached(fresh.q, k, v, dtype_, rule_of(i)), nullptr);
+    x = finish_block(layers_[i], x,
+                     gated(attend_cached(fresh.q, k, v, dtype_, rule_of(i)), fresh.gate), nullptr);
   }
   stored.advance(tokens.size(0));
   return finish(x);

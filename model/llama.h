@@ -6,8 +6,10 @@
 // Mixtral; qwen3moe), gemma2 (norms after attention and feed-forward too, GELU, scaled embeddings,
 // windows of attention in each second layer, caps of scores and logits), gemma3 (those norms and
 // the heads', windows in five layers of six, with a rotation of their own), smollm3 (no rotary
-// positions in each fourth layer), granite (scales of embeddings, scores, blocks and logits) and
-// phi3 (q, k and v in one matrix, gate and up in another; LongRoPE).
+// positions in each fourth layer), granite (scales of embeddings, scores, blocks and logits), phi3
+// (q, k and v in one matrix, gate and up in another; LongRoPE) and qwen35 (qwen3's norms, a gate on
+// what attention gives, a part of each head turned, and in three layers of four a gated delta net
+// in the place of attention).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +19,7 @@
 
 #include "model/attention.h"
 #include "model/experts.h"
+#include "model/gated_delta_net.h"
 #include "model/llama_options.h"
 #include "model/llama_tensors.h"
 #include "model/model.h"
@@ -52,6 +55,7 @@ class Llama : public Model {
  private:
   struct Heads {
     torch::Tensor q, k, v;  // [N, H, d], [N, G, d], [N, G, d]; q and k turned
+    torch::Tensor gate;     // [N, H * d], of what attention gives; undefined: there is none
   };
   /// Of layers without and with a window, as Rope::rotation() gives them.
   struct Rotations {
@@ -69,6 +73,10 @@ class Llama : public Model {
   torch::Tensor block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
                       const torch::Tensor& rotation, const AttentionRule& rule,
                       LoadBalance* balance) const;
+  /// What stands in the place of attention, before its last matmul: x [N, D] -> [N, inner].
+  torch::Tensor delta_net(const LlamaLayer& layer, const torch::Tensor& x,
+                          const DocumentChunks& chunks, DeltaNetState* state = nullptr) const;
+  bool has_delta_net(size_t layer) const { return options_.delta.is_in(block_of(layer)); }
   /// [N, D] for tokens [N] int64 on the model's device.
   torch::Tensor embedded(const torch::Tensor& tokens) const;
   AttentionRule rule_of(size_t layer) const {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "model/gated_delta_net.h"
 
 namespace nibble {
 namespace {
@@ -99,6 +100,15 @@ void read_scales(const GgufMetadata& metadata, LlamaOptions& options) {
   options.output_scale = 1 / of_logits;
 }
 
+void read_delta_net(const GgufMetadata& metadata, LlamaOptions& options) {
+  const std::string& architecture = options.shape.architecture;
+  const std::string key = architecture + ".nextn_predict_layers";
+  check(metadata.get_int_or(key, 0) == 0, "key '", key,
+        "' is set: nibble has no layers that predict further tokens; llama.cpp's converter leaves "
+        "them out with --no-mtp, nibble convert always");
+  options.delta = read_delta_net_sizes(metadata, architecture, options.shape.num_layers);
+}
+
 double attention_scale(const LlamaOptions& options) {
   const int64_t layers = options.architecture.layers_of_27b;
   const int64_t size = layers > 0 && options.shape.num_layers == layers
@@ -146,11 +156,13 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     check(architecture.has_long_rope ||
               metadata.get_string_or(key("rope.scaling.type"), "") != "longrope",
           "key '", key("rope.scaling.type"), "' is 'longrope', which nibble has for phi3 only");
-    const bool fits = architecture.has_long_rope ? options.rope.dimensions <= options.head_size
-                                                 : options.rope.dimensions == options.head_size;
+    const bool turns_parts = architecture.has_long_rope || architecture.gates_attention;
+    const bool fits = turns_parts ? options.rope.dimensions <= options.head_size
+                                  : options.rope.dimensions == options.head_size;
     check(fits, "key '", key("rope.dimension_count"), "' is ", options.rope.dimensions,
           ", a head has ", options.head_size);
     read_window(metadata, options);
+    if (architecture.delta_bit != 0) read_delta_net(metadata, options);
     if (architecture.is_gemma) read_caps(metadata, options);
     options.attention_scale = attention_scale(options);
     if (architecture.is_gemma)

@@ -27,6 +27,7 @@ struct LlamaOptions {
   /// Positions that layers with a window attend to, 0: there are none; their rotation.
   int64_t window = 0;
   RopeOptions window_rope;
+  DeltaNetSizes delta;
   double attention_scale = 0, attention_cap = 0;  // as AttentionRule has them
   /// What embeddings, what each half of a block adds, and the last norm's result are multiplied by.
   double embedding_scale = 1, residual_scale = 1, output_scale = 1;

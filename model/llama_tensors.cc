@@ -12,7 +12,7 @@ constexpr LlamaSize kOne = LlamaSize::kOne, kWidth = LlamaSize::kWidth, kQuery =
                     kExpertFeedForward = LlamaSize::kExpertFeedForward;
 using L = LlamaLayer;
 
-/// Architectures as bits of a set.
+/// Architectures as bits of a set; what has two kinds of layers is two bits.
 enum : unsigned {
   kLlama = 1 << 0,
   kQwen2 = 1 << 1,
@@ -24,24 +24,31 @@ enum : unsigned {
   kGranite = 1 << 7,
   kMixtral = 1 << 8,
   kQwen3Moe = 1 << 9,
+  kQwen35 = 1 << 10,
+  kQwen35Delta = 1 << 11,
   kAll = ~0U,
+  kAttends = kAll & ~kQwen35Delta,
   kGemmas = kGemma2 | kGemma3,
   kLlamas = kLlama | kMixtral,
   kQwen3s = kQwen3 | kQwen3Moe,
   kMixtures = kMixtral | kQwen3Moe,
   kSplit = kAll & ~kPhi3,  // a matrix each for queries, keys, values, gate and up
+  kFfnNorm = kAll & ~(kGemmas | kQwen35 | kQwen35Delta),
 };
 
 // slot, GGUF's name, Hugging Face's name, row length, rows, turned, who must have it, who may
 constexpr LlamaTensorRow kRows[] = {
     {&L::attention_norm, "attn_norm.weight", "input_layernorm.weight", kWidth, kOne, false, kAll},
-    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true, kSplit},
-    {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kSplit},
-    {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kSplit},
+    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true,
+     kSplit& kAttends & ~kQwen35},
+    {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, LlamaSize::kGatedQuery, false,
+     kQwen35},
+    {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kSplit& kAttends},
+    {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kSplit& kAttends},
     {&L::query_key_value, "attn_qkv.weight", "self_attn.qkv_proj.weight", kWidth,
      LlamaSize::kQueryKeyValue, false, kPhi3},
     {&L::attention_output, "attn_output.weight", "self_attn.o_proj.weight", kQuery, kWidth, false,
-     kAll},
+     kAttends},
     {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, 0,
      kLlamas | kQwen2 | kQwen3s | kSmolLm3 | kGranite},
     {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, 0,
@@ -51,11 +58,13 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false, 0,
      kLlamas | kGranite},
     {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false,
-     kQwen3s | kGemma3},
+     kQwen3s | kGemma3 | kQwen35},
     {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false,
-     kQwen3s | kGemma3},
+     kQwen3s | kGemma3 | kQwen35},
     {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
-     false, kAll & ~kGemmas},
+     false, kFfnNorm},
+    {&L::feed_forward_norm, "post_attention_norm.weight", "post_attention_layernorm.weight", kWidth,
+     kOne, false, kQwen35 | kQwen35Delta},
     {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false,
      kSplit & ~kMixtures},
     {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false,
@@ -91,6 +100,24 @@ constexpr LlamaTensorRow kRows[] = {
      false, kGemmas},
     {&L::post_feed_forward_norm, "post_ffw_norm.weight", "post_feedforward_layernorm.weight",
      kWidth, kOne, false, kGemmas},
+    {&L::delta_mixed, "attn_qkv.weight", "linear_attn.in_proj_qkv.weight", kWidth,
+     LlamaSize::kDeltaMixed, false, kQwen35Delta},
+    {&L::delta_gate, "attn_gate.weight", "linear_attn.in_proj_z.weight", kWidth,
+     LlamaSize::kDeltaValue, false, kQwen35Delta},
+    {&L::delta_alpha, "ssm_alpha.weight", "linear_attn.in_proj_a.weight", kWidth,
+     LlamaSize::kDeltaHeads, false, kQwen35Delta},
+    {&L::delta_beta, "ssm_beta.weight", "linear_attn.in_proj_b.weight", kWidth,
+     LlamaSize::kDeltaHeads, false, kQwen35Delta},
+    {&L::delta_kernel, "ssm_conv1d.weight", "linear_attn.conv1d.weight", LlamaSize::kDeltaKernel,
+     LlamaSize::kDeltaMixed, false, kQwen35Delta},
+    {&L::delta_decay, "ssm_a", "linear_attn.A_log", LlamaSize::kDeltaHeads, kOne, false,
+     kQwen35Delta},
+    {&L::delta_time_step, "ssm_dt.bias", "linear_attn.dt_bias", LlamaSize::kDeltaHeads, kOne, false,
+     kQwen35Delta},
+    {&L::delta_norm, "ssm_norm.weight", "linear_attn.norm.weight", LlamaSize::kDeltaHead, kOne,
+     false, kQwen35Delta},
+    {&L::attention_output, "ssm_out.weight", "linear_attn.out_proj.weight", LlamaSize::kDeltaValue,
+     kWidth, false, kQwen35Delta},
 };
 
 constexpr LlamaModelTensor kModelTensors[] = {
@@ -121,6 +148,11 @@ constexpr LlamaArchitecture kArchitectures[] = {
     {.name = "smollm3", .bit = kSmolLm3, .unturned_period = 4},
     {.name = "granite", .bit = kGranite, .has_scales = true},
     {.name = "phi3", .bit = kPhi3, .turns_halves = true, .has_long_rope = true},
+    {.name = "qwen35",
+     .bit = kQwen35,
+     .delta_bit = kQwen35Delta,
+     .turns_halves = true,
+     .gates_attention = true},
 };
 
 }  // namespace
@@ -149,13 +181,26 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return num_experts;
     case LlamaSize::kExpertFeedForward:
       return expert_feed_forward;
+    case LlamaSize::kGatedQuery:
+      return 2 * num_heads * head_size;
+    case LlamaSize::kDeltaMixed:
+      return delta.mixed();
+    case LlamaSize::kDeltaValue:
+      return delta.value();
+    case LlamaSize::kDeltaHeads:
+      return delta.value_heads;
+    case LlamaSize::kDeltaHead:
+      return delta.head_size;
+    case LlamaSize::kDeltaKernel:
+      return delta.kernel;
   }
   return 0;
 }
 
-Presence LlamaTensorRow::presence(const LlamaArchitecture& architecture) const {
-  if (must_have & architecture.bit) return Presence::kRequired;
-  return may_have & architecture.bit ? Presence::kOptional : Presence::kNone;
+Presence LlamaTensorRow::presence(const LlamaArchitecture& architecture, bool has_delta_net) const {
+  const unsigned bit = has_delta_net ? architecture.delta_bit : architecture.bit;
+  if (must_have & bit) return Presence::kRequired;
+  return may_have & bit ? Presence::kOptional : Presence::kNone;
 }
 
 std::span<const LlamaTensorRow> llama_tensor_rows() { return kRows; }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <vector>
 
 namespace nibble {
 
@@ -23,6 +24,24 @@ struct LlamaLayer {
   Weight *router = nullptr, *gate_experts = nullptr, *up_experts = nullptr, *down_experts = nullptr;
   Weight *post_attention_norm = nullptr, *post_feed_forward_norm = nullptr;
   Weight *query_key_value = nullptr, *gate_up = nullptr;  // in the place of three, and of two
+  // Of a layer with a gated delta net, whose output is attention_output.
+  Weight *delta_mixed = nullptr, *delta_gate = nullptr, *delta_alpha = nullptr,
+         *delta_beta = nullptr, *delta_kernel = nullptr, *delta_decay = nullptr,
+         *delta_time_step = nullptr, *delta_norm = nullptr;
+};
+
+/// Of the layers that have a gated delta net in the place of attention (model/gated_delta_net.h).
+struct DeltaNetSizes {
+  int64_t key_heads = 0, value_heads = 0, head_size = 0;
+  int64_t kernel = 0;        // positions that the convolution looks at, itself counted
+  std::vector<bool> layers;  // which; empty: none
+
+  int64_t key() const { return key_heads * head_size; }
+  int64_t value() const { return value_heads * head_size; }
+  int64_t mixed() const { return 2 * key() + value(); }
+  bool is_in(int64_t layer) const {
+    return layer < static_cast<int64_t>(layers.size()) && layers[static_cast<size_t>(layer)];
+  }
 };
 
 enum class LlamaSize {
@@ -37,6 +56,12 @@ enum class LlamaSize {
   kGateUp,
   kExperts,
   kExpertFeedForward,
+  kGatedQuery,
+  kDeltaMixed,
+  kDeltaValue,
+  kDeltaHeads,
+  kDeltaHead,
+  kDeltaKernel,
 };
 
 struct LlamaSizes {
@@ -45,6 +70,7 @@ struct LlamaSizes {
   /// Of a mixture of experts: how many there are, how many a position goes through, and how wide
   /// each is.
   int64_t num_experts = 0, experts_used = 0, expert_feed_forward = 0;
+  DeltaNetSizes delta = {};
   int64_t of(LlamaSize size) const;
 };
 
@@ -59,8 +85,9 @@ struct LlamaTensorRow {
   const char* hf_name;  // after "model.layers.<n>."; "*" stands for an expert's number
   LlamaSize row_length, rows;
   bool turned;  // its rows are elements of heads that rotary positions turn
-  unsigned must_have = 0, may_have = 0;  // sets of architectures
-  Presence presence(const LlamaArchitecture& architecture) const;
+  unsigned must_have = 0, may_have = 0;  // sets of architectures' kinds of layers
+  /// has_delta_net: in a layer that has.
+  Presence presence(const LlamaArchitecture& architecture, bool has_delta_net = false) const;
   /// Whether it holds such a matrix for each expert.
   bool is_stack() const { return std::string_view(name).find("_exps.") != std::string_view::npos; }
 };
@@ -79,8 +106,9 @@ inline constexpr const char *kTokenEmbedding = "token_embd.weight",
                             *kRopeDivisorsShort = "rope_factors_short.weight";
 
 struct LlamaArchitecture {
-  std::string_view name;  // general.architecture
-  unsigned bit;           // in the sets of the table's rows
+  std::string_view name;   // general.architecture
+  unsigned bit;            // in the sets of the table's rows
+  unsigned delta_bit = 0;  // of its layers with a gated delta net; 0: it has none
   /// Rotary positions turn element i of a head with element i + d/2, as in Hugging Face's code;
   /// otherwise element 2i with 2i + 1, for which GGUF has the rows of q and k in another order.
   bool turns_halves = false;
@@ -102,6 +130,9 @@ struct LlamaArchitecture {
   /// model was trained on first and by another beyond it (phi3: LongRoPE, arXiv:2402.13753).
   bool has_long_rope = false;
   bool has_experts = false;  // each block's feed-forward is a mixture of experts
+  /// q has beside each head a gate of what attention gives, and a part of each head is turned only
+  /// (qwen35).
+  bool gates_attention = false;
 };
 
 std::span<const LlamaTensorRow> llama_tensor_rows();

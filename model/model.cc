@@ -32,7 +32,7 @@ torch::Tensor Model::logits_of(const torch::Tensor& states) {
 
 void Model::keep_matrices_cast() {
   for (Weight* weight : weights())
-    if (weight->value.dim() >= 2 && weight->name != "token_embd.weight" && !is_router(*weight))
+    if (is_matmul_weight(weight->name, weight->value.dim()))
       weight->value = weight->value.to(compute_dtype());
 }
 

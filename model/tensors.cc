@@ -56,6 +56,11 @@ void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs) {
   });
 }
 
+bool is_matmul_weight(const std::string& name, size_t num_dimensions) {
+  return num_dimensions >= 2 && name != "token_embd.weight" &&
+         !name.ends_with(".ffn_gate_inp.weight") && !name.ends_with(".ssm_conv1d.weight");
+}
+
 std::vector<std::unique_ptr<Weight>> load_weights(
     const GgufFile& file, const std::vector<TensorSpec>& specs, torch::Device device,
     const std::function<bool(const std::string&)>& wanted) {

@@ -29,6 +29,10 @@ std::vector<std::unique_ptr<Weight>> load_weights(
     const GgufFile& file, const std::vector<TensorSpec>& specs, torch::Device device,
     const std::function<bool(const std::string&)>& wanted);
 
+/// Whether a tensor is a matrix that activations are multiplied with and nothing else, which may
+/// then lie in the compute dtype: not the embedding table, a router or a convolution's kernel.
+bool is_matmul_weight(const std::string& name, size_t num_dimensions);
+
 /// "[576 x 49152]", in ggml order.
 std::string shape_text(const std::vector<int64_t>& shape);
 

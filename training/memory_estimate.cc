@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "model/model.h"
+#include "model/tensors.h"
 #include "quant/fake/torch_device.h"
 #include "quant/format/registry.h"
 #include "training/learner.h"
@@ -67,7 +68,7 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
 int64_t teacher_bytes(const GgufFile& teacher, torch::Dtype dtype) {
   int64_t bytes = 0;
   for (const GgufTensor& tensor : teacher.tensors()) {
-    const bool cast = tensor.shape.size() >= 2 && tensor.name != "token_embd.weight";
+    const bool cast = is_matmul_weight(tensor.name, tensor.shape.size());
     bytes += tensor.num_weights() * (cast ? static_cast<int64_t>(c10::elementSize(dtype)) : kFloat);
   }
   return bytes;

@@ -7,6 +7,7 @@
 #include "model/hf/experts_config.h"
 #include "model/hf/gemma_config.h"
 #include "model/hf/json_fields.h"
+#include "model/hf/qwen35_config.h"
 
 namespace nibble {
 namespace {
@@ -26,6 +27,8 @@ constexpr const char* kGemma3Defaults =
     R"({"tie_word_embeddings": true, "rope_theta": 1000000.0, "vocab_size": 262208,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "max_position_embeddings": 131072, "sliding_window": 4096})";
+constexpr const char* kQwen35Defaults =
+    R"({"partial_rotary_factor": 0.25, "full_attention_interval": 4})";
 constexpr Family kFamilies[] = {
     {"LlamaForCausalLM", "llama", true, true, false, false},
     {"MistralForCausalLM", "llama", true, true, false, false},
@@ -44,6 +47,8 @@ constexpr Family kFamilies[] = {
      R"({"num_key_value_heads": null})"},
     {"Phi3ForCausalLM", "phi3", false, false, false, false,
      R"({"num_key_value_heads": null, "original_max_position_embeddings": 4096})"},
+    {"Qwen3_5ForCausalLM", "qwen35", false, true, true, false, kQwen35Defaults},
+    {"Qwen3_5ForConditionalGeneration", "qwen35", false, true, true, false, kQwen35Defaults},
 };
 
 bool is_gemma(const Family& family) {
@@ -180,7 +185,7 @@ std::string hf_family_names() {
 std::string text_tensor_name(const std::string& name) {
   // The parts' names before transformers 4.52, and since.
   for (const char* part : {"vision_tower.", "multi_modal_projector.", "model.vision_tower.",
-                           "model.multi_modal_projector."})
+                           "model.multi_modal_projector.", "model.visual."})
     if (name.starts_with(part)) return "";
   constexpr std::string_view kOuter = "language_model.", kInner = "model.language_model.";
   if (name.starts_with(kOuter)) return name.substr(kOuter.size());
@@ -213,6 +218,8 @@ HfConfig read_hf_config(const Json& given) {
     read_phi(config, result);
   else if (result.architecture->has_scales)
     read_granite(config, result);
+  else if (result.architecture->delta_bit != 0)
+    read_qwen35_config(config, result);
   if (!is_gemma(family)) note_sliding_window(config, family, result.context_length);
   return result;
 }

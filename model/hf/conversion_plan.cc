@@ -28,10 +28,16 @@ bool is_left_out(const std::string& name) {
          name.ends_with(".attention.bias");
 }
 
+/// Qwen3.5's layers that predict further tokens.
+bool predicts_further(const std::string& name, const HfConfig& config) {
+  return config.architecture->delta_bit != 0 && name.starts_with("mtp.");
+}
+
 /// Jobs as they come to be.
 class Planner {
  public:
-  Planner(const HfSource& source, const HfConfig& config) : source_(source), wanted_(config) {
+  Planner(const HfSource& source, const HfConfig& config)
+      : source_(source), config_(config), wanted_(config) {
     for (const WantedTensors::Target& target : wanted_.targets()) {
       HfJob& job = jobs_.emplace_back(HfJob{target, GgmlType::kF32, {}, 0});
       job.parts.resize(static_cast<size_t>(target.num_parts()));
@@ -44,6 +50,10 @@ class Planner {
     const std::string name = text_tensor_name(matrix.empty() ? tensor.entry->name : matrix);
     if (name.empty()) has_other_parts_ = true;
     if (name.empty() || is_left_out(name)) return true;
+    if (predicts_further(name, config_)) {
+      ++num_further_;
+      return true;
+    }
     const auto places = wanted_.find(name);
     if (places.empty()) return source_.is_made_up_bias(tensor);
     for (const WantedTensors::Place& place : places)
@@ -61,8 +71,14 @@ class Planner {
               job.wanted.part_name(static_cast<int64_t>(i)), "' is missing");
   }
 
-  /// Whether it met tensors of another part of the model than its language.
-  bool has_other_parts() const { return has_other_parts_; }
+  /// Says what it met and left out.
+  void note_left_out() const {
+    if (has_other_parts_)
+      note(source_.folder, ": the tower that sees is left out: the file holds the language model");
+    if (num_further_ > 0)
+      note(source_.folder, ": ", num_further_,
+           " tensors mtp.* are left out: the file predicts one token at a time");
+  }
 
   /// Those that the checkpoint has.
   std::vector<HfJob> take() {
@@ -86,8 +102,7 @@ class Planner {
     return part;
   }
 
-  void add_plain(const Tensor& tensor, const std::string& name,
-                 const WantedTensors::Place& place) {
+  void add_plain(const Tensor& tensor, const std::string& name, const WantedTensors::Place& place) {
     const Tensor* replacement = source_.adapter ? source_.adapter->replacement(name) : nullptr;
     if (replacement) replaced_.insert(name);
     const Tensor& used = replacement ? *replacement : tensor;
@@ -121,10 +136,12 @@ class Planner {
   }
 
   const HfSource& source_;
+  const HfConfig& config_;
   WantedTensors wanted_;
   std::vector<HfJob> jobs_;
   std::set<std::string> replaced_;
   bool has_other_parts_ = false;
+  int64_t num_further_ = 0;
 };
 
 /// The type that has the codes of all parts as they are.
@@ -226,8 +243,7 @@ std::vector<HfJob> plan_hf_jobs(const HfSource& source, const HfConfig& config,
   planner.check_complete();
   if (unknown)
     fail(frame_of(*unknown), ": a ", config.family, " of this config.json has no such tensor");
-  if (planner.has_other_parts())
-    note(source.folder, ": the tower that sees is left out: the file holds the language model");
+  planner.note_left_out();
   std::vector<HfJob> jobs = planner.take();
   for (HfJob& job : jobs) decide_type(job, matrix_type, stored_type);
   if (source.adapter) apply_adapter(*source.adapter, config, planner.replaced(), jobs);

@@ -90,9 +90,10 @@ class Changes {
     if (!order.is_another()) return;
     const std::vector<std::byte> before(row.begin(), row.end());
     for (size_t i = 0; i * bytes < row.size(); ++i)
-      std::memcpy(row.data() + i * bytes,
-                  before.data() + static_cast<size_t>(order.source(static_cast<int64_t>(i))) * bytes,
-                  bytes);
+      std::memcpy(
+          row.data() + i * bytes,
+          before.data() + static_cast<size_t>(order.source(static_cast<int64_t>(i))) * bytes,
+          bytes);
   }
 
  private:
@@ -101,7 +102,7 @@ class Changes {
   }
   /// In the stored type where that is float16, as llama.cpp's converter computes.
   float changed(float weight) const {
-    weight = weight + 1.0f;
+    weight = wanted_.change == HfChange::kAddOne ? weight + 1.0f : -std::exp(weight);
     return type_ == GgmlType::kF16 ? float16_to_float(float_to_float16(weight)) : weight;
   }
 
@@ -182,8 +183,8 @@ HfRounding write_packed(const HfJob& job, const HfPart& part, const Changes& cha
       bytes = encode_tensor(type, weights, length, {}, EncodeMethod::kRtn, first);
     }
     for (int64_t row = 0; info.block_size > 1 && row < count; ++row) {
-      const auto blocks = std::span(bytes).subspan(static_cast<size_t>(row * stride),
-                                                   static_cast<size_t>(stride));
+      const auto blocks =
+          std::span(bytes).subspan(static_cast<size_t>(row * stride), static_cast<size_t>(stride));
       const HfRounding of_row = pack_row(*part.packed, type, source(row), row_of(row), blocks);
       Changes::order_columns(blocks, of_blocks, static_cast<size_t>(info.block_bytes));
       const std::lock_guard lock(mutex);
@@ -193,8 +194,7 @@ HfRounding write_packed(const HfJob& job, const HfPart& part, const Changes& cha
   };
   parallel_for(wanted.rows, most, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += most)
-      with_frame(frame_of(*part.tensor),
-                 [&] { write_rows(first, std::min(most, end - first)); });
+      with_frame(frame_of(*part.tensor), [&] { write_rows(first, std::min(most, end - first)); });
   });
   return rounding;
 }
@@ -249,7 +249,10 @@ GgufMetadata make_metadata(const std::string& folder, const Json& json, const Hf
                              result.num_weights, label));
   append(of_model);
   metadata.set("general.quantization_version", kQuantizationVersion);
-  append(hf_tokenizer_metadata(folder, config, json, options.pre));
+  // Ids of special tokens that only the text's part has.
+  Json with_text = json.value("text_config", Json::object());
+  with_text.update(json);
+  append(hf_tokenizer_metadata(folder, config, with_text, options.pre));
   return metadata;
 }
 

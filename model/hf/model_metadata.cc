@@ -1,4 +1,7 @@
 // The keys of a model's GGUF file, each family's in the order of llama.cpp's converter.
+#include <utility>
+#include <vector>
+
 #include "base/error.h"
 #include "model/hf/config.h"
 
@@ -14,6 +17,9 @@ class Keys {
   }
   void set_number(const char* name, double value) {
     metadata.set(prefix_ + name, static_cast<float>(value));
+  }
+  void set_array(const char* name, GgufArray array) {
+    metadata.set(prefix_ + name, std::move(array));
   }
   void set_rope(const HfRope& rope) { add_rope_metadata(rope, prefix_ + "rope.", metadata); }
 
@@ -61,6 +67,24 @@ GgufMetadata gemma2_metadata(const HfConfig& config, uint32_t file_type) {
   return keys.metadata;
 }
 
+void set_delta_net(const HfConfig& config, Keys& keys) {
+  const DeltaNetSizes& delta = config.sizes.delta;
+  keys.set("ssm.conv_kernel", delta.kernel);
+  keys.set("ssm.state_size", delta.head_size);
+  keys.set("ssm.group_count", delta.key_heads);
+  keys.set("ssm.time_step_rank", delta.value_heads);
+  keys.set("ssm.inner_size", delta.value());
+  keys.set_array(
+      "attention.recurrent_layers",
+      {GgufValueType::kBool, std::vector<uint8_t>(delta.layers.begin(), delta.layers.end())});
+  keys.set("full_attention_interval", config.full_attention_interval);
+  keys.set("rope.dimension_count", config.rope.dimensions);
+  // What the configuration class takes where nothing is said.
+  if (config.rope.sections.empty())
+    keys.set_array("rope.dimension_sections",
+                   {GgufValueType::kInt32, std::vector<int32_t>{11, 11, 10, 0}});
+}
+
 }  // namespace
 
 GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
@@ -99,6 +123,7 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
     keys.set_number("residual_scale", config.residual_scale);
     keys.set_number("logit_scale", config.logit_scale);
   }
+  if (config.architecture->delta_bit != 0) set_delta_net(config, keys);
   return keys.metadata;
 }
 

@@ -17,6 +17,8 @@ const std::string kLlama3 = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p
                             R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 const std::string kQwen2 = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N})"
                            R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+const std::string kQwen35 = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N})"
+                            R"(| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 const std::string kTekken =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
     R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
@@ -39,7 +41,7 @@ const std::vector<Known>& known_pre_tokenizers() {
       {"gpt-2", {kGpt2Bytes}, false},          {"smollm", {kDigits, kGpt2Bytes}, false},
       {"qwen2", {kQwen2, kBytes}, false},      {"llama-bpe", {kLlama3, kBytes}, true},
       {"smaug-bpe", {kLlama3, kBytes}, false}, {"tekken", {kTekken, kBytes}, true},
-      {"gpt-4o", {kO200k, kBytes}, false},
+      {"gpt-4o", {kO200k, kBytes}, false},     {"qwen35", {kQwen35, kBytes}, false},
   };
   return kKnown;
 }

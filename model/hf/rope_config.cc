@@ -65,13 +65,27 @@ int64_t read_dimensions(const Json& config, const Json& parameters,
   constexpr const char* kKey = "partial_rotary_factor";
   const double share =
       number_field(parameters, kKey).value_or(number_field(config, kKey).value_or(1.0));
-  check(share == 1.0 || architecture.has_long_rope, "key '", kKey,
+  check(share == 1.0 || architecture.has_long_rope || architecture.gates_attention, "key '", kKey,
         "': nibble turns whole heads only");
   const auto dimensions = static_cast<int64_t>(share * static_cast<double>(head_size));
   check(dimensions > 0 && dimensions <= head_size && dimensions % 2 == 0 &&
             static_cast<double>(dimensions) == share * static_cast<double>(head_size),
         "key '", kKey, "': ", share, " of a head of ", head_size, " is no even number of elements");
   return dimensions;
+}
+
+/// Of which missing ones are 0.
+std::vector<int32_t> read_sections(const Json& parameters) {
+  std::vector<int32_t> sections;
+  const Json* given = array_field(parameters, "mrope_section");
+  if (!given) return sections;
+  for (const Json& section : *given) {
+    check(section.is_number_unsigned() && section.get<uint64_t>() < 4096,
+          "key 'mrope_section': wants small counts, found ", section.dump());
+    sections.push_back(section.get<int32_t>());
+  }
+  sections.resize(4);
+  return sections;
 }
 
 void check_type(const HfRope& rope, const LlamaArchitecture& architecture) {
@@ -104,6 +118,7 @@ HfRope read_hf_rope(const Json& config, const LlamaArchitecture& architecture,
   if (rope.type == "su") rope.type = "longrope";  // its first name
   check(rope.base > 0, "key 'rope_theta' must be positive, is ", rope.base);
   rope.dimensions = read_dimensions(config, parameters, architecture, head_size);
+  if (architecture.gates_attention) rope.sections = read_sections(parameters);
   constexpr const char* kOriginal = "original_max_position_embeddings";
   rope.original_context = int_field(parameters, kOriginal)
                               .value_or(int_field(config, kOriginal).value_or(context_length));
@@ -149,6 +164,8 @@ void add_rope_metadata(const HfRope& rope, const std::string& prefix, GgufMetada
     if (rope.beta_fast) set("scaling.yarn_beta_fast", *rope.beta_fast);
     if (rope.beta_slow) set("scaling.yarn_beta_slow", *rope.beta_slow);
   }
+  if (!rope.sections.empty())
+    metadata.set(prefix + "dimension_sections", GgufArray{GgufValueType::kInt32, rope.sections});
   set("freq_base", rope.base);
   if (rope.window_base > 0) set("freq_base_swa", rope.window_base);
 }

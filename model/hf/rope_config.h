@@ -20,7 +20,8 @@ struct HfRope {
   double low_frequency_factor = 1.0, high_frequency_factor = 4.0;  // llama3
   std::optional<double> beta_fast, beta_slow;                      // yarn, where given
   std::vector<float> long_divisors, short_divisors;                // longrope
-  double window_base = 0;  // of layers with a window; 0: no layer has one of its own
+  std::vector<int32_t> sections;  // qwen35's, of positions in images: four, or none given
+  double window_base = 0;         // of layers with a window; 0: no layer has one of its own
 };
 
 /// Throws for a scaling that nibble or GGUF does not have.

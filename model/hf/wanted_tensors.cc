@@ -10,10 +10,13 @@ namespace {
 
 using L = LlamaLayer;
 
-/// Of architectures whose checkpoints have norms of 1 + w.
+/// Of architectures whose checkpoints have norms of 1 + w, but for the delta net's.
 HfChange change_of(std::string_view hf_name, const LlamaArchitecture& architecture) {
-  return architecture.is_gemma && hf_name.ends_with("norm.weight") ? HfChange::kAddOne
-                                                                   : HfChange::kNone;
+  if (hf_name.ends_with(".A_log")) return HfChange::kMinusExp;
+  const bool adds_one = architecture.is_gemma || architecture.delta_bit != 0;
+  return adds_one && hf_name.ends_with("norm.weight") && hf_name != "linear_attn.norm.weight"
+             ? HfChange::kAddOne
+             : HfChange::kNone;
 }
 
 }  // namespace
@@ -32,6 +35,7 @@ std::string WantedTensors::Target::part_name(int64_t index) const {
 }
 
 std::vector<int64_t> WantedTensors::Target::part_shape() const {
+  if (is_convolution) return {rows, 1, row_length};
   return is_matrix ? std::vector<int64_t>{rows, row_length} : std::vector<int64_t>{row_length};
 }
 
@@ -56,7 +60,7 @@ std::span<const WantedTensors::Place> WantedTensors::find(const std::string& hf_
 
 void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
   const LlamaSizes& sizes = config_.sizes;
-  const Presence presence = row.presence(*config_.architecture);
+  const Presence presence = row.presence(*config_.architecture, sizes.delta.is_in(layer));
   const bool bias = presence == Presence::kOptional;
   const bool has_bias = std::string_view(row.hf_name).starts_with("self_attn.")
                             ? config_.attention_biases
@@ -66,10 +70,12 @@ void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
   Target target{concat("blk.", layer, '.', row.name), prefix + row.hf_name,
                 sizes.of(row.row_length), sizes.of(row.rows)};
   target.is_matrix = row.rows != LlamaSize::kOne;
+  target.is_convolution = row.slot == &L::delta_kernel;
   target.change = change_of(row.hf_name, *config_.architecture);
   if (row.turned && !config_.architecture->turns_halves)
     // Elements i and i + d/2 of a head come to stand beside each other.
     (target.is_matrix ? target.rows_order : target.columns_order) = {0, 2, sizes.head_size / 2, 1};
+  if (sizes.delta.is_in(layer)) order_value_heads(row, target);
   if (row.is_stack()) {
     target.num_experts = sizes.num_experts;
     return add_stack(std::move(target), row.slot, prefix + "mlp.");
@@ -78,6 +84,22 @@ void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
   if (row.slot == &L::router && target.hf_name != prefix + "mlp.gate.weight")
     places_[prefix + "mlp.gate.weight"] = {{targets_.size(), 0, 1, 0, 0, target.part_shape()}};
   add(std::move(target));
+}
+
+/// Checkpoints have the value heads of a key head beside each other, GGUF those of all key heads.
+void WantedTensors::order_value_heads(const LlamaTensorRow& row, Target& target) const {
+  const DeltaNetSizes& delta = config_.sizes.delta;
+  const HfOrder heads{0, delta.key_heads, delta.value_heads / delta.key_heads, 1};
+  HfOrder values = heads;
+  values.size = delta.head_size;
+  if (row.rows == LlamaSize::kDeltaHeads) target.rows_order = heads;
+  if (row.row_length == LlamaSize::kDeltaHeads) target.columns_order = heads;
+  if (row.rows == LlamaSize::kDeltaValue) target.rows_order = values;
+  if (row.row_length == LlamaSize::kDeltaValue) target.columns_order = values;
+  if (row.rows == LlamaSize::kDeltaMixed) {
+    target.rows_order = values;
+    target.rows_order.first = 2 * delta.key();
+  }
 }
 
 void WantedTensors::add(Target target) {

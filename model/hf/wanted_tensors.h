@@ -30,7 +30,7 @@ struct HfOrder {
 };
 
 /// What becomes of a checkpoint's numbers.
-enum class HfChange { kNone, kAddOne };
+enum class HfChange { kNone, kAddOne, kMinusExp };
 
 /// Every tensor that the configuration wants, by its name in the checkpoint.
 class WantedTensors {
@@ -41,11 +41,14 @@ class WantedTensors {
     int64_t row_length = 1, rows = 1;
     int64_t num_experts = 0;  // of a stack
     bool is_matrix = false, required = true;
+    bool is_convolution = false;                  // [rows, 1, row length] in the checkpoint
     HfOrder rows_order = {}, columns_order = {};  // of each matrix; a vector's elements are columns
     HfChange change = HfChange::kNone;
 
-    /// The type of matrices; norms, biases and routers are float32.
-    bool takes_matrix_type() const { return is_matrix && !name.ends_with(".ffn_gate_inp.weight"); }
+    /// The type of matrices; norms, biases, routers and convolutions are float32.
+    bool takes_matrix_type() const {
+      return is_matrix && !is_convolution && !name.ends_with(".ffn_gate_inp.weight");
+    }
     std::vector<int64_t> shape() const;  // ggml order
     /// Of what it is made of in the checkpoint: one tensor, or one of each expert.
     int64_t num_parts() const { return num_experts > 0 ? num_experts : 1; }
@@ -69,6 +72,7 @@ class WantedTensors {
 
  private:
   void add_layer(const LlamaTensorRow& row, int64_t layer);
+  void order_value_heads(const LlamaTensorRow& row, Target& target) const;
   void add(Target target);
   /// `mlp`: what the names of the stacks in transformers 5 begin with.
   void add_stack(Target target, Weight* LlamaLayer::*slot, const std::string& mlp);

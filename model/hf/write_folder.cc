@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -129,8 +130,9 @@ void change_back(const WantedTensors::Target& wanted, std::span<float> row) {
     for (size_t i = 0; i < row.size(); ++i)
       row[i] = before[static_cast<size_t>(order.source(static_cast<int64_t>(i)))];
   }
-  if (wanted.change == HfChange::kAddOne)
-    for (float& weight : row) weight -= 1.0f;
+  if (wanted.change != HfChange::kNone)
+    for (float& weight : row)
+      weight = wanted.change == HfChange::kAddOne ? weight - 1.0f : std::log(-weight);
 }
 
 /// The tensor's data as Hugging Face has it, piece by piece.

@@ -1,6 +1,7 @@
 #include "quant/mix/memory_need.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,25 @@ int64_t kv_bytes_of_a_layer(const Lengths& lengths, const ServingOptions& option
          bytes_of(cells * lengths.value, options.kv_type);
 }
 
+/// What a recurrent layer keeps, however long the context: what its convolution still looks at, and
+/// its state.
+int64_t state_bytes(const GgufTensor& kernel, const GgufMetadata& metadata) {
+  const std::string prefix = metadata.get_string("general.architecture") + ".ssm.";
+  const int64_t convolution = (kernel.shape[0] - 1) * kernel.shape.back();
+  return 4 * (convolution +
+              metadata.get_int(prefix + "inner_size") * metadata.get_int(prefix + "state_size"));
+}
+
+std::vector<int64_t> cache_bytes_of_layers(const GgufFile& source, const Lengths& lengths,
+                                           const ServingOptions& options) {
+  std::vector<int64_t> layers(static_cast<size_t>(lengths.layers),
+                              kv_bytes_of_a_layer(lengths, options));
+  for (size_t i = 0; i < layers.size(); ++i)
+    if (const auto* kernel = source.find_tensor(concat("blk.", i, ".ssm_conv1d.weight")))
+      layers[i] = state_bytes(*kernel, source.metadata());
+  return layers;
+}
+
 /// Float32 values that exist at once for each position of a batch: logits, or what a block's
 /// feed-forward part makes.
 int64_t compute_bytes(const Lengths& lengths, const ServingOptions& options) {
@@ -75,15 +95,15 @@ int64_t compute_bytes(const Lengths& lengths, const ServingOptions& options) {
 
 MemoryNeed memory_need(const GgufFile& source, const Plan& plan, const ServingOptions& options) {
   const Lengths lengths = lengths_of(source);
-  return {plan.total_bytes(), lengths.layers * kv_bytes_of_a_layer(lengths, options),
+  const std::vector<int64_t> caches = cache_bytes_of_layers(source, lengths, options);
+  return {plan.total_bytes(), std::accumulate(caches.begin(), caches.end(), int64_t{0}),
           compute_bytes(lengths, options)};
 }
 
 int64_t layers_that_fit(const GgufFile& source, const Plan& plan, const ServingOptions& options,
                         int64_t bytes) {
   const Lengths lengths = lengths_of(source);
-  std::vector<int64_t> layers(static_cast<size_t>(lengths.layers),
-                              kv_bytes_of_a_layer(lengths, options));
+  std::vector<int64_t> layers = cache_bytes_of_layers(source, lengths, options);
   int64_t output = 0;
   for (const PlanEntry& entry : plan.entries) {
     const auto layer = layer_of(entry.tensor);

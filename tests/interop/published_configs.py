@@ -1,6 +1,10 @@
 """config.json of models whose folders are not in ../shared/data/hf: what their makers published, without what only says how
 they were trained or saved."""
 
+import importlib.util
+import pathlib
+import re
+
 SMOLLM3_3B = {
     "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "bos_token_id": 128000, "eos_token_id": 128012,
     "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008, "layer_types": ["full_attention"] * 36,
@@ -82,6 +86,51 @@ QWEN3_MOE = {
     "vocab_size": 151936,
 }  # fmt: skip
 
+# Of Qwen3.5-0.8B, as a model of text; of the tower that sees, a small one.
+QWEN35 = {
+    "architectures": ["Qwen3_5ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True,
+    "eos_token_id": 248044, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu", "hidden_size": 1024,
+    "initializer_range": 0.02, "intermediate_size": 3584, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_value_head_dim": 128, "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144, "mlp_only_layers": [], "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+    "mtp_use_dedicated_embeddings": False, "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06, "tie_word_embeddings": True, "use_cache": True, "vocab_size": 248320,
+    "rope_parameters": {
+        "mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default", "rope_theta": 10000000,
+        "partial_rotary_factor": 0.25,
+    },
+}  # fmt: skip
+QWEN35_WITH_VISION = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": QWEN35,
+    "tie_word_embeddings": False, "image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_config": {
+        "deepstack_visual_indexes": [], "depth": 1, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 32, "in_channels": 3,
+        "initializer_range": 0.02, "intermediate_size": 48, "model_type": "qwen3_5", "num_heads": 2,
+        "num_position_embeddings": 16, "out_hidden_size": 64, "patch_size": 16, "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}  # fmt: skip
+
+# Several value heads for a key head; of the angles those that are large enough within 64 positions to be seen.
+SMALL_QWEN35 = {
+    "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "vocab_size": 151936, "eos_token_id": 151645,
+    "rope_parameters": {**QWEN35["rope_parameters"], "mrope_section": [2, 1, 1], "rope_theta": 500},
+}
+
+
+def qwen35_pre_tokenizer():
+    """As in Qwen3.5's tokenizer.json: its expression is in transformers, which is not imported, as torch would be with it."""
+    package = pathlib.Path(importlib.util.find_spec("transformers").origin).parent
+    text = (package / "models" / "qwen3_5" / "tokenization_qwen3_5.py").read_text()
+    expression = re.search(r'^PRETOKENIZE_REGEX = r"""(.*)"""$', text, re.MULTILINE).group(1)
+    return {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+    ]}  # fmt: skip
+
+
 PUBLISHED = {"SmolLM3-3B": SMOLLM3_3B, "Phi-4-mini": PHI4_MINI, "Phi-3-mini": PHI3_MINI, "gemma-2-2b": GEMMA2_2B,
-             "gemma-3-4b": GEMMA3_4B, "granite-3.3-2b": GRANITE_2B,
-             "Mixtral-8x7B-v0.1": MIXTRAL, "Qwen3-30B-A3B": QWEN3_MOE}
+             "gemma-3-4b": GEMMA3_4B, "granite-3.3-2b": GRANITE_2B, "Mixtral-8x7B-v0.1": MIXTRAL, "Qwen3-30B-A3B": QWEN3_MOE,
+             "Qwen3.5": QWEN35, "Qwen3.5 with vision": QWEN35_WITH_VISION}

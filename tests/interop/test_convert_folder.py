@@ -43,10 +43,11 @@ def write_empty_weights(folder):
         ("Mistral-7B-Instruct-v0.3", "mistral json", {}),
         ("Qwen3-4B", "qwen", {}),
         ("Qwen3-4B", "qwen merges", {}),
+        ("Qwen3-4B", "qwen35", {}),
         ("gemma-3-270m-it", "gemma json", {"vocab_size": 32768, "query_pre_attn_scalar": 16, "head_dim": 16,
                                            "layer_types": ["sliding_attention"] * 2}),
     ],
-    ids=["smollm2", "mistral json", "qwen", "qwen merges", "gemma json"],
+    ids=["smollm2", "mistral json", "qwen", "qwen merges", "qwen35", "gemma json"],
 )
 def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_path, config, tokenizer, changes):
     tokenizers = pytest.importorskip("tokenizers")
@@ -55,7 +56,7 @@ def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_p
     path = convert(run_nibble, folder, tmp_path / "model.gguf")
     text = tmp_path / "text.txt"
     # No space at the start: where one is added, llama.cpp adds it to a space too, the library does not.
-    text.write_text(text_of(shared).read_text()[:200_000].lstrip() + "\tdef f(x):\n\n  return x['a'] != 3.14159  # emoji 🙂 日本語\n")
+    text.write_text(text_of(shared).read_text()[:200_000].lstrip() + "\tdef f(x):\n\n  return x['a'] != 3.14159  # emoji 🙂 日本語 हिन्दी में\n")
     source = folder / "tokenizer.json"
     if not source.exists():
         source = shared / "hf" / tokenizer_files("qwen")["tokenizer.json"]

@@ -112,6 +112,15 @@ def test_other_architectures(file_types, tmp_path):
     assert_same_plans(skeletons(tmp_path, large + falcons), file_types)
 
 
+def test_qwen35(file_types, tmp_path):
+    """24 and 32 layers as the published ones; rows that every block divides, and that super-blocks do not."""
+    variants = [
+        {"architecture": "qwen35", "layers": layers, "gqa": gqa, "tied": tied, "width": width}
+        for layers, gqa, tied in [(24, 4, True), (32, 4, False), (64, 8, False)] for width in (256, 320)
+    ]
+    assert_same_plans(skeletons(tmp_path, variants), file_types)
+
+
 def test_the_files_order_does_not_matter(file_types, tmp_path):
     assert_same_plans(skeletons(tmp_path, [{"layers": 12, "backwards": True}]), file_types)
 

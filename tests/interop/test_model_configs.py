@@ -32,12 +32,21 @@ def gemma3(width, inner, layers):
     }  # fmt: skip
 
 
+def qwen35(width, inner, layers, heads, tied):
+    text = {
+        **llama(width, inner, layers, heads, 2, 256, 248320, tied), "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 16, "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    return {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text}
+
+
 # From the models' own config.json.
 MODELS = {
     "qwen3_0.6b": qwen3(1024, 3072, 28, 16, True),
     "qwen3_1.7b": qwen3(2048, 6144, 28, 16, True),
     "qwen3_4b": qwen3(2560, 9728, 36, 32, True),
     "qwen3_8b": qwen3(4096, 12288, 36, 32, False),
+    "qwen3.5_0.8b": qwen35(1024, 3584, 24, 8, True),
     "llama3.2_1b": llama(2048, 8192, 16, 32, 8, 64, 128256, True),
     "llama3.2_3b": llama(3072, 8192, 28, 24, 8, 128, 128256, True),
     "llama3.1_8b": llama(4096, 14336, 32, 32, 8, 128, 128256, False),

@@ -15,6 +15,7 @@ import pathlib
 import sys
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -35,16 +36,33 @@ def randomize(model, seed):
             parameter.copy_(values)
 
 
+def auto_class(config):
+    """A model of text and images is loaded whole."""
+    return transformers.AutoModelForImageTextToText if hasattr(config, "vision_config") else transformers.AutoModelForCausalLM
+
+
 def make(folder, seed, dtype, shard_size):
     folder = pathlib.Path(folder)
     given = (folder / "config.json").read_text()
     config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto_class(config).from_config(config, dtype=torch.float32)
     randomize(model, int(seed))
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
     if "rope_parameters" not in json.loads(given):
         (folder / "config.json").write_text(given)  # as transformers 4 wrote it
     (folder / "generation_config.json").unlink(missing_ok=True)
+    weights = folder / "model.safetensors"
+    if "mtp_num_hidden_layers" in given and weights.exists():
+        add_further_token_layer(weights)
+
+
+def add_further_token_layer(weights):
+    """Of the layers that predict further tokens, which transformers does not have, enough to be left out."""
+    tensors = safetensors.torch.load_file(weights)
+    width = tensors["model.norm.weight"].shape[0]
+    tensors["mtp.fc.weight"] = torch.ones(width, 2 * width)
+    tensors["mtp.layers.0.input_layernorm.weight"] = torch.ones(width)
+    safetensors.torch.save_file(tensors, weights, {"format": "pt"})
 
 
 def half_gelu(x):
@@ -78,7 +96,7 @@ def make_stacked(folder, out, dtype):
 
 
 def log_probs(folder, tokens, out, activation=None):
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     if activation:

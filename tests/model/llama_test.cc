@@ -17,6 +17,10 @@ namespace {
 // order.
 constexpr double kTolerance = 2e-5;
 
+/// A gated delta net's norm divides by what is next to 0 where a query stands at right angles to
+/// all that was learned: in four such layers errors grew to 4e-4.
+double tolerance_of(const TinyLlama& tiny) { return tiny.is_qwen35() ? 1e-3 : kTolerance; }
+
 class LlamaTest : public testing::Test {
  protected:
   std::unique_ptr<Model> load(const TinyLlama& tiny) {
@@ -69,10 +73,13 @@ class PlainLlama {
         (tiny_.is_gemma() ? std::sqrt(static_cast<double>(tiny_.width)) : tiny_.embedding_scale);
     for (int64_t layer = 0; layer < tiny_.layers; ++layer) {
       const std::string prefix = "blk." + std::to_string(layer) + ".";
+      const torch::Tensor in = norm(x, prefix + "attn_norm");
       const torch::Tensor attended =
-          linear(attention(norm(x, prefix + "attn_norm"), prefix, layer), prefix + "attn_output");
+          tiny_.has_delta_net(layer) ? linear(delta_net(in, prefix), prefix + "ssm_out")
+                                     : linear(attention(in, prefix, layer), prefix + "attn_output");
       x = x + tiny_.residual_scale * normed_after(attended, prefix + "post_attention_norm");
-      const torch::Tensor normed = norm(x, prefix + "ffn_norm");
+      const torch::Tensor normed =
+          norm(x, prefix + (tiny_.is_qwen35() ? "post_attention_norm" : "ffn_norm"));
       if (tiny_.experts > 0) {
         x = x + mixture(normed, prefix);
         continue;
@@ -135,8 +142,13 @@ class PlainLlama {
       if (!tiny_.is_fused()) return linear(x, prefix + name);
       return linear(x, prefix + "attn_qkv").narrow(1, first * size, heads * size);
     };
-    const torch::Tensor q = part("attn_q", 0, tiny_.heads),
-                        k = part("attn_k", tiny_.heads, tiny_.kv_heads),
+    torch::Tensor q = part("attn_q", 0, tiny_.heads), gate;
+    if (tiny_.is_qwen35()) {
+      const torch::Tensor both = q.view({length, tiny_.heads, 2, size});
+      q = both.select(2, 0).flatten(1);
+      gate = at::sigmoid(both.select(2, 1).flatten(1));
+    }
+    const torch::Tensor k = part("attn_k", tiny_.heads, tiny_.kv_heads),
                         v = part("attn_v", tiny_.heads + tiny_.kv_heads, tiny_.kv_heads);
     torch::Tensor unseen = at::ones({length, length}, torch::kBool).triu(1);
     if (windowed) unseen = unseen.logical_or(at::ones_like(unseen).tril(-tiny_.window));
@@ -155,7 +167,39 @@ class PlainLlama {
       heads.push_back(at::softmax(scores.masked_fill(unseen, -INFINITY), -1)
                           .mm(v.narrow(1, group * size, size)));
     }
-    return at::cat(heads, 1);
+    return gate.defined() ? at::cat(heads, 1) * gate : at::cat(heads, 1);
+  }
+  /// Position by position.
+  torch::Tensor delta_net(const torch::Tensor& x, const std::string& prefix) {
+    constexpr int64_t kSize = TinyLlama::kDeltaSize, kHeads = TinyLlama::kValueHeads,
+                      kKeys = TinyLlama::kKeyHeads * kSize, kLags = TinyLlama::kKernel;
+    const torch::Tensor mixed = linear(x, prefix + "attn_qkv"),
+                        kernel = weight(prefix + "ssm_conv1d.weight");
+    const torch::Tensor beta = at::sigmoid(linear(x, prefix + "ssm_beta"));
+    const torch::Tensor decay = at::exp(
+        weight(prefix + "ssm_a") *
+        at::log1p(at::exp(linear(x, prefix + "ssm_alpha") + weight(prefix + "ssm_dt.bias"))));
+    torch::Tensor state = at::zeros({kHeads, kSize, kSize}, torch::kFloat64);
+    std::vector<torch::Tensor> outputs;
+    for (int64_t t = 0; t < x.size(0); ++t) {
+      torch::Tensor sum = at::zeros_like(mixed[0]);
+      for (int64_t lag = 0; lag <= std::min(t, kLags - 1); ++lag)
+        sum = sum + mixed[t - lag] * kernel.select(1, kLags - 1 - lag);
+      sum = sum * at::sigmoid(sum);
+      const auto unit = [&](int64_t begin) {
+        const torch::Tensor heads = sum.narrow(0, begin, kKeys).view({-1, kSize});
+        return (heads / (heads.square().sum(-1, true) + 1e-5).sqrt())
+            .repeat({kHeads / TinyLlama::kKeyHeads, 1});
+      };
+      const torch::Tensor q = unit(0) / std::sqrt(kSize), k = unit(kKeys),
+                          v = sum.narrow(0, 2 * kKeys, kHeads * kSize).view({kHeads, kSize});
+      state = state * decay[t].view({kHeads, 1, 1});
+      const torch::Tensor found = at::einsum("hij,hi->hj", {state, k});
+      state = state + at::einsum("hi,hj->hij", {k, (v - found) * beta[t].unsqueeze(1)});
+      outputs.push_back(norm(at::einsum("hij,hi->hj", {state, q}), prefix + "ssm_norm").flatten());
+    }
+    const torch::Tensor gate = linear(x, prefix + "attn_gate");
+    return at::stack(outputs) * gate * at::sigmoid(gate);
   }
   torch::Tensor head_of(const torch::Tensor& x, int64_t head, const std::string& norm_name) {
     const torch::Tensor part = x.narrow(1, head * tiny_.head_size(), tiny_.head_size());
@@ -199,7 +243,7 @@ TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
   for (Weight* weight : model->weights()) weight->value.requires_grad_(true);
   const torch::Tensor tokens = some_tokens(1, 20);
   const torch::Tensor logits = model->logits({tokens, {}})[0], wanted = plain.logits(tokens[0]);
-  EXPECT_LT(largest_difference(logits.detach(), wanted.detach()), kTolerance);
+  EXPECT_LT(largest_difference(logits.detach(), wanted.detach()), tolerance_of(tiny));
   const torch::Tensor grad = torch::randn_like(logits);
   logits.backward(grad);
   wanted.backward(grad.to(torch::kFloat64));
@@ -207,7 +251,7 @@ TEST_P(Variants, ForwardAndGradientsFollowTheFormulas) {
     const torch::Tensor expected = plain.weight(weight->name).grad();
     EXPECT_LT(
         largest_difference(weight->value.grad(), expected) / expected.abs().max().item<double>(),
-        kTolerance)
+        tolerance_of(tiny))
         << weight->name;
   }
 }
@@ -224,7 +268,8 @@ INSTANTIATE_TEST_SUITE_P(
         std::make_tuple(true, false, 2, "qwen3moe"),
         // Without biases: that of keys that are not turned has no gradient.
         std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3"),
-        std::make_tuple(true, true, 2, "granite")));
+        std::make_tuple(true, true, 2, "granite"), std::make_tuple(true, false, 2, "qwen35"),
+        std::make_tuple(false, false, 1, "qwen35")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -236,25 +281,6 @@ TEST_F(LlamaTest, WeightsComeInFileOrder) {
   EXPECT_EQ(model->find_weight("output.weight")->value.size(0), tiny.vocab);
   EXPECT_EQ(model->find_weight("nothing"), nullptr);
   EXPECT_EQ(model->shape().vocab_size, tiny.vocab);
-}
-
-TEST_F(LlamaTest, DocumentsOfARowAreSeparateRuns) {
-  const auto model = load({});
-  const torch::Tensor tokens = some_tokens(2, 24);
-  torch::Tensor document = torch::zeros({2, 24}, torch::kInt64);
-  document[0].slice(0, 7, 20).fill_(1);
-  document[0].slice(0, 20).fill_(2);
-  document[1].slice(0, 1).fill_(5);
-  const torch::NoGradGuard no_grad;
-  const torch::Tensor packed = model->logits({tokens, document});
-  const std::vector<std::array<int64_t, 3>> parts = {
-      {0, 0, 7}, {0, 7, 20}, {0, 20, 24}, {1, 0, 1}, {1, 1, 24}};
-  for (const auto& [row, begin, end] : parts) {
-    const torch::Tensor alone =
-        model->logits({tokens[row].slice(0, begin, end).unsqueeze(0), {}})[0];
-    EXPECT_LT(largest_difference(packed[row].slice(0, begin, end), alone), kTolerance);
-  }
-  EXPECT_GT(largest_difference(packed, model->logits({tokens, {}})), 1000 * kTolerance);
 }
 
 TEST_F(LlamaTest, AWindowCountsWithinADocument) {
@@ -289,7 +315,43 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
 class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
                          testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
-                                         "gemma3", "smollm3", "phi3"));
+                                         "gemma3", "smollm3", "phi3", "qwen35"));
+
+TEST_P(Architectures, DocumentsOfARowAreSeparateRuns) {
+  TinyLlama tiny;
+  tiny.take_architecture(GetParam());
+  const auto model = load(tiny);
+  const torch::Tensor tokens = some_tokens(2, 24);
+  torch::Tensor document = torch::zeros({2, 24}, torch::kInt64);
+  document[0].slice(0, 7, 20).fill_(1);
+  document[0].slice(0, 20).fill_(2);
+  document[1].slice(0, 1).fill_(5);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor packed = model->logits({tokens, document});
+  const std::vector<std::array<int64_t, 3>> parts = {
+      {0, 0, 7}, {0, 7, 20}, {0, 20, 24}, {1, 0, 1}, {1, 1, 24}};
+  for (const auto& [row, begin, end] : parts) {
+    const torch::Tensor alone =
+        model->logits({tokens[row].slice(0, begin, end).unsqueeze(0), {}})[0];
+    EXPECT_LT(largest_difference(packed[row].slice(0, begin, end), alone), tolerance_of(tiny));
+  }
+  EXPECT_GT(largest_difference(packed, model->logits({tokens, {}})), 1000 * kTolerance);
+}
+
+// Convolutions and the embedding table, with which float32 is computed, stay as they are.
+TEST_P(Architectures, MatricesThatAreKeptCastGiveTheSameBits) {
+  TinyLlama tiny;
+  tiny.take_architecture(GetParam());
+  const auto model = load(tiny);
+  model->set_compute_dtype(torch::kBFloat16);
+  const torch::Tensor tokens = some_tokens(2, 24);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor before = model->logits({tokens, {}});
+  model->keep_matrices_cast();
+  const char* up = tiny.experts > 0 ? "blk.0.ffn_up_exps.weight" : "blk.0.ffn_up.weight";
+  EXPECT_EQ(model->find_weight(up)->value.scalar_type(), torch::kBFloat16);
+  EXPECT_TRUE(torch::equal(model->logits({tokens, {}}), before));
+}
 
 TEST_P(Architectures, CacheContinuesWhereItStopped) {
   TinyLlama tiny;
@@ -302,7 +364,8 @@ TEST_P(Architectures, CacheContinuesWhereItStopped) {
   for (const int64_t step : {40, 1, 1, 30, 77, 1}) {
     EXPECT_EQ(cache->length(), begin);
     const torch::Tensor states = model->hidden_next(tokens.narrow(0, begin, step), *cache);
-    EXPECT_LT(largest_difference(states, whole.narrow(0, begin, step)), kTolerance) << begin;
+    EXPECT_LT(largest_difference(states, whole.narrow(0, begin, step)), tolerance_of(tiny))
+        << begin;
     begin += step;
   }
 }
@@ -496,6 +559,13 @@ TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
   tiny.take_architecture("gemma2");
   tiny.tied = false;
   expect_complaint(tiny, {"output.weight", "no such tensor"});
+
+  tiny = {};
+  tiny.take_architecture("qwen35");
+  tiny.missing = {"blk.2.ssm_conv1d.weight"};
+  expect_complaint(tiny, {"blk.2.ssm_conv1d.weight", "[4 x 48]", "missing"});
+  tiny.extra.set("qwen35.nextn_predict_layers", uint32_t{1});
+  expect_complaint(tiny, {"qwen35.nextn_predict_layers", "predict further tokens"});
 
   tiny = {};
   tiny.extra.set("llama.expert_count", uint32_t{8});

@@ -57,7 +57,12 @@ class RecomputeTest : public testing::Test {
   Batch batch_;
 };
 
-TEST_F(RecomputeTest, GradientsAreTheSameBits) {
+class Gradients : public RecomputeTest, public testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(RecomputeTest, Gradients, testing::Values("llama", "qwen35"));
+
+TEST_P(Gradients, AreTheSameBits) {
+  tiny_.take_architecture(GetParam());
+  tiny_.write(path_);
   const auto plain = load(false), checkpointed = load(true);
   // An embedding that is not trained: the first block's input then has no gradient, its weights do.
   for (Model* model : {plain.get(), checkpointed.get()})
@@ -87,11 +92,15 @@ TEST_F(RecomputeTest, TheEmbeddingGetsItsGradientThroughTheBlocks) {
 class KeptBytes : public RecomputeTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(RecomputeTest, KeptBytes,
                          testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
-                                         "gemma3", "smollm3", "phi3", "granite"));
+                                         "gemma3", "smollm3", "phi3", "granite", "qwen35"));
 
 TEST_P(KeptBytes, ActivationBytesAreWhatIsKept) {
   tiny_.take_architecture(GetParam());
   tiny_.write(path_);
+  // What a gated delta net keeps is counted for documents of many chunks: the first of them has no
+  // state to look at.
+  const bool recurrent = tiny_.is_qwen35();
+  if (recurrent) batch_ = {torch::randint(50, {2, 512}, torch::kInt64), {}};
   for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
     const ActivationBytes expected = activation_bytes(GgufFile::open(path_), dtype);
     ASSERT_EQ(expected.num_blocks, tiny_.layers);
@@ -105,7 +114,7 @@ TEST_P(KeptBytes, ActivationBytesAreWhatIsKept) {
                            static_cast<double>(positions * (expected.num_blocks * each + ends));
       // Not counted: the norms' inverse roots, rotations and positions, a few numbers a position
       // beside some hundreds, of which activation checkpointing keeps only 64 a block.
-      EXPECT_GT(ratio, 0.99) << dtype << checkpointing;
+      EXPECT_GT(ratio, recurrent ? 0.96 : 0.99) << dtype << checkpointing;
       EXPECT_LT(ratio, checkpointing ? 1.3 : 1.05) << dtype << checkpointing;
     }
   }

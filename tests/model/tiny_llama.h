@@ -36,18 +36,26 @@ struct TinyLlama {
     const int64_t period = architecture == "gemma2" ? 2 : 6;
     return window > 0 && layer % period < period - 1;
   }
-  bool has_head_norms() const { return architecture.starts_with("qwen3") || architecture == "gemma3"; }
+  bool is_qwen35() const { return architecture == "qwen35"; }
+  /// qwen35's: layers with a gated delta net, of 2 key heads, 4 value heads and such convolutions.
+  static constexpr int64_t kKeyHeads = 2, kValueHeads = 4, kDeltaSize = 6, kKernel = 4;
+  bool has_delta_net(int64_t layer) const { return is_qwen35() && layer % 4 < 3; }
+  bool has_head_norms() const {
+    return architecture.starts_with("qwen3") || architecture == "gemma3";
+  }
   bool turns_halves() const {
     return architecture != "llama" && architecture != "smollm3" && architecture != "granite";
   }
   bool is_fused() const { return architecture == "phi3"; }
-  /// "mixtral" is a llama with experts. gemma3: seven layers, of which one has no window, and a rotation of its own. gemma2: three, of
-  /// which one has no window, and caps well within what scores and logits reach. smollm3: five, of
-  /// which one turns no heads. phi3: six of a head's eight elements turned.
+  /// "mixtral" is a llama with experts. gemma3: seven layers, of which one has no window, and a
+  /// rotation of its own. gemma2: three, of which one has no window, and caps well within what
+  /// scores and logits reach. smollm3: five, of which one turns no heads. phi3: six of a head's
+  /// eight elements turned. qwen35: five layers, of which one attends and turns half of each head.
   void take_architecture(const std::string& name) {
     architecture = name == "mixtral" ? "llama" : name;
     if (name == "mixtral" || name == "qwen3moe") experts = 6;
-    if (name == "smollm3") layers = 5;
+    if (name == "smollm3" || is_qwen35()) layers = 5;
+    if (is_qwen35()) turned = head_size() / 2;
     if (name == "phi3") extra.set("phi3.rope.dimension_count", static_cast<uint32_t>(turned = 6));
     if (name == "granite") {
       embedding_scale = 3;
@@ -68,10 +76,10 @@ struct TinyLlama {
     logit_cap = 4;
   }
   int64_t expert_feed_forward() const { return architecture == "llama" ? feed_forward : 24; }
-  /// gemma3 and phi3 have no biases, and the others but llama and granite have some of q, k and v
-  /// at most.
+  /// gemma3, phi3 and qwen35 have no biases, and the others but llama and granite have some of q, k
+  /// and v at most.
   bool has_bias(const std::string& name) const {
-    return biases && !is_gemma() && !is_fused() &&
+    return biases && !is_gemma() && !is_fused() && !is_qwen35() &&
            (architecture == "llama" || architecture == "granite" || name == "attn_q" ||
             name == "attn_k" || name == "attn_v");
   }
@@ -105,6 +113,14 @@ struct TinyLlama {
       set("expert_feed_forward_length", expert_feed_forward());
     }
     if (rope_base != 10000.0f) result.set(architecture + ".rope.freq_base", rope_base);
+    if (is_qwen35()) {
+      set("rope.dimension_count", turned);
+      set("ssm.conv_kernel", kKernel);
+      set("ssm.state_size", kDeltaSize);
+      set("ssm.group_count", kKeyHeads);
+      set("ssm.time_step_rank", kValueHeads);
+      set("ssm.inner_size", kValueHeads * kDeltaSize);
+    }
     for (const auto& [key, value] : extra.pairs()) result.set(key, value);
     for (const std::string& key : erased) result.erase(key);
     return result;
@@ -126,18 +142,30 @@ struct TinyLlama {
       };
       add(prefix + "attn_norm.weight", {width});
       if (is_fused()) linear("attn_qkv", width, width + 2 * keys);
-      if (!is_fused()) {
-        linear("attn_q", width, width);
+      if (has_delta_net(layer)) {
+        const int64_t values = kValueHeads * kDeltaSize,
+                      mixed = 2 * kKeyHeads * kDeltaSize + values;
+        linear("attn_qkv", width, mixed);
+        linear("attn_gate", width, values);
+        add(prefix + "ssm_conv1d.weight", {kKernel, mixed});
+        add(prefix + "ssm_dt.bias", {kValueHeads});
+        add(prefix + "ssm_a", {kValueHeads});
+        linear("ssm_beta", width, kValueHeads);
+        linear("ssm_alpha", width, kValueHeads);
+        add(prefix + "ssm_norm.weight", {kDeltaSize});
+        linear("ssm_out", values, width);
+      } else if (!is_fused()) {
+        linear("attn_q", width, is_qwen35() ? 2 * width : width);
         linear("attn_k", width, keys);
         linear("attn_v", width, keys);
       }
-      if (has_head_norms()) {
+      if (has_head_norms() && !has_delta_net(layer)) {
         add(prefix + "attn_q_norm.weight", {head_size()});
         add(prefix + "attn_k_norm.weight", {head_size()});
       }
-      linear("attn_output", width, width);
-      if (is_gemma()) add(prefix + "post_attention_norm.weight", {width});
-      add(prefix + "ffn_norm.weight", {width});
+      if (!has_delta_net(layer)) linear("attn_output", width, width);
+      if (is_gemma() || is_qwen35()) add(prefix + "post_attention_norm.weight", {width});
+      if (!is_qwen35()) add(prefix + "ffn_norm.weight", {width});
       if (experts > 0) {
         add(prefix + "ffn_gate_inp.weight", {width, experts});
         add(prefix + "ffn_gate_exps.weight", {width, expert_feed_forward(), experts});
@@ -170,6 +198,8 @@ struct TinyLlama {
                                                    norm ? 0.2f : std::sqrt(2.0f / tensor.shape[0]));
       std::vector<float> values(count);
       for (float& value : values) value = distribution(random);
+      if (tensor.name.ends_with("ssm_a"))
+        for (float& value : values) value = -std::abs(value);
       writer.write(std::as_bytes(std::span(values)));
     }
     writer.finish();

@@ -284,5 +284,62 @@ TEST(HfConfig, RefusesMixturesThatAGgufFileWouldNotSay) {
   EXPECT_EQ(metadata.get_int("qwen3moe.expert_feed_forward_length"), 768);
 }
 
+/// Qwen3.5 0.8B's: a model of text and images, of which the text's part is converted.
+Json qwen35() {
+  return Json::parse(R"({"architectures": ["Qwen3_5ForConditionalGeneration"],
+    "model_type": "qwen3_5", "tie_word_embeddings": true, "vision_config": {"depth": 12},
+    "text_config": {"attention_bias": false, "attn_output_gate": true, "eos_token_id": 248044,
+    "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu", "hidden_size": 1024,
+    "intermediate_size": 3584, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144, "mtp_num_hidden_layers": 1, "num_attention_heads": 8,
+    "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": true, "vocab_size": 248320, "rope_parameters": {
+    "mrope_interleaved": true, "mrope_section": [11, 11, 10], "rope_type": "default",
+    "rope_theta": 10000000, "partial_rotary_factor": 0.25}}})");
+}
+
+TEST(HfConfig, Qwen35SaysWhatItsDeltaNetsAre) {
+  const HfConfig config = read_hf_config(qwen35());
+  const GgufMetadata metadata = hf_model_metadata(config, 0);
+  EXPECT_EQ(metadata.get_int("qwen35.rope.dimension_count"), 64);
+  EXPECT_EQ(metadata.get_ints("qwen35.rope.dimension_sections"),
+            (std::vector<int64_t>{11, 11, 10, 0}));
+  EXPECT_EQ(metadata.get_int("qwen35.ssm.inner_size"), 2048);
+  std::vector<uint8_t> recurrent(24);
+  for (size_t i = 0; i < 24; ++i) recurrent[i] = i % 4 < 3;
+  EXPECT_EQ(*metadata.find("qwen35.attention.recurrent_layers"),
+            GgufValue(GgufArray{GgufValueType::kBool, recurrent}));
+}
+
+constexpr Change kQwen35Changes[] = {
+    {"linear_num_key_heads", "5", "'linear_num_key_heads' (5) must divide"},
+    {"linear_value_head_dim", "64", "'linear_value_head_dim' is 64"},
+    {"linear_num_value_heads", "2147483647", "'linear_num_value_heads' must lie in 1 to 1048576"},
+    {"linear_conv_kernel_dim", "null", "has no 'linear_conv_kernel_dim'"},
+    {"layer_types", R"(["linear_attention"])", "'layer_types': wants 24 of them, found 1"},
+    {"full_attention_interval", "0", "'full_attention_interval' must be positive"},
+    {"attention_bias", "true", "'attention_bias'"},
+    {"attn_output_gate", "false", "'attn_output_gate'"},
+    {"rms_norm_eps", "1e-5", "'rms_norm_eps'"},
+    {"rope_parameters", R"({"rope_type": "linear", "factor": 2})", "rope type 'linear'"},
+    {"rope_parameters", R"({"partial_rotary_factor": 0.001})", "is no even number of elements"},
+    {"rope_parameters", R"({"partial_rotary_factor": 2})", "is no even number of elements"},
+    {"rope_parameters", R"({"mrope_section": [-1]})", "'mrope_section'"},
+};
+
+TEST(HfConfig, RefusesAQwen35ThatLlamaCppWouldComputeOtherwise) {
+  for (const Change& change : kQwen35Changes) {
+    Json config = qwen35();
+    config["text_config"][change.key] = Json::parse(change.value);
+    EXPECT_NE(refusal(config).find(change.message), std::string::npos)
+        << change.key << ": " << change.value << ": " << refusal(config);
+  }
+  Json unknown = qwen35();
+  unknown["text_config"]["layer_types"] = std::vector<std::string>(24, "sliding_attention");
+  EXPECT_NE(refusal(unknown).find("found \"sliding_attention\""), std::string::npos);
+  EXPECT_EQ(refusal(qwen35()), "was taken");
+}
+
 }  // namespace
 }  // namespace nibble

@@ -57,7 +57,7 @@ TEST(PreTokenizerName, KnowsTheExpressionsOfTheFamilies) {
 
 TEST(PreTokenizerName, NamesWhatItsOwnTokenizerHas) {
   for (const std::string name :
-       {"gpt-2", "smollm", "qwen2", "llama-bpe", "smaug-bpe", "tekken", "gpt-4o"})
+       {"gpt-2", "smollm", "qwen2", "llama-bpe", "smaug-bpe", "tekken", "gpt-4o", "qwen35"})
     EXPECT_NO_THROW(find_pre_tokenizer(name)) << name;
   EXPECT_TRUE(find_pre_tokenizer("llama-bpe").ignore_merges);
   EXPECT_FALSE(find_pre_tokenizer("smaug-bpe").ignore_merges);
