@@ -20,3 +20,11 @@ def half_open(query):
     halves = query.reshape(-1, 2, 32, query.shape[1]).copy()
     halves[:, 1] = 0
     return halves
+
+
+# Of a mixture of experts: all as the router gives them, one expert, and the router by its own experts.
+EXPERTS = {
+    **{f"{name}": (rf"blk\.\d+\.ffn_{name}_exps\.weight", ZEROS) for name in ("gate", "up", "down")},
+    "one expert": (r"blk\.\d+\.ffn_down_exps\.weight", lambda data: data * (np.arange(len(data)) != 3)[:, None, None]),
+    "the experts' order": (r"blk\.\d+\.ffn_gate_inp\.weight", reverse_rows),
+}

@@ -171,8 +171,8 @@ def test_lora_of_an_experts_matrix(run_nibble, mixture, tmp_path):  # noqa: F811
     save_file({f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, folder / "adapter_model.safetensors")
     before = decoded(convert(run_nibble, mixture, tmp_path / "before.gguf", "--outtype", "f32"))
     after = decoded(convert(run_nibble, mixture, tmp_path / "after.gguf", "--outtype", "f32", "--adapter", folder))
-    of_expert = before["blk.1.ffn_down_exps.weight"].reshape(6, 64, 64)[4]
-    of_expert += 0.5 * (b.astype(np.float64) @ a).astype(np.float32)
+    stack = before["blk.1.ffn_down_exps.weight"] = before["blk.1.ffn_down_exps.weight"].copy()
+    stack.reshape(6, 64, 64)[4] += 0.5 * (b.astype(np.float64) @ a).astype(np.float32)
     for tensor, weights in before.items():
         # Four products, rounded in another order.
         assert np.abs(after[tensor] - weights).max() <= (1e-5 if tensor == "blk.1.ffn_down_exps.weight" else 0), tensor

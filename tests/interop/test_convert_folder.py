@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from test_convert import convert, lay_folder, text_of, tokenizer_files
+from small_models import tokenizer_files
+from test_convert import convert, lay_folder, text_of
 
 
 def write_empty_weights(folder):

@@ -15,8 +15,9 @@ import pytest
 from gguf.quants import dequantize
 from packed_checkpoints import write_checkpoint
 from safetensors.numpy import load_file, save_file
+from small_models import SMOLLM2_TOKENS, tokenizer_files
 from test_convert import (  # noqa: F401
-    CTX, SMOLLM2_TOKENS, converter, convert, lay_folder, run_child, run_converter, text_of, tokenizer_files, torch_env,
+    CTX, converter, convert, lay_folder, run_child, run_converter, text_of, torch_env,
 )
 from test_model import TOLERANCE, largest_difference, llama_log_probs
 

@@ -99,6 +99,27 @@ TEST(LowRank, GradientsAreAutograds) {
   EXPECT_TRUE(at::allclose(own[1], b.grad(), 1e-5, 1e-5));
 }
 
+// A stack: each expert by factors of its own.
+TEST(LowRank, OfAStackIsThatOfEachMatrix) {
+  torch::manual_seed(4);
+  FakeQuantizer stack("blk.0.ffn_up_exps.weight", require_format(GgmlType::kQ4_0),
+                      ScaleMode::kFrozen, torch::randn({3, kRows, kLength}) * 0.05, {},
+                      EncodeMethod::kRtn);
+  const torch::Tensor start = stack.weights().clone();
+  const auto training = make_master_training("lora", stack, kRank);
+  move(*training, 0.02f);
+  training->apply(stack.weights());
+  const torch::Tensor a = part_of(*training, ":low_rank_a"), b = part_of(*training, ":low_rank_b");
+  const torch::Tensor gradient = torch::randn(start.sizes());
+  const std::vector<torch::Tensor> own = training->gradients(gradient);
+  for (int64_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(at::allclose(stack.weights()[i], start[i] + b[i].mm(a[i]), 0, 1e-6));
+    EXPECT_TRUE(at::allclose(own[0][i], b[i].t().mm(gradient[i]), 1e-5, 1e-5));
+    EXPECT_TRUE(at::allclose(own[1][i], gradient[i].mm(a[i].t()), 1e-5, 1e-5));
+  }
+  EXPECT_GT((stack.weights() - start).abs().max().item<float>(), 1e-3);
+}
+
 TEST(LowRank, RestoredFactorsAreNotAddedTwice) {
   FakeQuantizer any = quantizer("Q4_0");
   const auto training = make_master_training("lora", any, kRank);
