@@ -104,6 +104,8 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"loss.ce_weight", &t.loss.ce_weight, 0, 1},
       {"loss.chunk_positions", &t.loss.chunk_positions, 1, 1 << 20},
       {"loss.load_balance", &t.loss.load_balance, 0, 10},
+      {"loss.teacher_top_k", &t.loss.teacher_top_k, 0, 1 << 20},
+      {"loss.teacher_cache", &t.loss.teacher_cache},
       {"optimizer.learning_rate", &t.optimizer.learning_rate, 0, 1},
       {"optimizer.scale_learning_rate", &t.optimizer.scale_learning_rate, 0, 1},
       {"optimizer.relative", &t.optimizer.relative},
@@ -191,7 +193,10 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
          "neither quant.initial nor a baseline is gptq, awq, imatrix or blockwise",
          {"quant.calibration_tokens"});
   ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
-  ignore(t.loss.kind == "ce", "loss.kind is ce: nothing is distilled", {"teacher"});
+  ignore(t.loss.kind == "ce", "loss.kind is ce: nothing is distilled",
+         {"teacher", "loss.teacher_top_k", "loss.teacher_cache"});
+  ignore(t.loss.kind != "ce" && t.loss.teacher_top_k == 0, "loss.teacher_top_k is 0",
+         {"loss.teacher_cache"});
   ignore(!t.data.is_chat(), "data.format is not chat", {"data.answers_only"});
   ignore(t.data.is_chat(), "data.format is chat", {"data.text_field", "data.max_bytes"});
   ignore(std::none_of(t.data.files.begin(), t.data.files.end(),

@@ -6,6 +6,7 @@
 #include "model/hf/layout.h"
 #include "quant/mix/quantize_file.h"
 #include "training/loss.h"
+#include "training/top_k_records.h"
 
 namespace nibble {
 namespace {
@@ -54,6 +55,13 @@ Forecast make_forecast(const RunConfig& config) {
   forecast.tokens = forecast.steps * options.batch_tokens;
   forecast.block_tokens = options.blockwise.tokens;
   forecast.memory = estimate_memory(source, plan, options, 0);
+  if (loss_shares(options.loss).kl > 0 && options.loss.teacher_top_k > 0) {
+    forecast.asking_bytes = options.teacher.empty()
+                                ? asking_bytes(source, options)
+                                : asking_bytes(GgufFile::open(options.teacher), options);
+    forecast.record_bytes =
+        TopKRecords(options.loss.teacher_top_k, model_shape(source).vocab_size).bytes();
+  }
   forecast.operations = count_operations(options, forecast, active_weights(source, plan));
   return forecast;
 }

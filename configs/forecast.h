@@ -13,7 +13,10 @@ struct Forecast {
   int64_t steps = 0, tokens = 0;        // end to end
   int64_t block_tokens = 0;             // that each block sees alone before
   MemoryEstimate memory;                // besides the process itself
-  double operations = 0;                // in matmuls with weights, multiplications and additions
+  // Where the teacher is asked once (loss.teacher_top_k): memory before training, and what is kept
+  // on disk of each token.
+  int64_t asking_bytes = 0, record_bytes = 0;
+  double operations = 0;  // in matmuls with weights, multiplications and additions
 };
 
 /// The model may be a Hugging Face folder of which only config.json is there; text is not read.

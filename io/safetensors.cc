@@ -268,16 +268,20 @@ void SafetensorsFile::verify_checksum() const {
 void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
                        const std::map<std::string, std::string>& metadata,
                        const SafetensorsWriting& writing) {
+  write_safetensors(
+      path, entries, metadata,
+      [](const SafetensorsEntry& entry, const SafetensorsSink& sink) { sink(entry.data); },
+      writing);
+}
+
+void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
+                       const std::map<std::string, std::string>& metadata,
+                       const SafetensorsSource& source, const SafetensorsWriting& writing) {
   uint64_t sum = 0;  // of all that is written before it
   std::vector<SafetensorsEntry> all = entries;
   if (writing.checksum)
     all.push_back({std::string(kChecksumEntry), "U8", {8}, std::as_bytes(std::span(&sum, 1))});
-  const auto [order, header] = with_frame(path, [&] {
-    for (const SafetensorsEntry& entry : all)
-      with_frame(frame_of(entry),
-                 [&] { check_data_bytes(entry, static_cast<int64_t>(entry.data.size())); });
-    return lay_out(all, metadata);
-  });
+  const auto [order, header] = with_frame(path, [&] { return lay_out(all, metadata); });
   AtomicFile file(path);
   Checksum checksum;
   const auto write = [&](std::span<const std::byte> bytes) {
@@ -286,28 +290,21 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsEnt
   };
   write_header(header, write);
   for (const SafetensorsEntry* entry : order) {
-    if (entry->name == kChecksumEntry) sum = checksum.value();
-    write(entry->data);
-  }
-  file.commit(writing.keep_old_as);
-}
-
-void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
-                       const std::map<std::string, std::string>& metadata,
-                       const SafetensorsSource& source) {
-  const auto [order, header] = with_frame(path, [&] { return lay_out(entries, metadata); });
-  AtomicFile file(path);
-  write_header(header, [&](std::span<const std::byte> bytes) { file.write(bytes); });
-  for (const SafetensorsEntry* entry : order)
+    if (entry->name == kChecksumEntry) {
+      sum = checksum.value();
+      write(entry->data);
+      continue;
+    }
     with_frame(concat(path, ": ", frame_of(*entry)), [&] {
       int64_t written = 0;
       source(*entry, [&](std::span<const std::byte> bytes) {
-        file.write(bytes);
+        write(bytes);
         written += static_cast<int64_t>(bytes.size());
       });
       check_data_bytes(*entry, written);
     });
-  file.commit();
+  }
+  file.commit(writing.keep_old_as);
 }
 
 }  // namespace nibble

@@ -70,8 +70,8 @@ struct SafetensorsWriting {
 };
 
 /// Writes all entries (their data must stay alive) and the metadata. Entries are laid out by
-/// falling element size, so that each is aligned to its own. Throws, before the file is touched,
-/// for a name that comes twice, an unknown dtype, or data whose size is not that of dtype and
+/// falling element size, so that each is aligned to its own. Throws, and leaves an old file as it
+/// was, for a name that comes twice, an unknown dtype, or data whose size is not that of dtype and
 /// shape.
 void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
                        const std::map<std::string, std::string>& metadata,
@@ -85,6 +85,6 @@ using SafetensorsSource =
 /// The same with data that is made while it is written; that of the entries is not looked at.
 void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& entries,
                        const std::map<std::string, std::string>& metadata,
-                       const SafetensorsSource& source);
+                       const SafetensorsSource& source, const SafetensorsWriting& writing = {});
 
 }  // namespace nibble

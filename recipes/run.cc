@@ -214,8 +214,12 @@ std::string loss_name(const TrainOptions& options) {
   if (options.loss.kind == "ce") return "Cross-entropy, nats per token";
   if (options.loss.kind == "mix")
     return "KL divergence and cross-entropy, weighted, nats per token";
+  const std::string of_tokens =
+      options.loss.teacher_top_k == 0
+          ? ""
+          : concat(" of its ", options.loss.teacher_top_k, " likeliest tokens and the rest");
   return concat("KL divergence from the ", options.teacher.empty() ? "original" : "teacher",
-                "’s predictions, nats per token");
+                "’s predictions", of_tokens, ", nats per token");
 }
 
 std::string train_and_export(Run& run, const GgufFile& original, const Plan& plan) {

@@ -35,8 +35,10 @@ constexpr const char* kIntroduction =
     "Trains the model of a configuration for its quantized type; with quant.type none, as it is. "
     "The\n"
     "run folder (output, by default runs/NAME) gets config.yaml, plan.json, metrics.jsonl,\n"
-    "diagnosis.json, start.gguf (the model at step 0) and checkpoints/{last,best}.safetensors. "
-    "Ctrl-C (and SIGTERM) finishes the step, writes a "
+    "diagnosis.json, start.gguf (the model at step 0) and checkpoints/{last,best}.safetensors;\n"
+    "with loss.teacher_top_k, teacher_cache.safetensors (the teacher's likeliest tokens, asked\n"
+    "once; loss.teacher_cache names another place, for several runs). Ctrl-C (and SIGTERM) "
+    "finishes the step, writes a "
     "checkpoint\n"
     "and says how to go on; a second one ends at once.\n"
     "With new_model instead of model it trains from scratch: a tokenizer is trained on data.files\n"
@@ -124,6 +126,8 @@ void print_forecast_json(const RunConfig& config, const Forecast& f) {
                                        {"tokens", f.tokens},
                                        {"blockwise_tokens", f.block_tokens},
                                        {"memory_bytes", f.memory.total()},
+                                       {"asking_bytes", f.asking_bytes},
+                                       {"record_bytes", f.record_bytes},
                                        {"operations", f.operations}};
   std::printf("%s\n", json.dump(2).c_str());
 }
@@ -145,6 +149,9 @@ void print_forecast(const RunConfig& config, const Forecast& f) {
       bytes(f.memory.total()).c_str(), bytes(f.memory.weights).c_str(),
       bytes(f.memory.optimizer).c_str(), bytes(f.memory.gradients).c_str(),
       bytes(f.memory.activations).c_str(), bytes(f.memory.logits).c_str());
+  if (f.record_bytes > 0)
+    std::printf("  teacher   asked before that, with %s of memory; %s on disk for each token\n",
+                bytes(f.asking_bytes).c_str(), bytes(f.record_bytes).c_str());
   std::printf(
       "  work      %.2g floating-point operations: %s at 0.2 TFLOP/s (two cores with bfloat16 "
       "products), %s at 200 TFLOP/s\n",

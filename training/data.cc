@@ -338,4 +338,41 @@ std::vector<int64_t> step_sequences(uint64_t seed, int64_t step, int64_t count,
   return draw_sequences(seed, step, count, data.groups);
 }
 
+std::vector<int64_t> sequences_of_draws(uint64_t seed, int64_t draws, const PackedData& data) {
+  const int64_t all = data.num_sequences();
+  std::vector<bool> drawn(all);
+  int64_t seen = 0;
+  // As many at a time as there are: one epoch, where there are no groups.
+  for (int64_t first = 0; first < draws && seen < all; first += all) {
+    std::vector<int64_t> epoch = step_sequences(seed, first / all, all, data);
+    epoch.resize(std::min(all, draws - first));
+    for (const int64_t row : epoch) {
+      seen += !drawn[row];
+      drawn[row] = true;
+    }
+  }
+  std::vector<int64_t> sequences;
+  for (int64_t row = 0; row < all; ++row)
+    if (drawn[row]) sequences.push_back(row);
+  return sequences;
+}
+
+std::vector<int64_t> held_out_sequences(const PackedData& held_out, uint64_t seed, int64_t most) {
+  const int64_t there = held_out.num_sequences(), wanted = std::min(there, most);
+  if (!held_out.groups.empty() && there > 0) return step_sequences(seed, 0, wanted, held_out);
+  std::vector<int64_t> rows;
+  for (int64_t row = 0; row < wanted; ++row) rows.push_back(row * there / wanted);
+  return rows;
+}
+
+std::vector<std::vector<int64_t>> in_pieces(const std::vector<int64_t>& rows, int64_t size) {
+  std::vector<std::vector<int64_t>> pieces;
+  for (auto at = rows.begin(); at != rows.end();) {
+    const auto end = at + std::min<std::ptrdiff_t>(size, rows.end() - at);
+    pieces.emplace_back(at, end);
+    at = end;
+  }
+  return pieces;
+}
+
 }  // namespace nibble

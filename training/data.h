@@ -77,4 +77,14 @@ std::vector<int64_t> step_sequences(uint64_t seed, int64_t step, int64_t count,
 std::vector<int64_t> step_sequences(uint64_t seed, int64_t step, int64_t count,
                                     const PackedData& data);
 
+/// Of a training's first `draws` sequences each one once, ascending.
+std::vector<int64_t> sequences_of_draws(uint64_t seed, int64_t draws, const PackedData& data);
+
+/// At most so many of the held-out sequences, spread over all of them, since neighbours are often
+/// one document; of a mixture the shares that are trained on.
+std::vector<int64_t> held_out_sequences(const PackedData& held_out, uint64_t seed, int64_t most);
+
+/// Rows in their order, so many at a time; the last may be fewer.
+std::vector<std::vector<int64_t>> in_pieces(const std::vector<int64_t>& rows, int64_t size);
+
 }  // namespace nibble

@@ -73,6 +73,22 @@ torch::Dtype parse_compute_dtype(const std::string& name, torch::Device device) 
              did_you_mean(name, {"auto", "float32", "bfloat16"}));
 }
 
+LossInputs loss_inputs(Model& student, Model* teacher, const Batch& batch,
+                       const torch::Tensor& hidden, const torch::Tensor& answer) {
+  const torch::Tensor positions = counted_positions(batch);
+  LossInputs inputs;
+  inputs.hidden = counted(hidden.detach(), positions);
+  inputs.output_weight = student.output_weight().detach();
+  inputs.logit_cap = student.shape().logit_cap;
+  inputs.targets = counted(next_token_targets(batch), positions);
+  if (!teacher && answer.defined()) inputs.teacher_top = counted(answer, positions);
+  if (!teacher) return inputs;
+  inputs.teacher_hidden = counted(answer, positions);
+  inputs.teacher_output = teacher->output_weight().detach();
+  inputs.teacher_logit_cap = teacher->shape().logit_cap;
+  return inputs;
+}
+
 Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
     : student_(&student),
       teacher_(teacher),
@@ -81,7 +97,7 @@ Learner::Learner(Student& student, Model* teacher, const TrainOptions& options)
       loss_(options.loss.chunk_positions,
             parse_compute_dtype(options.dtype, student.model().device())),
       optimizer_(options.optimizer, options.optimizer.relative ? student.coarseness() : 1) {
-  check(teacher || shares_.kl == 0, "a KL loss needs a teacher");
+  check(teacher || shares_.kl == 0 || options.loss.teacher_top_k > 0, "a KL loss needs a teacher");
   const torch::Dtype dtype = parse_compute_dtype(options.dtype, student.model().device());
   student.model().set_compute_dtype(dtype);
   if (teacher) {
@@ -96,28 +112,14 @@ double Learner::mean_loss(const LossSums& sums) const {
 }
 
 torch::Tensor Learner::ask_teacher(const Batch& batch) {
+  check(teacher_ || shares_.kl == 0, "a KL loss needs the teacher's records of each batch");
   if (!teacher_) return {};
   const torch::NoGradGuard no_grad;
   return by_position(teacher_->hidden(batch)).to(teacher_->compute_dtype());
 }
 
-LossInputs Learner::inputs(const Batch& batch, const torch::Tensor& hidden,
-                           const torch::Tensor& teacher_hidden) const {
-  const torch::Tensor positions = counted_positions(batch);
-  LossInputs inputs;
-  inputs.hidden = counted(hidden.detach(), positions);
-  inputs.output_weight = student_->model().output_weight().detach();
-  inputs.logit_cap = student_->model().shape().logit_cap;
-  inputs.targets = counted(next_token_targets(batch), positions);
-  if (!teacher_) return inputs;
-  inputs.teacher_hidden = counted(teacher_hidden, positions);
-  inputs.teacher_output = teacher_->output_weight().detach();
-  inputs.teacher_logit_cap = teacher_->shape().logit_cap;
-  return inputs;
-}
-
 StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_factor,
-                         std::vector<torch::Tensor>* teacher_hidden) {
+                         std::vector<torch::Tensor>* answers) {
   StepResult result;
   Totals totals;
   for (const Batch& batch : micro_batches) {
@@ -126,7 +128,7 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
   }
   for (size_t i = 0; i < micro_batches.size(); ++i) {
     torch::Tensor own;
-    learn(micro_batches[i], totals, teacher_hidden ? teacher_hidden->at(i) : own, result);
+    learn(micro_batches[i], totals, answers ? answers->at(i) : own, result);
   }
   result.loss = mean_loss(result.sums);
   if (load_balance_ > 0) result.loss += load_balance_ * result.load_balance;
@@ -144,10 +146,10 @@ StepResult Learner::step(const std::vector<Batch>& micro_batches, double rate_fa
   return result;
 }
 
-void Learner::learn(const Batch& batch, const Totals& totals, torch::Tensor& teacher_hidden,
+void Learner::learn(const Batch& batch, const Totals& totals, torch::Tensor& answer,
                     StepResult& result) {
   Stopwatch watch(student_->model().device());
-  if (!teacher_hidden.defined()) teacher_hidden = ask_teacher(batch);
+  if (!answer.defined()) answer = ask_teacher(batch);
   watch.add_to(result.times.teacher);
   Model& model = student_->model();
   // Of each micro-batch by itself, as transformers has it, by its share of the step.
@@ -158,41 +160,39 @@ void Learner::learn(const Batch& batch, const Totals& totals, torch::Tensor& tea
   result.load_balance += share * model.load_balance();
   watch.add_to(result.times.forward);
 
-  LossInputs loss_inputs = inputs(batch, hidden, teacher_hidden);
-  loss_inputs.kl_weight = shares_.kl / totals.positions;
-  loss_inputs.ce_weight = totals.targets > 0 ? shares_.ce / totals.targets : 0.0;
+  LossInputs of_batch = loss_inputs(model, teacher_, batch, hidden, answer);
+  of_batch.kl_weight = shares_.kl / totals.positions;
+  of_batch.ce_weight = totals.targets > 0 ? shares_.ce / totals.targets : 0.0;
   const torch::Tensor& output = model.output_weight();
   LossGradients gradients{{}, output.mutable_grad(), output.requires_grad()};
-  const LossSums sums = loss_.run(loss_inputs, &gradients);
+  const LossSums sums = loss_.run(of_batch, &gradients);
   if (output.requires_grad()) {
     output.mutable_grad() = std::move(gradients.output_weight);
     run_gradient_hook(output);
   }
   result.sums += sums;
   watch.add_to(result.times.loss);
-  if (!std::isfinite(sums.kl + sums.ce))
-    fail_not_finite("loss", mean_loss(sums), hidden, teacher_hidden);
+  if (!std::isfinite(sums.kl + sums.ce)) fail_not_finite("loss", mean_loss(sums), hidden, answer);
 
   if (hidden.requires_grad()) hidden.backward(at_all_positions(gradients.hidden, batch, hidden));
   watch.add_to(result.times.backward);
 }
 
 void Learner::fail_not_finite(const char* what, double value, const torch::Tensor& hidden,
-                              const torch::Tensor& teacher_hidden) const {
+                              const torch::Tensor& answer) const {
   std::string bad = student_->first_bad_weight();
-  if (bad.empty() && teacher_hidden.defined() && !all_finite(teacher_hidden))
-    bad = "the teacher's hidden states";
+  if (bad.empty() && answer.defined() && !all_finite(answer)) bad = "the teacher's hidden states";
   if (bad.empty() && hidden.defined() && !all_finite(hidden)) bad = "the student's hidden states";
   if (bad.empty() && !hidden.defined()) bad = student_->first_bad_gradient();
   student_->clear_gradients();
   fail(what, " is ", value, "; first bad tensor: ", bad.empty() ? "the logits" : bad);
 }
 
-LossSums Learner::evaluate(const Batch& batch, torch::Tensor& teacher_hidden) {
+LossSums Learner::evaluate(const Batch& batch, torch::Tensor& answer) {
   const torch::NoGradGuard no_grad;
-  if (!teacher_hidden.defined()) teacher_hidden = ask_teacher(batch);
+  if (!answer.defined()) answer = ask_teacher(batch);
   const torch::Tensor hidden = by_position(student_->model().hidden(batch));
-  return loss_.run(inputs(batch, hidden, teacher_hidden), nullptr);
+  return loss_.run(loss_inputs(student_->model(), teacher_, batch, hidden, answer), nullptr);
 }
 
 }  // namespace nibble

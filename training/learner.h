@@ -33,19 +33,26 @@ struct StepResult {
   StepTimes times;
 };
 
+/// What ChunkedLoss wants for the student's states [B * T, D] of a batch: positions that count,
+/// without their weights. teacher, answer: as Learner has them.
+LossInputs loss_inputs(Model& student, Model* teacher, const Batch& batch,
+                       const torch::Tensor& hidden, const torch::Tensor& answer);
+
 class Learner {
  public:
-  /// student, teacher: must outlive it. teacher: nullptr when the loss has no KL part.
+  /// student, teacher: must outlive it. teacher: nullptr when the loss has no KL part, and where
+  /// options.loss.teacher_top_k has records take its place.
   Learner(Student& student, Model* teacher, const TrainOptions& options);
 
   /// One update from the mean loss over all micro-batches. rate_factor: the schedule's. Throws
   /// Error naming the first bad tensor, and leaves parameters as they were, when loss or gradient
-  /// is not finite. teacher_hidden: nullptr, or one tensor a micro-batch: of an earlier call for
-  /// the same one, or undefined, and then set, so that the teacher is asked about a batch once.
+  /// is not finite. answers: nullptr, or the teacher's one for each micro-batch: of an earlier call
+  /// for the same one, or undefined, and then set, so that the teacher is asked about a batch once.
+  /// An answer is the teacher's states, or where there is no teacher its records, [B * T, bytes].
   StepResult step(const std::vector<Batch>& micro_batches, double rate_factor,
-                  std::vector<torch::Tensor>* teacher_hidden = nullptr);
-  /// The student's loss, without gradients. teacher_hidden: as for step().
-  LossSums evaluate(const Batch& batch, torch::Tensor& teacher_hidden);
+                  std::vector<torch::Tensor>* answers = nullptr);
+  /// The student's loss, without gradients. answer: as for step().
+  LossSums evaluate(const Batch& batch, torch::Tensor& answer);
   /// The mean that the options weigh KL and CE to.
   double mean_loss(const LossSums& sums) const;
 
@@ -55,15 +62,12 @@ class Learner {
   struct Totals {
     double positions = 0, targets = 0;
   };
-  void learn(const Batch& batch, const Totals& totals, torch::Tensor& teacher_hidden,
-             StepResult& result);
-  LossInputs inputs(const Batch& batch, const torch::Tensor& hidden,
-                    const torch::Tensor& teacher_hidden) const;
+  void learn(const Batch& batch, const Totals& totals, torch::Tensor& answer, StepResult& result);
   /// [B * T, E] in the compute dtype, as the loss multiplies it.
   torch::Tensor ask_teacher(const Batch& batch);
   /// hidden: undefined when the loss was finite and a gradient is not.
   [[noreturn]] void fail_not_finite(const char* what, double value, const torch::Tensor& hidden,
-                                    const torch::Tensor& teacher_hidden) const;
+                                    const torch::Tensor& answer) const;
 
   Student* student_;
   Model* teacher_;

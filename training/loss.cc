@@ -1,39 +1,62 @@
 #include "training/loss.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "base/error.h"
 #include "base/threads.h"
 #include "training/aten_softmax_loss.h"
 #include "training/softmax_loss.h"
+#include "training/top_k_records.h"
 
 namespace nibble {
 namespace {
 
+/// Loss of one row of logits, whose number is given.
+using RowLoss = std::function<PositionLoss(float* student, int64_t row, int64_t target)>;
+
 /// Loss of every row of `student` [n, V], which becomes dL/dlogits when gradients are wanted.
-LossSums rows_loss(torch::Tensor& student, torch::Tensor& teacher, const int64_t* targets,
-                   const PositionWeights& weights) {
+LossSums rows_loss(torch::Tensor& student, const int64_t* targets, bool distils,
+                   const RowLoss& loss_of) {
   const int64_t rows = student.size(0), vocab = student.size(1);
   float* s = student.mutable_data_ptr<float>();
-  float* t = teacher.defined() ? teacher.mutable_data_ptr<float>() : nullptr;
   std::vector<PositionLoss> losses(rows);
   parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      losses[row] = softmax_loss(s + row * vocab, t ? t + row * vocab : nullptr, vocab,
-                                 targets ? targets[row] : -1, weights);
+      losses[row] = loss_of(s + row * vocab, row, targets ? targets[row] : -1);
   });
   LossSums sums;
   for (int64_t row = 0; row < rows; ++row) {
     sums.kl += losses[row].kl;
     sums.ce += losses[row].ce;
-    sums.kl_positions += t != nullptr;
+    sums.kl_positions += distils;
     sums.ce_positions += targets && targets[row] >= 0;
   }
   return sums;
 }
 
-/// The same on a GPU, where sums stay until all chunks are queued.
+/// Of positions with the teacher's logits [n, V], which are overwritten, or with none.
+RowLoss loss_of_logits(torch::Tensor& teacher, int64_t vocab, const PositionWeights& weights) {
+  float* t = teacher.defined() ? teacher.mutable_data_ptr<float>() : nullptr;
+  return [=](float* student, int64_t row, int64_t target) {
+    return softmax_loss(student, t ? t + row * vocab : nullptr, vocab, target, weights);
+  };
+}
+
+/// Of positions with the teacher's records.
+RowLoss loss_of_records(const torch::Tensor& records, int64_t vocab,
+                        const PositionWeights& weights) {
+  const auto layout = TopKRecords::of_bytes(records.size(1), vocab);
+  const auto* bytes = static_cast<const std::byte*>(records.const_data_ptr());
+  return [=](float* student, int64_t row, int64_t target) {
+    return top_outcomes_loss(student, layout.decode(bytes + row * layout.bytes()), vocab, target,
+                             weights);
+  };
+}
+
+/// rows_loss() on a GPU, where sums stay until all chunks are queued.
 class DeviceLoss {
  public:
   explicit DeviceLoss(const LossInputs& in) : in_(in) {
@@ -55,7 +78,7 @@ class DeviceLoss {
     LossSums sums;
     sums.kl = on_cpu[0].item<double>();
     sums.ce = on_cpu[1].item<double>();
-    if (in_.teacher_hidden.defined()) sums.kl_positions = in_.hidden.size(0);
+    if (in_.distils()) sums.kl_positions = in_.hidden.size(0);
     if (in_.targets.defined()) sums.ce_positions = in_.targets.ge(0).sum().item<int64_t>();
     return sums;
   }
@@ -83,6 +106,11 @@ void check_inputs(const LossInputs& in) {
           "loss: the teacher has ", in.teacher_output.size(0), " logits at ",
           in.teacher_hidden.size(0), " positions, the student ", in.output_weight.size(0), " at ",
           in.hidden.size(0));
+  if (in.teacher_top.defined())
+    check(!in.teacher_hidden.defined() && in.teacher_top.scalar_type() == torch::kUInt8 &&
+              in.teacher_top.is_cpu() && in.teacher_top.is_contiguous() &&
+              in.teacher_top.dim() == 2 && in.teacher_top.size(0) == in.hidden.size(0),
+          "loss: the teacher's records must be bytes on the CPU, one row a position");
   if (!in.targets.defined()) return;
   check(in.targets.scalar_type() == torch::kInt64 && in.targets.is_contiguous() &&
             in.targets.is_cpu() && in.targets.numel() == in.hidden.size(0),
@@ -146,6 +174,7 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
   const int64_t positions = in.hidden.size(0);
   const int64_t chunk = std::min(chunk_positions_, positions);
   const bool distil = in.teacher_hidden.defined();
+  const int64_t vocab = in.output_weight.size(0);
   // Cast once here rather than in every chunk.
   const torch::Tensor output = products.cast(in.output_weight);
   const torch::Tensor teacher_output = distil ? products.cast(in.teacher_output) : torch::Tensor();
@@ -166,7 +195,8 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
     if (in.logit_cap > 0 && gradients)
       slopes = logits_buffer(slopes_, chunk, output).narrow(0, 0, count);
     if (in.logit_cap > 0) cap_logits(student, in.logit_cap, slopes);
-    torch::Tensor teacher;
+    torch::Tensor teacher, records;
+    if (in.teacher_top.defined()) records = in.teacher_top.narrow(0, begin, count);
     if (distil) {
       teacher = logits_buffer(teacher_logits_, chunk, output).narrow(0, 0, count);
       products.multiply(teacher, in.teacher_hidden.narrow(0, begin, count), teacher_output.t());
@@ -175,8 +205,12 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
     if (student.is_cpu()) {
       const int64_t* targets =
           in.targets.defined() ? in.targets.const_data_ptr<int64_t>() + begin : nullptr;
-      sums += rows_loss(student, teacher, targets, weights);
+      sums += rows_loss(student, targets, in.distils(),
+                        records.defined() ? loss_of_records(records, vocab, weights)
+                                          : loss_of_logits(teacher, vocab, weights));
     } else {
+      if (records.defined())
+        teacher = TopKRecords::of_bytes(records.size(1), vocab).logits_like(records, student);
       device_loss.add(student, teacher, begin, weights);
     }
     if (!gradients) continue;

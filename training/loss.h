@@ -13,18 +13,21 @@
 namespace nibble {
 
 /// Shape letters: N positions, D student width, E teacher width, V vocabulary. All on one device,
-/// but for the targets.
+/// but for the targets and the teacher's records.
 struct LossInputs {
   torch::Tensor hidden;          // [N, D] float32, the student's, after its last norm
   torch::Tensor output_weight;   // [V, D] float32
-  torch::Tensor teacher_hidden;  // [N, E], or undefined: no KL
+  torch::Tensor teacher_hidden;  // [N, E], or undefined: no KL, but for
   torch::Tensor teacher_output;  // [V, E]
+  torch::Tensor teacher_top;     // [N, bytes] uint8 on the CPU (top_k_records.h) in their place
   double logit_cap = 0, teacher_logit_cap = 0;  // as ModelShape has it
   // [N] int64 on the CPU: the next token, or -1 where none follows (end of a document).
   torch::Tensor targets;
   /// What one position's KL and CE count in the loss: their weights over the positions of the whole
   /// step, so that micro-batches add up to means.
   double kl_weight = 0, ce_weight = 0;
+
+  bool distils() const { return teacher_hidden.defined() || teacher_top.defined(); }
 };
 
 struct LossGradients {

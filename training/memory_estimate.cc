@@ -13,6 +13,8 @@
 #include "training/learner.h"
 #include "training/loss.h"
 #include "training/name_patterns.h"
+#include "training/teacher_cache.h"
+#include "training/top_k_records.h"
 
 namespace nibble {
 namespace {
@@ -90,6 +92,10 @@ std::vector<Saving> savings(const TrainOptions& options) {
        [](TrainOptions& o) {
          o.loss.chunk_positions = std::min<int64_t>(32, o.loss.chunk_positions);
        }},
+      {"loss.teacher_top_k: 64",
+       [](TrainOptions& o) {
+         if (loss_shares(o.loss).kl > 0 && o.loss.teacher_top_k == 0) o.loss.teacher_top_k = 64;
+       }},
       {"loss.kind: ce", [](TrainOptions& o) { o.loss.kind = "ce"; }},
   };
 }
@@ -117,6 +123,7 @@ std::string advice(const GgufFile& source, const Plan& plan, TrainOptions option
 MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
                                const TrainOptions& options, int64_t process) {
   const bool distils = loss_shares(options.loss).kl > 0;
+  const bool has_teacher = distils && options.loss.teacher_top_k == 0;
   const bool learned = options.quant.scales == "learned";
   const Counts counts = count(source, plan, options.quant);
   const torch::Dtype dtype = parse_compute_dtype(options.dtype, torch_device(options.device));
@@ -127,13 +134,14 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   if (!output) output = plan.find("token_embd.weight");
   check(output != nullptr, "the plan has neither output.weight nor token_embd.weight");
   const int64_t width = output->shape[0], vocab = output->shape[1];
-  const int64_t outputs = 1 + distils;  // output matrices and logits: the student's, the teacher's
+  const int64_t outputs =
+      1 + has_teacher;  // output matrices and logits: the student's, the teacher's
 
   MemoryEstimate estimate;
   estimate.process = process;
   estimate.weights = kFloat * (counts.weights + counts.masters + 2 * counts.scales) +
                      kFloat * counts.training_state + counts.blocks;
-  if (distils)
+  if (has_teacher)
     estimate.weights += options.teacher.empty()
                             ? teacher_bytes(source, dtype)
                             : teacher_bytes(GgufFile::open(options.teacher), dtype);
@@ -170,8 +178,24 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   estimate.activations = activations;
   estimate.gradients =
       std::max(at_loss, at_end) + std::min(at_loss, at_end) / 2 - estimate.activations;
-  if (distils) estimate.activations += kFloat * kMaxHeldOutTokens * width;
+  if (has_teacher) estimate.activations += kFloat * kMaxHeldOutTokens * width;
+  if (distils && !has_teacher)
+    estimate.activations +=
+        kMaxHeldOutTokens * TopKRecords(options.loss.teacher_top_k, vocab).bytes();
   return estimate;
+}
+
+int64_t asking_bytes(const GgufFile& teacher, const TrainOptions& options) {
+  const torch::Dtype dtype = parse_compute_dtype(options.dtype, torch_device(options.device));
+  const ModelShape shape = model_shape(teacher);
+  const int64_t positions = std::min(options.micro_batch_tokens, options.batch_tokens);
+  const int64_t chunk = std::min(options.loss.chunk_positions, positions);
+  int64_t logits = kFloat * chunk * shape.vocab_size;
+  if (dtype != torch::kFloat32)
+    logits += kBfloat16 * (chunk * shape.vocab_size + shape.vocab_size * shape.width);
+  // Without a gradient a block's activations are gone when the next one's come.
+  return teacher_bytes(teacher, dtype) + logits +
+         positions * activation_bytes(teacher, dtype).block + kFloat * kMaxMeasured * shape.width;
 }
 
 MemoryEstimate check_memory(const GgufFile& source, const Plan& plan, const TrainOptions& options,

@@ -141,6 +141,43 @@ NIBBLE_INLINE PositionLoss row_loss(float* student, float* teacher, int64_t voca
   return loss;
 }
 
+/// The likeliest tokens' logits are taken out of the row, so that the others' share is a sum of its
+/// own: as 1 - (what those have) it would have no digit left where the student is sure.
+NIBBLE_INLINE PositionLoss top_row_loss(float* student, const TopOutcomes& teacher, int64_t vocab,
+                                        int64_t target, const PositionWeights& weights) {
+  const auto count = static_cast<int64_t>(teacher.ids.size());
+  const float most = largest(student, vocab);
+  const double distance = target < 0 ? 0.0 : static_cast<double>(student[target]) - most;
+  std::vector<double> logits(count);
+  double top_sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    float& logit = student[teacher.ids[i]];
+    logits[i] = static_cast<double>(logit) - most;
+    top_sum += std::exp(logits[i]);
+    logit = kNothing;
+  }
+  const double others_sum =
+      count < vocab ? exponentiate<false>(student, nullptr, vocab, most, 0.0f).student : 0.0;
+  const double sum = top_sum + others_sum, log_sum = std::log(sum);
+  PositionLoss loss;
+  for (int64_t i = 0; i < count; ++i)
+    loss.kl += std::exp(teacher.logs[i]) * (teacher.logs[i] - logits[i] + log_sum);
+  const double others = count < vocab ? std::exp(teacher.others) : 0.0;
+  if (others > 0) loss.kl += others * (teacher.others - std::log(others_sum) + log_sum);
+  if (loss.kl < 0) loss.kl = 0;  // rounding; a NaN stays
+  if (target >= 0) loss.ce = log_sum - distance;
+  if (!weights.gradient) return loss;
+  const double kl = weights.kl, ce = target < 0 ? 0.0 : weights.ce;
+  if (count < vocab)
+    combine<false>(student, nullptr, vocab,
+                   static_cast<float>((kl + ce) / sum - kl * others / others_sum), 0.0f);
+  for (int64_t i = 0; i < count; ++i)
+    student[teacher.ids[i]] =
+        static_cast<float>((kl + ce) * std::exp(logits[i]) / sum - kl * std::exp(teacher.logs[i]));
+  if (target >= 0) student[target] -= static_cast<float>(ce);
+  return loss;
+}
+
 NIBBLE_CLONES PositionLoss loss_with_teacher(float* student, float* teacher, int64_t vocab,
                                              int64_t target, const PositionWeights& weights) {
   return row_loss<true>(student, teacher, vocab, target, weights);
@@ -151,6 +188,16 @@ NIBBLE_CLONES PositionLoss loss_alone(float* student, float* teacher, int64_t vo
   return row_loss<false>(student, teacher, vocab, target, weights);
 }
 
+NIBBLE_CLONES PositionLoss loss_with_top(float* student, const TopOutcomes& teacher, int64_t vocab,
+                                         int64_t target, const PositionWeights& weights) {
+  return top_row_loss(student, teacher, vocab, target, weights);
+}
+
+NIBBLE_CLONES double log_sum(float* logits, int64_t vocab) {
+  const float most = largest(logits, vocab);
+  return most + std::log(exponentiate<false>(logits, nullptr, vocab, most, 0.0f).student);
+}
+
 }  // namespace
 
 PositionLoss softmax_loss(float* student, float* teacher, int64_t vocab, int64_t target,
@@ -158,5 +205,12 @@ PositionLoss softmax_loss(float* student, float* teacher, int64_t vocab, int64_t
   return teacher ? loss_with_teacher(student, teacher, vocab, target, weights)
                  : loss_alone(student, teacher, vocab, target, weights);
 }
+
+PositionLoss top_outcomes_loss(float* student, const TopOutcomes& teacher, int64_t vocab,
+                               int64_t target, const PositionWeights& weights) {
+  return loss_with_top(student, teacher, vocab, target, weights);
+}
+
+double log_sum_exp(float* logits, int64_t vocab) { return log_sum(logits, vocab); }
 
 }  // namespace nibble

@@ -32,6 +32,7 @@
 #include "training/schedule.h"
 #include "training/stored_start.h"
 #include "training/teacher.h"
+#include "training/teacher_cache.h"
 
 namespace nibble {
 namespace {
@@ -164,7 +165,9 @@ class Run {
     return options_.early_stop > 0 && evaluations_since_best_ >= options_.early_stop;
   }
   int64_t teacher_bytes(const GgufFile& source) const;
-  std::vector<Batch> micro_batches(const std::vector<int64_t>& rows) const;
+  int64_t sequences_together() const {
+    return options_.micro_batch_tokens / options_.data.sequence_length;
+  }
   StepResult learn_from(const std::vector<int64_t>& rows, double rate_factor);
   StepMetrics take_step();
   void evaluate(StepMetrics& metrics);
@@ -179,10 +182,11 @@ class Run {
   std::string run_dir_;
   TextData data_;
   std::unique_ptr<Model> teacher_;
+  std::unique_ptr<TeacherCache> teacher_cache_;  // in its place
   std::unique_ptr<Student> student_;
   std::unique_ptr<Learner> learner_;
   std::vector<Batch> held_out_;
-  std::vector<torch::Tensor> held_out_teacher_;
+  std::vector<torch::Tensor> held_out_answers_;  // the teacher's
   // Of each training sequence, where epochs come again and it is kept; else empty.
   std::vector<torch::Tensor> teacher_hidden_;
   std::optional<LineFile> metrics_file_;
@@ -202,9 +206,14 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
       run_dir_(std::move(run_dir)),
       num_steps_(options.max_tokens / options.batch_tokens) {
   with_frame("quant.frozen", [&] { NamePatterns(options.quant.frozen).check_all_name(plan); });
+  const int64_t context = model_shape(source).context_length;
+  if (options.data.sequence_length > context)
+    fail_usage("data.sequence_length is ", options.data.sequence_length,
+               ", the model's context is ", context);
   data_ = TextData::load(options.data, source.metadata(), options.seed);
   const bool distils = loss_shares(options.loss).kl > 0;
-  const int64_t kept = distils ? teacher_bytes(source) : 0;
+  const bool has_teacher = distils && options.loss.teacher_top_k == 0;
+  const int64_t kept = has_teacher ? teacher_bytes(source) : 0;
   if (kept > 0) teacher_hidden_.resize(data_.train.num_sequences());
   if (!options.device.cuda) {  // the prediction is of this machine's memory, not of a GPU's
     predicted_bytes_ = check_memory(source, plan, options, resident_memory_bytes() + kept,
@@ -212,16 +221,28 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
                            .total();
     note("memory: about ", format_bytes(predicted_bytes_), " at the peak");
   }
+  const int64_t most = std::max<int64_t>(1, kMaxHeldOutTokens / options.data.sequence_length);
+  for (const std::vector<int64_t>& rows :
+       in_pieces(held_out_sequences(data_.held_out, options.seed, most), sequences_together()))
+    held_out_.push_back(data_.held_out.at(rows));
+  held_out_answers_.resize(held_out_.size());
+  if (distils && !has_teacher) {
+    const int64_t draws = num_steps_ * options.batch_tokens / options.data.sequence_length;
+    teacher_cache_ = std::make_unique<TeacherCache>(
+        source, options,
+        TeacherQuestions{&data_, sequences_of_draws(options.seed, draws, data_.train), &held_out_},
+        run_dir_);
+    predicted_bytes_ = std::max(predicted_bytes_, teacher_cache_->asked_bytes());
+    for (size_t i = 0; i < held_out_.size(); ++i)
+      held_out_answers_[i] = teacher_cache_->held_out(i);
+  }
   std::unique_ptr<Model> model = load_model(source, torch_device(options.device));
-  if (options.data.sequence_length > model->shape().context_length)
-    fail_usage("data.sequence_length is ", options.data.sequence_length,
-               ", the model's context is ", model->shape().context_length);
   StartingPoints start;
-  if (distils && !options.teacher.empty())
+  if (has_teacher && !options.teacher.empty())
     teacher_ = with_frame("teacher", [&] {
       return load_teacher(options.teacher, source, torch_device(options.device));
     });
-  else if (distils)
+  else if (has_teacher)
     teacher_ = std::move(model);
   if (!options.quant.init_file.empty())
     model = load_stored(options.quant.init_file, start);
@@ -245,24 +266,9 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   if (!student_->trains()) fail_usage("quant.frozen leaves nothing that trains");
   learner_ = std::make_unique<Learner>(*student_, teacher_.get(), options);
 
-  const int64_t length = options.data.sequence_length;
-  const int64_t there = data_.held_out.num_sequences();
-  const int64_t wanted = std::min(there, std::max<int64_t>(1, kMaxHeldOutTokens / length));
-  const int64_t together = options.micro_batch_tokens / length;
-  // Of a mixture the shares that are trained on.
-  std::vector<int64_t> drawn;
-  if (!data_.held_out.groups.empty() && there > 0)
-    drawn = step_sequences(options.seed, 0, wanted, data_.held_out);
-  for (int64_t first = 0; first < wanted; first += together) {
-    std::vector<int64_t> rows;
-    // Spread over all that is held out: neighbours are often one document.
-    for (int64_t row = first; row < std::min(wanted, first + together); ++row)
-      rows.push_back(drawn.empty() ? row * there / wanted : drawn[static_cast<size_t>(row)]);
-    held_out_.push_back(data_.held_out.at(rows));
-  }
-  held_out_teacher_.resize(held_out_.size());
   if (fresh && quant.type != "none")
     write_model_file(run_start_path(run_dir_), source, plan, student_->tensors());
+  if (fresh && teacher_cache_) teacher_cache_->say_cost(*student_, source, options);
 }
 
 /// What the teacher's states of all training sequences take, or 0 where they are not to be kept:
@@ -300,24 +306,18 @@ void Run::go_on_from(const Latest& latest) {
   last_is_whole_ = latest.last_is_whole;
 }
 
-std::vector<Batch> Run::micro_batches(const std::vector<int64_t>& rows) const {
-  const auto together =
-      static_cast<size_t>(options_.micro_batch_tokens / options_.data.sequence_length);
-  std::vector<Batch> batches;
-  for (size_t first = 0; first < rows.size(); first += together) {
-    const auto begin = rows.begin() + static_cast<std::ptrdiff_t>(first);
-    const auto count = std::min(together, rows.size() - first);
-    batches.push_back(data_.train.at({begin, begin + static_cast<std::ptrdiff_t>(count)}));
-  }
-  return batches;
-}
-
 StepResult Run::learn_from(const std::vector<int64_t>& rows, double rate_factor) {
-  if (teacher_hidden_.empty()) return learner_->step(micro_batches(rows), rate_factor);
-  std::vector<torch::Tensor> hidden;
-  for (const int64_t row : rows) hidden.push_back(teacher_hidden_[row]);
-  const StepResult result = learner_->step(micro_batches(rows), rate_factor, &hidden);
-  for (size_t i = 0; i < rows.size(); ++i) teacher_hidden_[rows[i]] = hidden[i];
+  std::vector<Batch> batches;
+  std::vector<torch::Tensor> answers;
+  for (const std::vector<int64_t>& some : in_pieces(rows, sequences_together())) {
+    batches.push_back(data_.train.at(some));
+    if (teacher_cache_) answers.push_back(teacher_cache_->records(some));
+  }
+  if (teacher_hidden_.empty())
+    return learner_->step(batches, rate_factor, teacher_cache_ ? &answers : nullptr);
+  for (const int64_t row : rows) answers.push_back(teacher_hidden_[row]);
+  const StepResult result = learner_->step(batches, rate_factor, &answers);
+  for (size_t i = 0; i < rows.size(); ++i) teacher_hidden_[rows[i]] = answers[i];
   return result;
 }
 
@@ -358,7 +358,7 @@ void Run::evaluate(StepMetrics& metrics) {
   if (held_out_.empty()) return;
   LossSums sums;
   for (size_t i = 0; i < held_out_.size(); ++i)
-    sums += learner_->evaluate(held_out_[i], held_out_teacher_[i]);
+    sums += learner_->evaluate(held_out_[i], held_out_answers_[i]);
   metrics.held_out_kl = sums.mean_kl();
   metrics.held_out_ce = sums.mean_ce();
   metrics.held_out_loss = held_out_loss_ = learner_->mean_loss(sums);

@@ -39,6 +39,10 @@ struct LossOptions {
   /// What the loss that keeps a mixture's experts equally busy counts beside it (model/experts.h),
   /// as transformers' router_aux_loss_coef. 0: not at all.
   double load_balance = 0;
+  /// The teacher is asked once, before training, and of its answers this many of the likeliest
+  /// tokens are kept on disk (teacher_cache.h); 0: it stays, whole.
+  int64_t teacher_top_k = 0;
+  std::string teacher_cache;  // where; "": in the run folder
 };
 
 struct OptimizerOptions {

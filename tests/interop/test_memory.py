@@ -28,7 +28,8 @@ def train(run_nibble, smollm2_q4_1, shared, tmp_path):
     "tokens, settings",
     [(512, ["dtype=float32"]), (1024, ["dtype=bfloat16"]), (1024, ["dtype=float32", "activation_checkpointing=true"]),
      (512, ["dtype=float32", "blockwise.tokens=512", "blockwise.batch_tokens=512"]),
-     (512, ["dtype=float32", "quant.weights=lora"]), (512, ["dtype=float32", "quant.weights=rounding"])],
+     (512, ["dtype=float32", "quant.weights=lora"]), (512, ["dtype=float32", "quant.weights=rounding"]),
+     (512, ["dtype=float32", "loss.teacher_top_k=64"])],
 )
 def test_the_prediction_is_within_a_tenth(train, tokens, settings):
     result = train(tokens, *settings)

@@ -279,22 +279,28 @@ TEST(Safetensors, DataThatIsMadeWhileItIsWritten) {
   const std::vector<SafetensorsEntry> entries = {{"a", "U8", {3}, {}}, {"b", "F32", {2}, {}}};
   const std::vector<float> floats = {1.5f, -2.0f};
   size_t bytes_of_a = 3;
-  const auto write = [&] {
+  const auto write = [&](bool checksum) {
     write_safetensors(path, entries, {},
                       [&](const SafetensorsEntry& entry, const SafetensorsSink& sink) {
                         if (entry.name == "b") return sink(bytes_of(floats));
                         for (size_t i = 0; i < bytes_of_a; ++i)
                           sink(bytes_of(kBytes).subspan(i, 1));
-                      });
+                      },
+                      {.checksum = checksum});
   };
-  write();
-  const std::string whole = slurp(path);
-  write_safetensors(path, {{"a", "U8", {3}, bytes_of(kBytes)}, {"b", "F32", {2}, bytes_of(floats)}},
-                    {});
-  EXPECT_EQ(slurp(path), whole);
+  std::string whole;
+  for (const bool checksum : {true, false}) {
+    write(checksum);
+    whole = slurp(path);
+    write_safetensors(path,
+                      {{"a", "U8", {3}, bytes_of(kBytes)}, {"b", "F32", {2}, bytes_of(floats)}}, {},
+                      {.checksum = checksum});
+    EXPECT_EQ(slurp(path), whole);
+    EXPECT_EQ(SafetensorsFile::open(path).has_checksum(), checksum);
+  }
   bytes_of_a = 2;
   try {
-    write();
+    write(false);
     ADD_FAILURE() << "was not refused";
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what())

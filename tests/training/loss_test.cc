@@ -3,11 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <string>
 #include <tuple>
 
 #include "base/error.h"
+#include "training/top_k_records.h"
 
 namespace nibble {
 namespace {
@@ -87,6 +89,53 @@ TEST_P(ChunkedLossCaps, EqualsPlainLossInAnyChunks) {
   }
 }
 
+/// Teachers of which the K likeliest tokens are known; with all of them the loss is the plain one.
+TEST_P(ChunkedLossCaps, OfRecordsEqualsThePlainLossInAnyChunks) {
+  LossInputs inputs = random_inputs();
+  std::tie(inputs.logit_cap, inputs.teacher_logit_cap) = GetParam();
+  for (const int64_t k : {int64_t{1}, int64_t{20}, kVocab}) {
+    LossInputs of_records = inputs;
+    torch::Tensor logits = inputs.teacher_hidden.mm(inputs.teacher_output.t());
+    if (inputs.teacher_logit_cap > 0)
+      logits = inputs.teacher_logit_cap * at::tanh(logits / inputs.teacher_logit_cap);
+    of_records.teacher_top = TopKRecords(k, kVocab).encode(logits.clone());
+    of_records.teacher_hidden = of_records.teacher_output = torch::Tensor();
+
+    const torch::Tensor hidden = inputs.hidden.to(torch::kFloat64).requires_grad_();
+    const torch::Tensor weight = inputs.output_weight.to(torch::kFloat64).requires_grad_();
+    torch::Tensor student = hidden.mm(weight.t());
+    if (inputs.logit_cap > 0) student = inputs.logit_cap * at::tanh(student / inputs.logit_cap);
+    student = at::log_softmax(student, 1);
+    const torch::Tensor teacher = at::softmax(logits.to(torch::kFloat64), 1);
+    const torch::Tensor ids = std::get<1>(at::topk(teacher, k, 1));
+    const auto share_of_others = [&](const torch::Tensor& p) {
+      return p.scatter(1, ids, 0).sum(1);
+    };
+    const torch::Tensor top = teacher.gather(1, ids);
+    torch::Tensor kl = (top * (top.log() - student.gather(1, ids))).sum();
+    if (k < kVocab) {
+      const torch::Tensor others = share_of_others(teacher);
+      kl = kl + (others * (others / share_of_others(student.exp())).log()).sum();
+    }
+    const torch::Tensor ce =
+        at::nll_loss(student, inputs.targets, {}, at::Reduction::Sum, /*ignore_index=*/-1);
+    (inputs.kl_weight * kl + inputs.ce_weight * ce).backward();
+
+    // A record's float16 rounds a distance below 16 by 2^-8 at most, a probability by as large a
+    // share.
+    const double rounding = std::ldexp(1, -8);
+    for (int64_t chunk : {1, 36, 1000}) {
+      LossGradients gradients;
+      const LossSums sums = ChunkedLoss(chunk, torch::kFloat32).run(of_records, &gradients);
+      EXPECT_NEAR(sums.kl, kl.item<double>(), rounding * kl.item<double>()) << "k " << k;
+      EXPECT_NEAR(sums.ce, ce.item<double>(), kFloatRounding * ce.item<double>());
+      EXPECT_EQ(sums.kl_positions, kPositions);
+      EXPECT_LT(distance(gradients.hidden, hidden.grad()), rounding);
+      EXPECT_LT(distance(gradients.output_weight, weight.grad()), rounding);
+    }
+  }
+}
+
 TEST(ChunkedLoss, AddsToTheOutputGradient) {
   const LossInputs inputs = random_inputs();
   LossGradients once, twice;
@@ -129,6 +178,12 @@ TEST(ChunkedLoss, RefusesWhatDoesNotFit) {
   ChunkedLoss loss(16, torch::kFloat32);
   LossInputs inputs = random_inputs();
   inputs.teacher_output = inputs.teacher_output.narrow(0, 0, kVocab - 1);
+  EXPECT_THROW(loss.run(inputs, nullptr), Error);
+  inputs = random_inputs();
+  inputs.teacher_top = torch::zeros({kPositions, 8}, torch::kUInt8);  // beside a whole teacher
+  EXPECT_THROW(loss.run(inputs, nullptr), Error);
+  inputs.teacher_hidden = torch::Tensor();
+  inputs.teacher_top = torch::full({kPositions, 8}, 255, torch::kUInt8);  // no records
   EXPECT_THROW(loss.run(inputs, nullptr), Error);
   inputs = random_inputs();
   inputs.targets[5] = kVocab;

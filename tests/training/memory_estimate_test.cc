@@ -97,6 +97,18 @@ TEST_F(MemoryEstimateTest, ActivationsFollowTheMicroBatchAndTheirCheckpointing) 
   EXPECT_LT(estimate().activations, whole / 3);
 }
 
+TEST_F(MemoryEstimateTest, ATeacherThatIsAskedOnceIsNotThereLater) {
+  const MemoryEstimate whole = estimate();
+  options_.loss.teacher_top_k = 16;
+  const MemoryEstimate kept = estimate();
+  int64_t weights = 0;
+  for (const PlanEntry& entry : plan_.entries)
+    weights += entry.shape[0] * (entry.shape.size() > 1 ? entry.shape[1] : 1);
+  EXPECT_EQ(kept.weights, whole.weights - 4 * weights);
+  EXPECT_EQ(kept.logits, whole.logits / 2);
+  EXPECT_GT(asking_bytes(*file_, options_), 4 * weights + kept.logits);
+}
+
 TEST_F(MemoryEstimateTest, ARefusalNamesSettingsThatFit) {
   const int64_t needed = estimate().total();
   EXPECT_EQ(refusal(needed), "");

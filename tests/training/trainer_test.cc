@@ -310,6 +310,37 @@ TEST_F(ResumedRunTest, HasTheSameBitsWhereTheTeachersStatesAreKept) {
   }
 }
 
+// Asked anew, as the resumed run has a folder of its own, and from the file of the run that never
+// stopped.
+TEST_F(ResumedRunTest, HasTheSameBitsWhereTheTeacherIsAskedOnce) {
+  options_.loss.teacher_top_k = 16;
+  options_.data.max_bytes = 8000;  // epochs come again
+  for (const char* file : {"", "shared.safetensors"}) {
+    if (*file) options_.loss.teacher_cache = (folder_ / file).string();
+    expect_the_run_that_never_stopped();
+    EXPECT_TRUE(fs::exists(*file ? folder_ / file : folder_ / "stopped/teacher_cache.safetensors"));
+    fs::remove_all(folder_ / "whole");
+    fs::remove_all(folder_ / "stopped");
+  }
+}
+
+// With every token among the likeliest nothing is hidden but float16's rounding.
+TEST_F(TrainerTest, AllTokensOfATeacherTeachAsTheTeacherDoes) {
+  options_.max_tokens = 256 * 4;
+  const TrainResult whole = train("whole");
+  options_.loss.teacher_top_k = 512;
+  const TrainResult kept = train("kept");
+  options_.loss.teacher_top_k = 2;
+  const TrainResult little = train("little");
+  ASSERT_EQ(whole.metrics.size(), kept.metrics.size());
+  for (size_t i = 0; i < whole.metrics.size(); ++i) {
+    EXPECT_NEAR(kept.metrics[i].held_out_kl, whole.metrics[i].held_out_kl, 1e-4) << i;
+    EXPECT_NEAR(kept.metrics[i].loss, whole.metrics[i].loss, 1e-4) << i;
+  }
+  EXPECT_LT(little.metrics.front().held_out_kl, 0.8 * whole.metrics.front().held_out_kl);
+  EXPECT_GT(little.metrics.front().held_out_kl, 0);
+}
+
 class StoppedRunTest : public TrainerTest {
  protected:
   void SetUp() override {
