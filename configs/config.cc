@@ -100,6 +100,9 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"data.sequence_length", &t.data.sequence_length, 2, 1 << 20},
       {"data.held_out", &t.data.held_out, 0, 0.5},
       {"data.max_bytes", &t.data.max_bytes, 0, kMaxTokens},
+      {"self.tokens", &c.self.tokens, 1, kMaxTokens},
+      {"self.temperature", &c.self.temperature, 0, 100},
+      {"self.prompts", &c.self.prompts},
       {"loss.kind", &t.loss.kind, 0, 0, {"kl", "ce", "mix"}},
       {"loss.ce_weight", &t.loss.ce_weight, 0, 1},
       {"loss.chunk_positions", &t.loss.chunk_positions, 1, 1 << 20},
@@ -199,8 +202,11 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
          {"loss.teacher_cache"});
   ignore(!t.data.is_chat(), "data.format is not chat", {"data.answers_only"});
   ignore(t.data.is_chat(), "data.format is chat", {"data.text_field", "data.max_bytes"});
-  ignore(std::none_of(t.data.files.begin(), t.data.files.end(),
-                      [](const std::string& file) { return file.ends_with(".jsonl"); }),
+  ignore(!c.writes_text(), "data.files does not name self",
+         {"self.tokens", "self.temperature", "self.prompts"});
+  ignore(!c.writes_text() &&
+             std::none_of(t.data.files.begin(), t.data.files.end(),
+                          [](const std::string& file) { return file.ends_with(".jsonl"); }),
          "data.files names no .jsonl file", {"data.text_field"});
   ignore(t.evaluate_every == 0, "evaluate_every is 0", {"early_stop"});
   ignore(t.data.held_out == 0, "data.held_out is 0", {"early_stop"});
@@ -228,6 +234,7 @@ class Checker {
       refuse("dtype", "wants float32 where quant.activations is ", config_.train.quant.activations,
              ", found ", config_.train.dtype, ", which rounds activations about as coarsely");
     if (config_.makes_model()) check_new_model();
+    if (config_.writes_text()) check_self();
     if (!config_.init_file().empty()) check_init();
     check_paths();
   }
@@ -279,6 +286,14 @@ class Checker {
     if (t.loss.kind != "ce")
       refuse("loss.kind", "wants ce, found ", t.loss.kind, ": a new model has nothing to teach");
     if (t.data.is_chat()) refuse("data.format", "a new model has no chat template");
+  }
+  void check_self() const {
+    if (config_.makes_model()) refuse("data.files", "a new model has no text to write: self");
+    if (!find("self.tokens")) refuse("self.tokens", "is missing and has no default");
+    const std::vector<std::string>& files = config_.train.data.files;
+    if (std::count(files.begin(), files.end(), kSelf) > 1) refuse("data.files", "names self twice");
+    if (config_.train.data.is_chat() && config_.self.prompts.empty())
+      refuse("self.prompts", "is missing: with data.format chat the model answers conversations");
   }
   void check_init() const {
     if (config_.makes_model()) refuse("init.file", "there is a new model to start from");
@@ -349,7 +364,9 @@ class Checker {
              config_.makes_model() ? "new" : config_.model);
     if (!config_.train.teacher.empty()) resolve_file("teacher", config_.train.teacher);
     if (!config_.init_file().empty()) resolve_file("init.file", config_.train.quant.init_file);
-    for (std::string& pattern : config_.train.data.files) resolve_glob(pattern);
+    for (std::string& pattern : config_.train.data.files)
+      if (pattern != kSelf) resolve_glob(pattern);
+    if (!config_.self.prompts.empty()) resolve_file("self.prompts", config_.self.prompts);
     if (!config_.compare.text.empty()) resolve_file("compare.text", config_.compare.text);
     for (std::string& path : config_.compare.also) resolve_file("compare.also", path);
     check_tensor_types();
@@ -438,34 +455,16 @@ RunConfig load_config(const std::string& path, const std::vector<ConfigOverride>
   return parse_config(read_file(path), path, overrides);
 }
 
-PlanOptions plan_options(const RunConfig& config) {
-  const std::string& type = config.train.quant.type;
-  PlanOptions options;
-  options.type_name = type == "none" ? "F32" : type;
-  options.allow_requantize = true;  // of a source that is decoded; training starts from float32
-  options.pure = config.mix.pure;
-  if (const Format* format = find_format(config.mix.output_tensor_type))
-    options.output_type = format->type;
-  if (const Format* format = find_format(config.mix.token_embedding_type))
-    options.token_embedding_type = format->type;
-  for (const std::string& text : config.mix.tensor_type)
-    options.tensor_types.push_back(parse_tensor_type(text));
-  if (!config.mix.tensor_types.empty())
-    for (const auto& type : read_tensor_types(config.mix.tensor_types))
-      options.tensor_types.push_back(type);
-  return options;
-}
-
-Plan run_plan(const RunConfig& config, const GgufFile& source) {
-  if (config.train.loss.load_balance > 0 && model_shape(source).num_experts == 0)
-    fail_usage("loss.load_balance: has no effect, since ", source.path(), " has no experts");
-  if (config.init_file().empty()) return make_plan(source, plan_options(config));
-  return with_frame("init.file",
-                    [&] { return plan_like(source, GgufFile::open(config.init_file())); });
+bool RunConfig::writes_text() const {
+  const std::string own = self_text_path(output);
+  return std::any_of(train.data.files.begin(), train.data.files.end(),
+                     [&](const std::string& file) { return file == kSelf || file == own; });
 }
 
 std::string config_yaml(const RunConfig& config) {
   RunConfig copy = config;
+  std::vector<std::string>& files = copy.train.data.files;
+  std::replace(files.begin(), files.end(), self_text_path(config.output), std::string(kSelf));
   std::vector<std::string> without;
   for (const Ignored& setting : ignored_settings(config)) without.push_back(setting.key);
   const std::vector<Field> fields = config_fields(copy);
@@ -473,6 +472,7 @@ std::string config_yaml(const RunConfig& config) {
     if (field.key.starts_with(kNewModel) && !config.makes_model()) without.push_back(field.key);
   if (config.makes_model()) without.push_back("model");
   if (config.adapter.empty()) without.push_back("adapter");
+  if (config.self.prompts.empty()) without.push_back("self.prompts");
   // Where llama-quantize's rules hold there is no type to write.
   if (config.mix.output_tensor_type.empty()) without.push_back("quant.output_tensor_type");
   if (config.mix.token_embedding_type.empty()) without.push_back("quant.token_embedding_type");

@@ -15,6 +15,7 @@
 
 #include "model/new_model.h"
 #include "quant/mix/plan.h"
+#include "training/self_text.h"
 #include "training/trainer.h"
 
 namespace nibble {
@@ -43,6 +44,7 @@ struct RunConfig {
   std::string model;          // a GGUF file, a Hugging Face folder, or "": new_model
   std::string adapter;        // folder of a PEFT adapter of the latter; "": none
   NewModelOptions new_model;  // what to make and train from scratch
+  SelfTextOptions self;       // of the entry "self" in data.files
   MixOptions mix;             // its keys stand under quant
   std::string output;         // folder of the run; default: runs/<name>
   TrainOptions
@@ -54,6 +56,8 @@ struct RunConfig {
   int64_t prompt_tokens = 48;        // length of an answer
 
   bool makes_model() const { return model.empty(); }
+  /// Whether the model writes some of the training text, or has written it.
+  bool writes_text() const;
   /// A file whose codes and scales are the start; "": none.
   const std::string& init_file() const { return train.quant.init_file; }
 };

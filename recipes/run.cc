@@ -35,6 +35,7 @@
 #include "recipes/config_arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
+#include "recipes/run_self_text.h"
 #include "training/calibrate.h"
 #include "training/data.h"
 #include "training/diagnosis.h"
@@ -429,8 +430,9 @@ void check_inputs(const RunConfig& config) {
       });
   const auto tokenizer =
       with_frame(config.model, [&] { return Tokenizer::from_metadata(source.metadata()); });
-  with_frame("data.files",
-             [&] { TextData::load(config.train.data, source.metadata(), config.train.seed); });
+  if (!config.writes_text())
+    with_frame("data.files",
+               [&] { TextData::load(config.train.data, source.metadata(), config.train.seed); });
   with_frame(config.compare.text, [&] {
     perplexity_chunks(*tokenizer, read_file(config.compare.text),
                       {config.compare.ctx, config.compare.chunks});
@@ -453,7 +455,9 @@ std::string run_all(Run& run) {
   const Plan plan = run_plan(run.config, original);
   run.type = run.report.type =
       run.init_file().empty() ? run.config.train.quant.type : plan.type_name;
+  const bool has_text = has_self_text(run.config, run.resume);
   start_run_folder(run.config.output, config_yaml(run.config), plan.to_json(), run.resume);
+  make_self_text(run.config.train, run.config.self, original, run.config.output, has_text);
   make_baselines(run, original, plan);
   const std::string trained_path = train_and_export(run, original, plan);
   add_other_rows(run, original);

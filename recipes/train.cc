@@ -24,6 +24,7 @@
 #include "recipes/config_arguments.h"
 #include "recipes/recipe.h"
 #include "recipes/run_folder.h"
+#include "recipes/run_self_text.h"
 #include "training/diagnosis.h"
 #include "training/train_tokenizer.h"
 #include "training/trainer.h"
@@ -42,7 +43,8 @@ constexpr const char* kIntroduction =
     "checkpoint\n"
     "and says how to go on; a second one ends at once.\n"
     "With new_model instead of model it trains from scratch: a tokenizer is trained on data.files\n"
-    "(tokenizer.model) and a llama of random weights is written (base-f32.gguf).\n";
+    "(tokenizer.model) and a llama of random weights is written (base-f32.gguf).\n"
+    "Where data.files names self, the model first writes that text itself (self.jsonl).\n";
 constexpr const char* kExamples =
     "\nExamples:\n"
     "  nibble train configs/smollm2_q4_0_wikitext.yaml\n"
@@ -185,7 +187,9 @@ int run_train(int argc, char** argv) {
       GgufFile::open(config.makes_model() ? make_new_model(config, resume) : config.model);
   const Plan plan = run_plan(config, source);
   if (config.init_file().empty()) check_encodable(plan);
+  const bool has_text = has_self_text(config, resume);
   start_run_folder(config.output, config_yaml(config), plan.to_json(), resume);
+  make_self_text(config.train, config.self, source, config.output, has_text);
   const TrainResult result = train(source, plan, config.train, config.output, resume);
   if (!result.complete)
     fail("stopped after step ", result.steps, "; go on with: ", resume_command(argc, argv));

@@ -402,9 +402,9 @@ TEST_F(ConfigTest, ResolvedConfigReadsBackToItself) {
 
 TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
   // One test for the whole schema: the default of each field is within its range and choices.
-  const std::set<std::string> depend = {"loss.ce_weight", "data.text_field",
-                                        "quant.calibration_tokens", "data.answers_only",
-                                        "quant.lora_rank"};
+  const std::set<std::string> depend = {
+      "loss.ce_weight",  "data.text_field", "quant.calibration_tokens", "data.answers_only",
+      "quant.lora_rank", "self.tokens",     "self.temperature"};
   for (const std::string& line : config_keys()) {
     const std::string key = line.substr(0, line.find(':'));
     const std::string value = line.substr(line.find(':') + 2);
@@ -415,6 +415,29 @@ TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
         {"compare.text=b.txt", "prompts=[p]", "blockwise.tokens=4096", key + "=" + value}))
         << line;
   }
+}
+
+TEST_F(ConfigTest, TextThatTheModelWrites) {
+  const std::string self = kSmall + "self: {tokens: 5000}\n";
+  const RunConfig config = parse_config(self, "f.yaml", {"data.files=[self, a.txt]"});
+  EXPECT_TRUE(config.writes_text());
+  EXPECT_EQ(config.self.tokens, 5000);
+  // As it is written back once the file has taken the entry's place.
+  RunConfig written = config;
+  written.train.data.files[0] = self_text_path(config.output);
+  const RunConfig again = parse_config(config_yaml(written), "f.yaml");
+  EXPECT_EQ(again.train.data.files, config.train.data.files);
+  EXPECT_EQ(again.self, config.self);
+
+  const auto contains = [](const std::string& text, const std::string& part) {
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+  };
+  contains(error_of(self, {}), "self.tokens: has no effect, since data.files does not name self");
+  contains(error_of(kSmall, {"data.files=[self]"}), "self.tokens: is missing and has no default");
+  contains(error_of(self, {"data.files=[self, self]"}), "data.files: names self twice");
+  contains(error_of(self, {"data.files=[self]", "data.format=chat"}), "self.prompts: is missing");
+  contains(error_of(self, {"data.files=[self]", "self.prompts=nowhere"}),
+           "self.prompts: no such file: nowhere");
 }
 
 TEST_F(ConfigTest, MissingConfigurationFile) {
