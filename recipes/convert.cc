@@ -5,6 +5,8 @@
 #include <cxxopts.hpp>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
 
 #include "base/log.h"
 #include "base/memory.h"
@@ -16,13 +18,24 @@
 namespace nibble {
 namespace {
 
+/// The families' names in lines that a terminal shows whole.
+std::string family_lines() {
+  constexpr size_t kWidth = 100;
+  std::string lines, line = "Families: ";
+  std::istringstream names(hf_family_names());
+  for (std::string name; names >> name; line += name + " ") {
+    if (line.size() + name.size() < kWidth) continue;
+    lines += line + "\n";
+    line = "  ";
+  }
+  return lines + line + "\n";
+}
+
 std::string introduction() {
   return "Converts a downloaded Hugging Face folder (config.json, safetensors, tokenizer) into one "
-         "GGUF\nfile. Families: " +
-         hf_family_names() +
-         ".\n4-bit codes of GPTQ, AWQ and compressed-tensors (also mxfp4) become Q4_0, Q4_1 or "
-         "MXFP4 "
-         "as they are.\n";
+         "GGUF\nfile. 4-bit codes of GPTQ, AWQ and compressed-tensors (also mxfp4) become Q4_0, "
+         "Q4_1 or MXFP4\nas they are.\n" +
+         family_lines();
 }
 
 constexpr const char* kExamples =

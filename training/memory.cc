@@ -10,7 +10,7 @@ namespace nibble {
 
 void keep_freed_memory() {
 #ifdef __GLIBC__
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);  // bytes: blocks below come from the heap
+  mallopt(M_MMAP_THRESHOLD, 2 << 20);  // bytes: blocks below come from the heap
   mallopt(M_TRIM_THRESHOLD, -1);       // which is never trimmed
 #endif
 }

@@ -63,12 +63,14 @@ def test_scales_alone_take_half_of_the_memory(run_nibble, smollm2_q4_1, shared, 
         report = json.loads(result.stdout)
         peak[weights] = report["peak_bytes"]
         assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1), weights
-    # 0.49 was measured, and 0.66 with the activations of 1,024 positions, which are the same in both, as are teacher and W^.
+    # 0.47 was measured; the activations of more positions are the same in both, as are teacher and W^.
     assert peak["scales"] <= 0.5 * peak["full"], peak
 
 
 def test_a_run_that_cannot_fit_names_settings_that_do(train):
-    limit = 5 << 30
+    # Of address space, in which more lies than is predicted: libraries' and the heap's unused parts, and the best checkpoint,
+    # which is mapped at the end. Of less than 5.7 GB, which the first run wants, as much as can be.
+    limit = int(5.5 * 2**30)
 
     def limited(*settings):
         return train(
