@@ -126,7 +126,12 @@ int64_t mixture_bytes(const MixtureSizes& sizes, int64_t used) {
   // after they sum to 1, and three numbers that say where it is.
   const int64_t each = sizes.width * (used + kFull) + sizes.feed_forward * (2 * kFull + used) +
                        2 * kFull + 3 * kIndex;
-  return router + sizes.experts_used * each;
+  // Of the shared one: gate, up, their product, the result, and what it counts.
+  const int64_t shared =
+      sizes.shared_feed_forward > 0
+          ? sizes.shared_feed_forward * (2 * kFull + used) + (sizes.width + 1) * kFull
+          : 0;
+  return router + sizes.experts_used * each + shared;
 }
 
 std::vector<torch::Tensor> project_experts(const torch::Tensor& x,

@@ -56,6 +56,7 @@ ExpertRows rows_by_expert(const torch::Tensor& experts, int64_t num_experts);
 
 struct MixtureSizes {
   int64_t num_experts, experts_used, width, feed_forward;
+  int64_t shared_feed_forward = 0;  // of the expert that every position goes through; 0: none
 };
 
 /// What a mixture keeps for the backward pass, in bytes per position, beside its input as a matmul

@@ -264,12 +264,19 @@ torch::Tensor gated_delta_net(const DeltaNetInputs& inputs, const DeltaNetWeight
   const auto split = [&](const torch::Tensor& x, int64_t heads) {
     return x.reshape({rows, heads, d});
   };
+  const int64_t times = sizes.value_heads / sizes.key_heads;
+  const bool moved = sizes.shares_neighbours && times > 1;
+  // Value heads of all key heads side by side, as gated_delta_rule() has them.
+  const auto apart = [&](const torch::Tensor& x) {
+    return moved ? x.unflatten(1, {sizes.key_heads, times}).transpose(1, 2).flatten(1, 2) : x;
+  };
   const torch::Tensor g = at::softplus(inputs.alpha + weights.time_step) * weights.decay;
-  const torch::Tensor y =
+  torch::Tensor y =
       gated_delta_rule(unit_rows(split(parts[0], sizes.key_heads), norm_epsilon, 1 / std::sqrt(d)),
                        unit_rows(split(parts[1], sizes.key_heads), norm_epsilon, 1),
-                       split(parts[2], sizes.value_heads), g, inputs.beta.sigmoid(), chunks,
-                       state ? &state->heads : nullptr);
+                       apart(split(parts[2], sizes.value_heads)), apart(g),
+                       apart(inputs.beta.sigmoid()), chunks, state ? &state->heads : nullptr);
+  if (moved) y = y.view({rows, times, sizes.key_heads, d}).transpose(1, 2).reshape({rows, -1});
   const torch::Tensor normed = rms_norm(y.view({-1, d}), weights.norm, norm_epsilon);
   return swiglu(inputs.gate, normed.view({rows, sizes.value()}));
 }

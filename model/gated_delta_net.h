@@ -6,7 +6,8 @@
 // Over a document, per value head, with a state S that starts at 0 and normed q and k:
 //   S <- exp(g_t) S;   S <- S + k_t (beta_t (v_t - S^T k_t))^T;   y_t = S^T q_t
 // where g_t = a softplus(alpha_t + dt), a < 0, and beta_t is a sigmoid. Value head h reads key head
-// h % G of G: the order in which GGUF has them (source: llama.cpp src/models/qwen35.cpp).
+// h % G of G, or h / (H / G) where sizes.shares_neighbours: the orders in which GGUF has them
+// (sources: llama.cpp src/models/qwen35.cpp, src/models/qwen3next.cpp).
 #pragma once
 
 #include <cstdint>

@@ -52,17 +52,10 @@ class LlamaCache : public KvCache {
 };
 
 LlamaSizes sizes_of(const LlamaOptions& options) {
-  return {options.shape.num_layers,
-          options.shape.width,
-          options.shape.vocab_size,
-          options.num_heads,
-          options.num_kv_heads,
-          options.head_size,
-          options.feed_forward,
-          options.shape.num_experts,
-          options.experts_used,
-          options.expert_feed_forward,
-          options.delta};
+  return {options.shape.num_layers,    options.shape.width,         options.shape.vocab_size,
+          options.num_heads,           options.num_kv_heads,        options.head_size,
+          options.feed_forward,        options.shape.num_experts,   options.experts_used,
+          options.expert_feed_forward, options.shared_feed_forward, options.delta};
 }
 
 /// Whether a model of these blocks, with or without what is around them, has the tensor.
@@ -153,7 +146,7 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
   // gate and up, and their product as the last matmul takes it.
   bytes.block += options.architecture.has_experts
                      ? mixture_bytes({options.shape.num_experts, options.experts_used, width,
-                                      options.expert_feed_forward},
+                                      options.expert_feed_forward, options.shared_feed_forward},
                                      used)
                      : 2 * wide * full + wide * used;
   return bytes;
@@ -183,6 +176,9 @@ void Llama::bind() {
     for (const LlamaTensorRow& row : llama_tensor_rows())
       if (row.presence(options_.architecture, has_delta_net(i)) != Presence::kNone)
         layers_[i].*row.slot = find(layer_tensor(block_of(i), row));
+  // A file may have the one row as a vector.
+  for (const LlamaLayer& layer : layers_)
+    if (layer.shared_router) layer.shared_router->value = layer.shared_router->value.view({1, -1});
 }
 
 std::vector<Weight*> Llama::weights() {
@@ -228,12 +224,25 @@ Llama::Heads Llama::heads(const LlamaLayer& layer, const torch::Tensor& x,
           split(projected[2], layer.value_bias, options_.num_kv_heads), gate};
 }
 
+std::vector<Weight*> Llama::delta_projections(const LlamaLayer& layer) {
+  if (layer.delta_beta_alpha) return {layer.delta_mixed, layer.delta_gate, layer.delta_beta_alpha};
+  return {layer.delta_mixed, layer.delta_gate, layer.delta_alpha, layer.delta_beta};
+}
+
 torch::Tensor Llama::delta_net(const LlamaLayer& layer, const torch::Tensor& x,
                                const DocumentChunks& chunks, DeltaNetState* state) const {
   const torch::Tensor normed = rms_norm(x, layer.attention_norm->value, options_.norm_epsilon);
+  const std::vector<Weight*> projections = delta_projections(layer);
   const std::vector<torch::Tensor> projected =
-      project(normed, {layer.delta_mixed, layer.delta_gate, layer.delta_alpha, layer.delta_beta});
-  return gated_delta_net({projected[0], projected[1], projected[2], projected[3]},
+      project(normed, {projections.begin(), projections.end()});
+  torch::Tensor alpha = projected[2], beta = projected.back();
+  if (layer.delta_beta_alpha) {
+    // Of each key head first its value heads' betas, then their alphas.
+    const torch::Tensor both = beta.view({x.size(0), options_.delta.key_heads, 2, -1});
+    beta = both.select(2, 0).flatten(1);
+    alpha = both.select(2, 1).flatten(1);
+  }
+  return gated_delta_net({projected[0], projected[1], alpha, beta},
                          {layer.delta_kernel->value, layer.delta_decay->value,
                           layer.delta_time_step->value, layer.delta_norm->value},
                          options_.delta, options_.norm_epsilon, chunks, state);
@@ -274,7 +283,14 @@ torch::Tensor Llama::mixture(const LlamaLayer& layer, const torch::Tensor& x,
   const torch::Tensor down =
       project(swiglu(wide[0], wide[1]), {layer.down_experts}, rows.counts)[0];
   const torch::Tensor each = down.index_select(0, rows.rows).view({x.size(0), -1, x.size(1)});
-  return (each * routing.weights.unsqueeze(2)).sum(1);
+  const torch::Tensor sum = (each * routing.weights.unsqueeze(2)).sum(1);
+  return layer.shared_router ? sum + shared_expert(layer, x) : sum;
+}
+
+torch::Tensor Llama::shared_expert(const LlamaLayer& layer, const torch::Tensor& x) const {
+  const std::vector<torch::Tensor> wide = project(x, {layer.shared_gate, layer.shared_up});
+  const torch::Tensor down = project(swiglu(wide[0], wide[1]), {layer.shared_down})[0];
+  return down * project(x, {layer.shared_router})[0].sigmoid();
 }
 
 torch::Tensor Llama::block(const LlamaLayer& layer, const torch::Tensor& x, const Packing& packing,
@@ -368,9 +384,7 @@ std::vector<ChannelLink> Llama::channel_links() {
       continue;
     }
     if (has_delta_net(i)) {
-      links.push_back({{layer.attention_norm},
-                       {layer.delta_mixed, layer.delta_gate, layer.delta_alpha, layer.delta_beta},
-                       width});
+      links.push_back({{layer.attention_norm}, delta_projections(layer), width});
     } else {
       links.push_back({{layer.attention_norm}, {layer.query, layer.key, layer.value}, width});
       links.push_back(

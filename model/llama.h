@@ -7,9 +7,10 @@
 // windows of attention in each second layer, caps of scores and logits), gemma3 (those norms and
 // the heads', windows in five layers of six, with a rotation of their own), smollm3 (no rotary
 // positions in each fourth layer), granite (scales of embeddings, scores, blocks and logits), phi3
-// (q, k and v in one matrix, gate and up in another; LongRoPE) and qwen35 (qwen3's norms, a gate on
+// (q, k and v in one matrix, gate and up in another; LongRoPE), qwen35 (qwen3's norms, a gate on
 // what attention gives, a part of each head turned, and in three layers of four a gated delta net
-// in the place of attention).
+// in the place of attention), and qwen35moe and qwen3next (such layers with mixtures of experts,
+// one of which every position goes through).
 #pragma once
 
 #include <cstdint>
@@ -76,6 +77,8 @@ class Llama : public Model {
   /// What stands in the place of attention, before its last matmul: x [N, D] -> [N, inner].
   torch::Tensor delta_net(const LlamaLayer& layer, const torch::Tensor& x,
                           const DocumentChunks& chunks, DeltaNetState* state = nullptr) const;
+  /// Its first matmuls.
+  static std::vector<Weight*> delta_projections(const LlamaLayer& layer);
   bool has_delta_net(size_t layer) const { return options_.delta.is_in(block_of(layer)); }
   /// [N, D] for tokens [N] int64 on the model's device.
   torch::Tensor embedded(const torch::Tensor& tokens) const;
@@ -94,6 +97,7 @@ class Llama : public Model {
   /// The same of a mixture of experts. balance: nullptr where none is wanted.
   torch::Tensor mixture(const LlamaLayer& layer, const torch::Tensor& x,
                         LoadBalance* balance) const;
+  torch::Tensor shared_expert(const LlamaLayer& layer, const torch::Tensor& x) const;
   /// What leaves the last block, as the output matrix takes it.
   torch::Tensor finish(const torch::Tensor& x) const;
   void bind();

@@ -33,7 +33,7 @@ const LlamaArchitecture& require_architecture(const std::string& name, int64_t n
 }
 
 /// A llama's experts are as wide as its feed-forward would be, whatever another key says (sources:
-/// llama.cpp src/models/llama.cpp, src/models/qwen3moe.cpp).
+/// llama.cpp src/models/{llama,qwen3moe,qwen3next}.cpp).
 void read_experts(const GgufMetadata& metadata, LlamaOptions& options) {
   const std::string prefix = options.shape.architecture + ".expert_";
   check(options.shape.num_experts > 1, "key '", prefix, "count': one expert is no mixture");
@@ -44,10 +44,16 @@ void read_experts(const GgufMetadata& metadata, LlamaOptions& options) {
         "group_count' is set: nibble has no groups of experts");
   options.expert_feed_forward = options.feed_forward;
   if (options.shape.architecture == "llama") return;
-  const std::string length = prefix + "feed_forward_length";
-  options.expert_feed_forward = metadata.contains(length)
-                                    ? read_count(metadata, length)
-                                    : options.feed_forward / options.experts_used;
+  const auto read_width = [&](const std::string& key, int64_t otherwise) {
+    if (metadata.contains(key)) return read_count(metadata, key);
+    check(otherwise > 0, "key '", key, "' is missing");
+    return otherwise;
+  };
+  options.expert_feed_forward =
+      read_width(prefix + "feed_forward_length", options.feed_forward / options.experts_used);
+  if (options.architecture.has_shared_expert)
+    options.shared_feed_forward =
+        read_width(prefix + "shared_feed_forward_length", options.feed_forward);
 }
 
 /// Of the layers with a window. gemma3's are turned otherwise than the others, without scaling
@@ -107,6 +113,7 @@ void read_delta_net(const GgufMetadata& metadata, LlamaOptions& options) {
         "' is set: nibble has no layers that predict further tokens; llama.cpp's converter leaves "
         "them out with --no-mtp, nibble convert always");
   options.delta = read_delta_net_sizes(metadata, architecture, options.shape.num_layers);
+  options.delta.shares_neighbours = options.architecture.keeps_value_heads;
 }
 
 double attention_scale(const LlamaOptions& options) {
@@ -136,7 +143,10 @@ LlamaOptions read_llama_options(const GgufFile& file) {
     options.shape.width = read_count(metadata, key("embedding_length"));
     options.shape.context_length = read_count(metadata, key("context_length"));
     options.shape.vocab_size = read_vocab_size(metadata, key("vocab_size"));
-    options.feed_forward = read_count(metadata, key("feed_forward_length"));
+    // qwen35moe's files do not say how wide the feed-forward is that they do not have.
+    const bool has_none =
+        architecture.has_shared_expert && !metadata.contains(key("feed_forward_length"));
+    options.feed_forward = has_none ? 0 : read_count(metadata, key("feed_forward_length"));
     options.num_heads = read_count(metadata, key("attention.head_count"));
     options.num_kv_heads = metadata.get_int_or(key("attention.head_count_kv"), options.num_heads);
     options.norm_epsilon = metadata.get_float(key("attention.layer_norm_rms_epsilon"));

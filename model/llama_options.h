@@ -18,6 +18,7 @@ struct LlamaOptions {
   int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
   /// Of a mixture: experts that a position goes through, and how wide each of them is.
   int64_t experts_used = 0, expert_feed_forward = 0;
+  int64_t shared_feed_forward = 0;  // of the expert that every position goes through
   double norm_epsilon = 0;
   RopeOptions rope;
   /// Of documents of more than that many positions, where the model has a rotation of their own; 0:

@@ -9,7 +9,8 @@ namespace {
 constexpr LlamaSize kOne = LlamaSize::kOne, kWidth = LlamaSize::kWidth, kQuery = LlamaSize::kQuery,
                     kKey = LlamaSize::kKey, kHead = LlamaSize::kHead,
                     kFeedForward = LlamaSize::kFeedForward, kExperts = LlamaSize::kExperts,
-                    kExpertFeedForward = LlamaSize::kExpertFeedForward;
+                    kExpertFeedForward = LlamaSize::kExpertFeedForward,
+                    kSharedFeedForward = LlamaSize::kSharedFeedForward;
 using L = LlamaLayer;
 
 /// Architectures as bits of a set; what has two kinds of layers is two bits.
@@ -26,23 +27,34 @@ enum : unsigned {
   kQwen3Moe = 1 << 9,
   kQwen35 = 1 << 10,
   kQwen35Delta = 1 << 11,
+  kQwen35Moe = 1 << 12,
+  kQwen35MoeDelta = 1 << 13,
+  kQwen3Next = 1 << 14,
+  kQwen3NextDelta = 1 << 15,
   kAll = ~0U,
-  kAttends = kAll & ~kQwen35Delta,
+  kGated = kQwen35 | kQwen35Moe | kQwen3Next,
+  kDeltas = kQwen35Delta | kQwen35MoeDelta | kQwen3NextDelta,
+  kHybrids = kGated | kDeltas,
+  kShared =
+      kHybrids & ~(kQwen35 | kQwen35Delta),  // with an expert that every position goes through
+  kAttends = kAll & ~kDeltas,
+  kSplitDeltas = kDeltas & ~kQwen3NextDelta,  // a matrix each for alpha, beta and the gate
   kGemmas = kGemma2 | kGemma3,
   kLlamas = kLlama | kMixtral,
   kQwen3s = kQwen3 | kQwen3Moe,
-  kMixtures = kMixtral | kQwen3Moe,
+  kQwenMixtures = kQwen3Moe | kShared,
+  kMixtures = kMixtral | kQwenMixtures,
   kSplit = kAll & ~kPhi3,  // a matrix each for queries, keys, values, gate and up
-  kFfnNorm = kAll & ~(kGemmas | kQwen35 | kQwen35Delta),
+  kFfnNorm = kAll & ~(kGemmas | kHybrids),
 };
 
 // slot, GGUF's name, Hugging Face's name, row length, rows, turned, who must have it, who may
 constexpr LlamaTensorRow kRows[] = {
     {&L::attention_norm, "attn_norm.weight", "input_layernorm.weight", kWidth, kOne, false, kAll},
     {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, kQuery, true,
-     kSplit& kAttends & ~kQwen35},
+     kSplit& kAttends & ~kGated},
     {&L::query, "attn_q.weight", "self_attn.q_proj.weight", kWidth, LlamaSize::kGatedQuery, false,
-     kQwen35},
+     kGated},
     {&L::key, "attn_k.weight", "self_attn.k_proj.weight", kWidth, kKey, true, kSplit& kAttends},
     {&L::value, "attn_v.weight", "self_attn.v_proj.weight", kWidth, kKey, false, kSplit& kAttends},
     {&L::query_key_value, "attn_qkv.weight", "self_attn.qkv_proj.weight", kWidth,
@@ -58,13 +70,13 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false, 0,
      kLlamas | kGranite},
     {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false,
-     kQwen3s | kGemma3 | kQwen35},
+     kQwen3s | kGemma3 | kGated},
     {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false,
-     kQwen3s | kGemma3 | kQwen35},
+     kQwen3s | kGemma3 | kGated},
     {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
      false, kFfnNorm},
     {&L::feed_forward_norm, "post_attention_norm.weight", "post_attention_layernorm.weight", kWidth,
-     kOne, false, kQwen35 | kQwen35Delta},
+     kOne, false, kHybrids},
     {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false,
      kSplit & ~kMixtures},
     {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false,
@@ -87,13 +99,21 @@ constexpr LlamaTensorRow kRows[] = {
      kExpertFeedForward, false, kMixtral},
     {&L::down_experts, "ffn_down_exps.weight", "block_sparse_moe.experts.*.w2.weight",
      kExpertFeedForward, kWidth, false, kMixtral},
-    {&L::router, "ffn_gate_inp.weight", "mlp.gate.weight", kWidth, kExperts, false, kQwen3Moe},
+    {&L::router, "ffn_gate_inp.weight", "mlp.gate.weight", kWidth, kExperts, false, kQwenMixtures},
     {&L::gate_experts, "ffn_gate_exps.weight", "mlp.experts.*.gate_proj.weight", kWidth,
-     kExpertFeedForward, false, kQwen3Moe},
+     kExpertFeedForward, false, kQwenMixtures},
     {&L::up_experts, "ffn_up_exps.weight", "mlp.experts.*.up_proj.weight", kWidth,
-     kExpertFeedForward, false, kQwen3Moe},
+     kExpertFeedForward, false, kQwenMixtures},
     {&L::down_experts, "ffn_down_exps.weight", "mlp.experts.*.down_proj.weight", kExpertFeedForward,
-     kWidth, false, kQwen3Moe},
+     kWidth, false, kQwenMixtures},
+    {&L::shared_router, "ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", kWidth,
+     LlamaSize::kSingle, false, kShared},
+    {&L::shared_gate, "ffn_gate_shexp.weight", "mlp.shared_expert.gate_proj.weight", kWidth,
+     kSharedFeedForward, false, kShared},
+    {&L::shared_up, "ffn_up_shexp.weight", "mlp.shared_expert.up_proj.weight", kWidth,
+     kSharedFeedForward, false, kShared},
+    {&L::shared_down, "ffn_down_shexp.weight", "mlp.shared_expert.down_proj.weight",
+     kSharedFeedForward, kWidth, false, kShared},
     {&L::post_attention_norm, "post_attention_norm.weight", "post_attention_layernorm.weight",
      kWidth, kOne, false, kGemmas},
     {&L::feed_forward_norm, "ffn_norm.weight", "pre_feedforward_layernorm.weight", kWidth, kOne,
@@ -101,23 +121,28 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::post_feed_forward_norm, "post_ffw_norm.weight", "post_feedforward_layernorm.weight",
      kWidth, kOne, false, kGemmas},
     {&L::delta_mixed, "attn_qkv.weight", "linear_attn.in_proj_qkv.weight", kWidth,
-     LlamaSize::kDeltaMixed, false, kQwen35Delta},
+     LlamaSize::kDeltaMixed, false, kSplitDeltas},
     {&L::delta_gate, "attn_gate.weight", "linear_attn.in_proj_z.weight", kWidth,
-     LlamaSize::kDeltaValue, false, kQwen35Delta},
+     LlamaSize::kDeltaValue, false, kSplitDeltas},
+    {&L::delta_mixed, "attn_qkv.weight", "linear_attn.in_proj_qkvz.weight", kWidth,
+     LlamaSize::kDeltaMixed, false, kQwen3NextDelta},
+    {&L::delta_gate, "attn_gate.weight", "linear_attn.in_proj_qkvz.weight", kWidth,
+     LlamaSize::kDeltaValue, false, kQwen3NextDelta},
+    {&L::delta_beta_alpha, "ssm_ba.weight", "linear_attn.in_proj_ba.weight", kWidth,
+     LlamaSize::kDeltaBetaAlpha, false, kQwen3NextDelta},
     {&L::delta_alpha, "ssm_alpha.weight", "linear_attn.in_proj_a.weight", kWidth,
-     LlamaSize::kDeltaHeads, false, kQwen35Delta},
+     LlamaSize::kDeltaHeads, false, kSplitDeltas},
     {&L::delta_beta, "ssm_beta.weight", "linear_attn.in_proj_b.weight", kWidth,
-     LlamaSize::kDeltaHeads, false, kQwen35Delta},
+     LlamaSize::kDeltaHeads, false, kSplitDeltas},
     {&L::delta_kernel, "ssm_conv1d.weight", "linear_attn.conv1d.weight", LlamaSize::kDeltaKernel,
-     LlamaSize::kDeltaMixed, false, kQwen35Delta},
-    {&L::delta_decay, "ssm_a", "linear_attn.A_log", LlamaSize::kDeltaHeads, kOne, false,
-     kQwen35Delta},
+     LlamaSize::kDeltaMixed, false, kDeltas},
+    {&L::delta_decay, "ssm_a", "linear_attn.A_log", LlamaSize::kDeltaHeads, kOne, false, kDeltas},
     {&L::delta_time_step, "ssm_dt.bias", "linear_attn.dt_bias", LlamaSize::kDeltaHeads, kOne, false,
-     kQwen35Delta},
+     kDeltas},
     {&L::delta_norm, "ssm_norm.weight", "linear_attn.norm.weight", LlamaSize::kDeltaHead, kOne,
-     false, kQwen35Delta},
+     false, kDeltas},
     {&L::attention_output, "ssm_out.weight", "linear_attn.out_proj.weight", LlamaSize::kDeltaValue,
-     kWidth, false, kQwen35Delta},
+     kWidth, false, kDeltas},
 };
 
 constexpr LlamaModelTensor kModelTensors[] = {
@@ -153,6 +178,21 @@ constexpr LlamaArchitecture kArchitectures[] = {
      .delta_bit = kQwen35Delta,
      .turns_halves = true,
      .gates_attention = true},
+    {.name = "qwen35moe",
+     .bit = kQwen35Moe,
+     .delta_bit = kQwen35MoeDelta,
+     .turns_halves = true,
+     .has_experts = true,
+     .has_shared_expert = true,
+     .gates_attention = true},
+    {.name = "qwen3next",
+     .bit = kQwen3Next,
+     .delta_bit = kQwen3NextDelta,
+     .turns_halves = true,
+     .has_experts = true,
+     .has_shared_expert = true,
+     .gates_attention = true,
+     .keeps_value_heads = true},
 };
 
 }  // namespace
@@ -160,6 +200,7 @@ constexpr LlamaArchitecture kArchitectures[] = {
 int64_t LlamaSizes::of(LlamaSize size) const {
   switch (size) {
     case LlamaSize::kOne:
+    case LlamaSize::kSingle:
       return 1;
     case LlamaSize::kWidth:
       return width;
@@ -181,6 +222,8 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return num_experts;
     case LlamaSize::kExpertFeedForward:
       return expert_feed_forward;
+    case LlamaSize::kSharedFeedForward:
+      return shared_feed_forward;
     case LlamaSize::kGatedQuery:
       return 2 * num_heads * head_size;
     case LlamaSize::kDeltaMixed:
@@ -189,6 +232,8 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return delta.value();
     case LlamaSize::kDeltaHeads:
       return delta.value_heads;
+    case LlamaSize::kDeltaBetaAlpha:
+      return 2 * delta.value_heads;
     case LlamaSize::kDeltaHead:
       return delta.head_size;
     case LlamaSize::kDeltaKernel:

@@ -22,12 +22,15 @@ struct LlamaLayer {
   Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
          *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
   Weight *router = nullptr, *gate_experts = nullptr, *up_experts = nullptr, *down_experts = nullptr;
+  // Of the expert that every position goes through: what it counts, and its feed-forward.
+  Weight *shared_router = nullptr, *shared_gate = nullptr, *shared_up = nullptr,
+         *shared_down = nullptr;
   Weight *post_attention_norm = nullptr, *post_feed_forward_norm = nullptr;
   Weight *query_key_value = nullptr, *gate_up = nullptr;  // in the place of three, and of two
   // Of a layer with a gated delta net, whose output is attention_output.
   Weight *delta_mixed = nullptr, *delta_gate = nullptr, *delta_alpha = nullptr,
-         *delta_beta = nullptr, *delta_kernel = nullptr, *delta_decay = nullptr,
-         *delta_time_step = nullptr, *delta_norm = nullptr;
+         *delta_beta = nullptr, *delta_beta_alpha = nullptr, *delta_kernel = nullptr,
+         *delta_decay = nullptr, *delta_time_step = nullptr, *delta_norm = nullptr;
 };
 
 /// Of the layers that have a gated delta net in the place of attention (model/gated_delta_net.h).
@@ -35,6 +38,8 @@ struct DeltaNetSizes {
   int64_t key_heads = 0, value_heads = 0, head_size = 0;
   int64_t kernel = 0;        // positions that the convolution looks at, itself counted
   std::vector<bool> layers;  // which; empty: none
+  /// Value heads that share a key head lie side by side; otherwise those of all key heads do.
+  bool shares_neighbours = false;
 
   int64_t key() const { return key_heads * head_size; }
   int64_t value() const { return value_heads * head_size; }
@@ -46,6 +51,7 @@ struct DeltaNetSizes {
 
 enum class LlamaSize {
   kOne,
+  kSingle,  // a matrix of one row
   kWidth,
   kVocab,
   kQuery,
@@ -56,10 +62,12 @@ enum class LlamaSize {
   kGateUp,
   kExperts,
   kExpertFeedForward,
+  kSharedFeedForward,
   kGatedQuery,
   kDeltaMixed,
   kDeltaValue,
   kDeltaHeads,
+  kDeltaBetaAlpha,
   kDeltaHead,
   kDeltaKernel,
 };
@@ -70,6 +78,7 @@ struct LlamaSizes {
   /// Of a mixture of experts: how many there are, how many a position goes through, and how wide
   /// each is.
   int64_t num_experts = 0, experts_used = 0, expert_feed_forward = 0;
+  int64_t shared_feed_forward = 0;  // of the expert that every position goes through
   DeltaNetSizes delta = {};
   int64_t of(LlamaSize size) const;
 };
@@ -130,9 +139,12 @@ struct LlamaArchitecture {
   /// model was trained on first and by another beyond it (phi3: LongRoPE, arXiv:2402.13753).
   bool has_long_rope = false;
   bool has_experts = false;  // each block's feed-forward is a mixture of experts
+  bool has_shared_expert = false;
   /// q has beside each head a gate of what attention gives, and a part of each head is turned only
   /// (qwen35).
   bool gates_attention = false;
+  /// Its delta nets' value heads lie in GGUF as in checkpoints (qwen3next).
+  bool keeps_value_heads = false;
 };
 
 std::span<const LlamaTensorRow> llama_tensor_rows();

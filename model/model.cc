@@ -9,12 +9,6 @@
 #include "model/tensors.h"
 
 namespace nibble {
-namespace {
-
-bool is_router(const Weight& weight) { return weight.name.ends_with(".ffn_gate_inp.weight"); }
-
-}  // namespace
-
 Weight* Model::find_weight(const std::string& name) {
   for (Weight* weight : weights())
     if (weight->name == name) return weight;
@@ -45,7 +39,8 @@ std::vector<torch::Tensor> Model::project(const torch::Tensor& x,
     std::vector<torch::Tensor> values;
     for (const Weight* weight : by) values.push_back(weight->value);
     if (by[0]->is_stack()) return project_experts(rounded, counts, values, compute_dtype());
-    return nibble::project(rounded, values, is_router(*by[0]) ? torch::kFloat32 : compute_dtype());
+    return nibble::project(rounded, values,
+                           is_router_weight(by[0]->name) ? torch::kFloat32 : compute_dtype());
   };
   const auto alike = [&](const Weight* weight) {
     return weight->activations == weights[0]->activations;

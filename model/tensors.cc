@@ -57,8 +57,12 @@ void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs) {
 }
 
 bool is_matmul_weight(const std::string& name, size_t num_dimensions) {
-  return num_dimensions >= 2 && name != "token_embd.weight" &&
-         !name.ends_with(".ffn_gate_inp.weight") && !name.ends_with(".ssm_conv1d.weight");
+  return num_dimensions >= 2 && name != "token_embd.weight" && !is_router_weight(name) &&
+         !name.ends_with(".ssm_conv1d.weight");
+}
+
+bool is_router_weight(const std::string& name) {
+  return name.ends_with(".ffn_gate_inp.weight") || name.ends_with(".ffn_gate_inp_shexp.weight");
 }
 
 std::vector<std::unique_ptr<Weight>> load_weights(

@@ -32,6 +32,8 @@ std::vector<std::unique_ptr<Weight>> load_weights(
 /// Whether a tensor is a matrix that activations are multiplied with and nothing else, which may
 /// then lie in the compute dtype: not the embedding table, a router or a convolution's kernel.
 bool is_matmul_weight(const std::string& name, size_t num_dimensions);
+/// Whether it says which experts a position goes to, or what the shared one counts.
+bool is_router_weight(const std::string& name);
 
 /// "[576 x 49152]", in ggml order.
 std::string shape_text(const std::vector<int64_t>& shape);

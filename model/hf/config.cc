@@ -4,10 +4,10 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "model/hf/delta_net_config.h"
 #include "model/hf/experts_config.h"
 #include "model/hf/gemma_config.h"
 #include "model/hf/json_fields.h"
-#include "model/hf/qwen35_config.h"
 
 namespace nibble {
 namespace {
@@ -27,8 +27,8 @@ constexpr const char* kGemma3Defaults =
     R"({"tie_word_embeddings": true, "rope_theta": 1000000.0, "vocab_size": 262208,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "max_position_embeddings": 131072, "sliding_window": 4096})";
-constexpr const char* kQwen35Defaults =
-    R"({"partial_rotary_factor": 0.25, "full_attention_interval": 4})";
+constexpr const char* kQwen3NextDefaults =
+    R"({"partial_rotary_factor": 0.25, "full_attention_interval": 4, "norm_topk_prob": true})";
 constexpr Family kFamilies[] = {
     {"LlamaForCausalLM", "llama", true, true, false, false},
     {"MistralForCausalLM", "llama", true, true, false, false},
@@ -47,8 +47,12 @@ constexpr Family kFamilies[] = {
      R"({"num_key_value_heads": null})"},
     {"Phi3ForCausalLM", "phi3", false, false, false, false,
      R"({"num_key_value_heads": null, "original_max_position_embeddings": 4096})"},
-    {"Qwen3_5ForCausalLM", "qwen35", false, true, true, false, kQwen35Defaults},
-    {"Qwen3_5ForConditionalGeneration", "qwen35", false, true, true, false, kQwen35Defaults},
+    {"Qwen3_5ForCausalLM", "qwen35", false, true, true, false, kQwen3NextDefaults},
+    {"Qwen3_5ForConditionalGeneration", "qwen35", false, true, true, false, kQwen3NextDefaults},
+    {"Qwen3_5MoeForCausalLM", "qwen35moe", false, true, true, false, kQwen3NextDefaults, true},
+    {"Qwen3_5MoeForConditionalGeneration", "qwen35moe", false, true, true, false,
+     kQwen3NextDefaults, true},
+    {"Qwen3NextForCausalLM", "qwen3next", false, true, true, false, kQwen3NextDefaults, true},
 };
 
 bool is_gemma(const Family& family) {
@@ -146,11 +150,14 @@ void read_phi(const Json& config, HfConfig& result) {
   check(result.window >= 0, "key 'sliding_window' must not be negative, is ", result.window);
 }
 
-LlamaSizes read_sizes(const Json& config, const Family& family) {
+LlamaSizes read_sizes(const Json& config, const Family& family,
+                      const LlamaArchitecture& architecture) {
   LlamaSizes sizes;
   sizes.num_layers = count_field(config, "num_hidden_layers");
   sizes.width = count_field(config, "hidden_size");
-  sizes.feed_forward = count_field(config, "intermediate_size");
+  // Not said of a Qwen3.5 that has experts in all layers.
+  if (!architecture.has_shared_expert || find_field(config, "intermediate_size"))
+    sizes.feed_forward = count_field(config, "intermediate_size");
   sizes.vocab_size = count_field(config, "vocab_size");
   sizes.num_heads = count_field(config, "num_attention_heads");
   // Configurations older than grouped queries lack the key; of llama only, as others have a default
@@ -169,7 +176,7 @@ LlamaSizes read_sizes(const Json& config, const Family& family) {
           ") must divide hidden_size (", sizes.width, ")");
     sizes.head_size = sizes.width / sizes.num_heads;
   }
-  if (family.has_experts) read_experts_config(config, family.architecture, sizes);
+  if (family.has_experts) read_experts_config(config, architecture, sizes);
   check(sizes.head_size % 2 == 0, "a head of ", sizes.head_size, " elements has no pairs to turn");
   return sizes;
 }
@@ -200,7 +207,7 @@ HfConfig read_hf_config(const Json& given) {
   HfConfig result;
   result.family = family.name;
   result.architecture = find_llama_architecture(family.architecture, family.has_experts);
-  result.sizes = read_sizes(config, family);
+  result.sizes = read_sizes(config, family, *result.architecture);
   result.context_length = count_field(config, "max_position_embeddings");
   result.norm_epsilon = number_field(config, "rms_norm_eps").value_or(1e-6);
   result.is_llama = family.is_llama;
@@ -219,7 +226,7 @@ HfConfig read_hf_config(const Json& given) {
   else if (result.architecture->has_scales)
     read_granite(config, result);
   else if (result.architecture->delta_bit != 0)
-    read_qwen35_config(config, result);
+    read_delta_net_config(config, result);
   if (!is_gemma(family)) note_sliding_window(config, family, result.context_length);
   return result;
 }

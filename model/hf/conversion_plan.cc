@@ -131,8 +131,8 @@ class Planner {
     if (tensor.entry->name != codes) return;
     HfPart& part = free_part(job_of(tensor, place), place.first_expert);
     part.tensor = &tensor;
-    part.packed = PackedMatrix::find(source_.checkpoint, *source_.quantization, matrix, target.rows,
-                                     target.row_length);
+    part.packed = PackedMatrix::find(source_.checkpoint, *source_.quantization, matrix,
+                                     target.source_rows(), target.row_length);
   }
 
   const HfSource& source_;
@@ -170,20 +170,22 @@ void decide_type(HfJob& job, std::optional<GgmlType> matrix_type, GgmlType store
 }
 
 /// Finds what the adapter updates; that all of it was used, and means here what it means in PEFT.
-void apply_adapter(const HfAdapter& adapter, const HfConfig& config, std::set<std::string> used,
-                   std::vector<HfJob>& jobs) {
+void apply_adapter(const HfAdapter& adapter, const HfConfig& config,
+                   const std::set<std::string>& replaced, std::vector<HfJob>& jobs) {
+  std::set<std::string> used = replaced;
   for (HfJob& job : jobs)
     for (size_t i = 0; i < job.parts.size(); ++i) {
       HfPart& part = job.parts[i];
       const std::string name = job.wanted.part_name(static_cast<int64_t>(i));
       if (!adapter.updates(name)) continue;
       with_frame(frame_of(*part.tensor), [&] {
-        check(job.wanted.is_matrix && used.insert(name).second, "the adapter cannot update it");
+        check(job.wanted.is_matrix && !replaced.contains(name), "the adapter cannot update it");
         check(!part.packed || ggml_type_info(job.type).block_size == 1,
               "the adapter changes what it decodes to, so its codes cannot ",
               "stay; --outtype f16 writes weights");
       });
       part.updated = name;
+      used.insert(name);
     }
   for (const std::string& name : adapter.tensors())
     with_frame(concat(adapter.path(), ": '", name, "'"), [&] {
@@ -193,18 +195,21 @@ void apply_adapter(const HfAdapter& adapter, const HfConfig& config, std::set<st
     });
 }
 
-/// In the order of llama.cpp's converter: as in the checkpoint, and the stacks of a layer where the
-/// last of their experts is, by their names there.
+/// In the order of llama.cpp's converter: as in the checkpoint, and the stacks of a layer whose
+/// experts come one by one where the last of them is, by their names there.
 void sort_jobs(std::vector<HfJob>& jobs) {
   std::map<std::string, size_t> last;
   const auto layer = [](const HfJob& job) {
     return job.wanted.name.substr(0, job.wanted.name.rfind(".ffn_"));
   };
+  const auto is_gathered = [](const HfJob& job) {
+    return job.parts.front().tensor != job.parts.back().tensor;
+  };
   for (const HfJob& job : jobs)
-    if (job.parts.size() > 1) last[layer(job)] = std::max(last[layer(job)], job.position);
+    if (is_gathered(job)) last[layer(job)] = std::max(last[layer(job)], job.position);
   for (HfJob& job : jobs)
-    if (job.parts.size() > 1) job.position = last[layer(job)];
-  std::sort(jobs.begin(), jobs.end(), [](const HfJob& a, const HfJob& b) {
+    if (is_gathered(job)) job.position = last[layer(job)];
+  std::stable_sort(jobs.begin(), jobs.end(), [](const HfJob& a, const HfJob& b) {
     return std::tie(a.position, a.wanted.hf_name) < std::tie(b.position, b.wanted.hf_name);
   });
 }

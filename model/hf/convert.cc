@@ -55,13 +55,13 @@ std::span<const std::byte> source_rows(const HfJob& job, const HfPart& part, int
       static_cast<size_t>(row_bytes(hf_source_type(*part.tensor->entry), job.wanted.row_length));
   const std::span<const std::byte> data =
       part.tensor->entry->data.subspan(static_cast<size_t>(part.first_row) * stride);
-  const HfOrder& order = job.wanted.rows_order;
-  if (!order.is_another())
+  if (job.wanted.keeps_rows())
     return data.subspan(static_cast<size_t>(first) * stride, static_cast<size_t>(count) * stride);
   gathered.resize(static_cast<size_t>(count) * stride);
   for (int64_t row = 0; row < count; ++row)
     std::memcpy(gathered.data() + static_cast<size_t>(row) * stride,
-                data.data() + static_cast<size_t>(order.source(first + row)) * stride, stride);
+                data.data() + static_cast<size_t>(job.wanted.source_row(first + row)) * stride,
+                stride);
   return gathered;
 }
 
@@ -70,13 +70,14 @@ class Changes {
  public:
   Changes(const HfJob& job, const HfPart& part, const HfAdapter* adapter)
       : wanted_(job.wanted), type_(hf_type(part)) {
-    if (part.updated) update_ = adapter->update(*part.updated, wanted_.rows, wanted_.row_length);
+    if (part.updated)
+      update_ = adapter->update(*part.updated, wanted_.source_rows(), wanted_.row_length);
   }
 
   void apply(int64_t first, std::span<float> weights) const {
     const auto length = static_cast<size_t>(wanted_.row_length);
     for (size_t i = 0; update_ && i * length < weights.size(); ++i)
-      update_->add_to(wanted_.rows_order.source(first + static_cast<int64_t>(i)),
+      update_->add_to(wanted_.source_row(first + static_cast<int64_t>(i)),
                       weights.subspan(i * length, length));
     if (wanted_.change != HfChange::kNone)
       for (float& weight : weights) weight = changed(weight);
@@ -171,7 +172,7 @@ HfRounding write_packed(const HfJob& job, const HfPart& part, const Changes& cha
   const auto write_rows = [&](int64_t first, int64_t count) {
     std::vector<float> weights(static_cast<size_t>(count * length));
     std::vector<std::byte> bytes(static_cast<size_t>(count * stride));
-    const auto source = [&](int64_t row) { return wanted.rows_order.source(first + row); };
+    const auto source = [&](int64_t row) { return wanted.source_row(first + row); };
     const auto row_of = [&](int64_t row) {
       return std::span(weights).subspan(static_cast<size_t>(row * length),
                                         static_cast<size_t>(length));

@@ -8,7 +8,7 @@
 namespace nibble {
 
 /// GGUF has experts in every block, weighted to a sum of 1.
-void read_experts_config(const nlohmann::json& config, std::string_view architecture,
+void read_experts_config(const nlohmann::json& config, const LlamaArchitecture& architecture,
                          LlamaSizes& sizes) {
   const bool local = find_field(config, "num_local_experts");
   sizes.num_experts = count_field(config, local ? "num_local_experts" : "num_experts");
@@ -19,8 +19,10 @@ void read_experts_config(const nlohmann::json& config, std::string_view architec
   check(sizes.experts_used <= sizes.num_experts, "key 'num_experts_per_tok': ", sizes.experts_used,
         " of ", sizes.num_experts, " experts");
   sizes.expert_feed_forward = sizes.feed_forward;
-  if (architecture == "llama") return;
+  if (architecture.name == "llama") return;
   sizes.expert_feed_forward = count_field(config, "moe_intermediate_size");
+  if (architecture.has_shared_expert)
+    sizes.shared_feed_forward = count_field(config, "shared_expert_intermediate_size");
   check(bool_field(config, "norm_topk_prob").value_or(false),
         "key 'norm_topk_prob' is not true: a GGUF file's weights of experts sum to 1");
   const nlohmann::json* dense = array_field(config, "mlp_only_layers");

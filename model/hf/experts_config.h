@@ -2,15 +2,14 @@
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
-#include <string_view>
 
 #include "model/llama_tensors.h"
 
 namespace nibble {
 
-/// Into `sizes`, whose feed-forward is read. architecture: general.architecture. Throws for what
-/// neither GGUF nor nibble has a key or a layer for.
-void read_experts_config(const nlohmann::json& config, std::string_view architecture,
+/// Into `sizes`, whose feed-forward is read. Throws for what neither GGUF nor nibble has a key or a
+/// layer for.
+void read_experts_config(const nlohmann::json& config, const LlamaArchitecture& architecture,
                          LlamaSizes& sizes);
 
 }  // namespace nibble

@@ -80,7 +80,7 @@ void set_delta_net(const HfConfig& config, Keys& keys) {
   keys.set("full_attention_interval", config.full_attention_interval);
   keys.set("rope.dimension_count", config.rope.dimensions);
   // What the configuration class takes where nothing is said.
-  if (config.rope.sections.empty())
+  if (config.rope.sections.empty() && config.architecture->name.starts_with("qwen35"))
     keys.set_array("rope.dimension_sections",
                    {GgufValueType::kInt32, std::vector<int32_t>{11, 11, 10, 0}});
 }
@@ -95,7 +95,7 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
   keys.set("block_count", sizes.num_layers);
   keys.set("context_length", config.context_length);
   keys.set("embedding_length", sizes.width);
-  keys.set("feed_forward_length", sizes.feed_forward);
+  if (sizes.feed_forward > 0) keys.set("feed_forward_length", sizes.feed_forward);
   keys.set("attention.head_count", sizes.num_heads);
   keys.set("attention.head_count_kv", sizes.num_kv_heads);
   keys.set_rope(config.rope);
@@ -109,8 +109,10 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
     keys.set("attention.value_length", sizes.head_size);
   }
   keys.metadata.set("general.file_type", file_type);
-  if (config.architecture->name == "qwen3moe")
+  if (sizes.num_experts > 0 && !config.is_llama)
     keys.set("expert_feed_forward_length", sizes.expert_feed_forward);
+  if (sizes.shared_feed_forward > 0)
+    keys.set("expert_shared_feed_forward_length", sizes.shared_feed_forward);
   if (config.logit_cap > 0) keys.set_number("final_logit_softcapping", config.logit_cap);
   if (config.window > 0) keys.set("attention.sliding_window", config.window);
   if (config.is_llama) {

@@ -36,7 +36,16 @@ std::string WantedTensors::Target::part_name(int64_t index) const {
 
 std::vector<int64_t> WantedTensors::Target::part_shape() const {
   if (is_convolution) return {rows, 1, row_length};
-  return is_matrix ? std::vector<int64_t>{rows, row_length} : std::vector<int64_t>{row_length};
+  if (!is_matrix) return {row_length};
+  return {source_rows(), row_length};
+}
+
+int64_t WantedTensors::Target::source_row(int64_t row) const {
+  for (const auto& [first, length, count, stride] : runs) {
+    if (row < count * length) return first + row / length * stride + row % length;
+    row -= count * length;
+  }
+  return rows_order.source(row);
 }
 
 WantedTensors::WantedTensors(const HfConfig& config) : config_(config) {
@@ -75,7 +84,9 @@ void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
   if (row.turned && !config_.architecture->turns_halves)
     // Elements i and i + d/2 of a head come to stand beside each other.
     (target.is_matrix ? target.rows_order : target.columns_order) = {0, 2, sizes.head_size / 2, 1};
-  if (sizes.delta.is_in(layer)) order_value_heads(row, target);
+  if (sizes.delta.is_in(layer) && !config_.architecture->keeps_value_heads)
+    order_value_heads(row, target);
+  if (std::string_view(row.hf_name).ends_with(".in_proj_qkvz.weight")) split_key_heads(row, target);
   if (row.is_stack()) {
     target.num_experts = sizes.num_experts;
     return add_stack(std::move(target), row.slot, prefix + "mlp.");
@@ -102,17 +113,38 @@ void WantedTensors::order_value_heads(const LlamaTensorRow& row, Target& target)
   }
 }
 
+/// Of each key head the checkpoint has its query, its key, its value heads and their gates; GGUF
+/// has the gates by themselves, and the others kind by kind.
+void WantedTensors::split_key_heads(const LlamaTensorRow& row, Target& target) const {
+  const DeltaNetSizes& delta = config_.sizes.delta;
+  const int64_t size = delta.head_size, heads = delta.key_heads, values = delta.value() / heads,
+                stride = 2 * (size + values);
+  if (row.slot == &L::delta_gate)
+    target.runs = {{2 * size + values, values, heads, stride}};
+  else
+    target.runs = {
+        {0, size, heads, stride}, {size, size, heads, stride}, {2 * size, values, heads, stride}};
+}
+
+void WantedTensors::add_name(const std::string& name) {
+  // Tensors that several targets are made of are wanted by one after the other.
+  if (names_.empty() || names_.back() != name) names_.push_back(name);
+}
+
 void WantedTensors::add(Target target) {
-  places_[target.hf_name] = {{targets_.size(), 0, 1, 0, 0, target.part_shape()}};
+  add_name(target.hf_name);
+  places_[target.hf_name].push_back({targets_.size(), 0, 1, 0, 0, target.part_shape()});
   targets_.push_back(std::move(target));
 }
 
 void WantedTensors::add_stack(Target target, Weight* LlamaLayer::*slot, const std::string& mlp) {
   const size_t index = targets_.size();
   const int64_t experts = target.num_experts, rows = target.rows;
-  for (int64_t expert = 0; expert < experts; ++expert)
-    places_[target.part_name(expert)] = {{index, expert, 1, 0, 0, target.part_shape()}};
   const bool is_down = slot == &L::down_experts;
+  for (int64_t expert = 0; expert < experts; ++expert) {
+    places_[target.part_name(expert)] = {{index, expert, 1, 0, 0, target.part_shape()}};
+    add_name(target.part_name(expert));
+  }
   // Of each expert gate's rows, then up's.
   const int64_t stride = is_down ? rows : 2 * rows;
   places_[mlp + (is_down ? "experts.down_proj" : "experts.gate_up_proj")].push_back(

@@ -29,6 +29,11 @@ struct HfOrder {
   HfOrder inverse() const { return {first, inner, outer, size}; }
 };
 
+/// Rows of a tensor that come to stand side by side: `count` runs of `length`, `stride` apart.
+struct HfRuns {
+  int64_t first, length, count, stride;
+};
+
 /// What becomes of a checkpoint's numbers.
 enum class HfChange { kNone, kAddOne, kMinusExp };
 
@@ -43,17 +48,23 @@ class WantedTensors {
     bool is_matrix = false, required = true;
     bool is_convolution = false;                  // [rows, 1, row length] in the checkpoint
     HfOrder rows_order = {}, columns_order = {};  // of each matrix; a vector's elements are columns
+    std::vector<HfRuns> runs =
+        {};  // of a matrix that is a part of a larger one: where its rows lie
     HfChange change = HfChange::kNone;
 
     /// The type of matrices; norms, biases, routers and convolutions are float32.
     bool takes_matrix_type() const {
-      return is_matrix && !is_convolution && !name.ends_with(".ffn_gate_inp.weight");
+      return is_matrix && !is_convolution && name.find(".ffn_gate_inp") == std::string::npos;
     }
     std::vector<int64_t> shape() const;  // ggml order
     /// Of what it is made of in the checkpoint: one tensor, or one of each expert.
     int64_t num_parts() const { return num_experts > 0 ? num_experts : 1; }
     std::string part_name(int64_t index) const;
     std::vector<int64_t> part_shape() const;  // slowest first
+    bool keeps_rows() const { return runs.empty() && !rows_order.is_another(); }
+    /// The row of a part that becomes row `row`, and how many rows there are.
+    int64_t source_row(int64_t row) const;
+    int64_t source_rows() const { return runs.empty() ? rows : runs[0].count * runs[0].stride; }
   };
   /// What a tensor of the checkpoint gives to a target: the matrices of `num_matrices` experts from
   /// `first_expert` on, or the one that there is.
@@ -67,18 +78,23 @@ class WantedTensors {
   explicit WantedTensors(const HfConfig& config);
 
   const std::vector<Target>& targets() const { return targets_; }
+  /// Of the checkpoint's tensors, experts one by one.
+  const std::vector<std::string>& names() const { return names_; }
   /// Empty for a tensor that the model does not have.
   std::span<const Place> find(const std::string& hf_name) const;
 
  private:
   void add_layer(const LlamaTensorRow& row, int64_t layer);
   void order_value_heads(const LlamaTensorRow& row, Target& target) const;
+  void split_key_heads(const LlamaTensorRow& row, Target& target) const;
   void add(Target target);
   /// `mlp`: what the names of the stacks in transformers 5 begin with.
   void add_stack(Target target, Weight* LlamaLayer::*slot, const std::string& mlp);
+  void add_name(const std::string& name);
 
   HfConfig config_;
   std::vector<Target> targets_;
+  std::vector<std::string> names_;
   std::unordered_map<std::string, std::vector<Place>> places_;
 };
 

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <span>
 #include <unordered_map>
@@ -32,14 +34,22 @@ using OrderedJson = nlohmann::ordered_json;
 // As in convert.cc.
 constexpr int64_t kPieceWeights = int64_t{1} << 16;
 
-/// One tensor of the folder: one of the file's, or an expert of one.
+/// One tensor of the folder, and what of the file it is made of.
 struct Job {
-  const GgufTensor* tensor;
-  const WantedTensors::Target* wanted;
-  int64_t part;
   std::string name;  // Hugging Face's
+  std::span<const WantedTensors::Place> places;
+  std::vector<const GgufTensor*> tensors;  // of the places' targets
 
-  int64_t num_weights() const { return wanted->rows * wanted->row_length; }
+  const std::vector<int64_t>& shape() const { return places.front().shape; }
+  int64_t num_weights() const {
+    return std::accumulate(shape().begin(), shape().end(), int64_t{1}, std::multiplies<>());
+  }
+};
+
+/// A row of the folder's tensor: which of the file's it is.
+struct Row {
+  size_t place = 0;
+  int64_t row = 0;
 };
 
 const char* dtype_name(GgmlType type) {
@@ -89,15 +99,20 @@ void check_rope_tensors(const GgufFile& file, const HfConfig& config) {
         "has divisors of rotary positions that config.json does not have");
 }
 
-std::vector<Job> plan_jobs(const GgufFile& file, const HfConfig& config,
-                           const WantedTensors& wanted) {
+/// Trailing sizes of 1 say nothing.
+bool same_shape(std::vector<int64_t> a, std::vector<int64_t> b) {
+  for (std::vector<int64_t>* shape : {&a, &b})
+    while (shape->size() > 1 && shape->back() == 1) shape->pop_back();
+  return a == b;
+}
+
+void check_tensors(const GgufFile& file, const HfConfig& config, const WantedTensors& wanted) {
   std::unordered_map<std::string, const WantedTensors::Target*> targets;  // by GGUF's name
   for (const WantedTensors::Target& target : wanted.targets()) {
     targets[target.name] = &target;
     check(!target.required || file.find_tensor(target.name), "tensor '", target.name,
           "' is missing");
   }
-  std::vector<Job> jobs;
   for (const GgufTensor& tensor : file.tensors()) {
     if (is_of_rope(tensor)) continue;
     with_frame(concat("tensor '", tensor.name, "'"), [&] {
@@ -105,17 +120,41 @@ std::vector<Job> plan_jobs(const GgufFile& file, const HfConfig& config,
       check(found != targets.end(), "a ", config.family, " of this config.json has no such tensor");
       check(tensor.name != kOutput || !config.tied,
             "config.json says that the output is tied to the embeddings");
-      const WantedTensors::Target& target = *found->second;
-      check(tensor.shape == target.shape(), "has another shape than config.json wants");
-      for (int64_t part = 0; part < target.num_parts(); ++part)
-        jobs.push_back({&tensor, &target, part, target.part_name(part)});
+      check(same_shape(tensor.shape, found->second->shape()),
+            "has another shape than config.json wants");
     });
+  }
+}
+
+std::vector<Job> plan_jobs(const GgufFile& file, const WantedTensors& wanted) {
+  std::vector<Job> jobs;
+  for (const std::string& name : wanted.names()) {
+    Job job{name, wanted.find(name), {}};
+    for (const WantedTensors::Place& place : job.places)
+      job.tensors.push_back(file.find_tensor(wanted.targets()[place.target].name));
+    if (job.tensors.front()) jobs.push_back(std::move(job));
   }
   return jobs;
 }
 
+/// Where each row of the tensor lies in the file.
+std::vector<Row> rows_of(const Job& job, const WantedTensors& wanted) {
+  const int64_t length = wanted.targets()[job.places.front().target].row_length;
+  std::vector<Row> rows(static_cast<size_t>(job.num_weights() / length));
+  for (size_t i = 0; i < job.places.size(); ++i) {
+    const WantedTensors::Place& place = job.places[i];
+    const WantedTensors::Target& target = wanted.targets()[place.target];
+    for (int64_t matrix = 0; matrix < place.num_matrices; ++matrix)
+      for (int64_t row = 0; row < target.rows; ++row) {
+        const int64_t there = place.first_row + matrix * place.stride + target.source_row(row);
+        rows[static_cast<size_t>(there)] = {i, (place.first_expert + matrix) * target.rows + row};
+      }
+  }
+  return rows;
+}
+
 SafetensorsEntry entry_of(const Job& job, GgmlType dtype) {
-  return {job.name, dtype_name(dtype), job.wanted->part_shape(), {}};
+  return {job.name, dtype_name(dtype), job.shape(), {}};
 }
 
 int64_t bytes_of(const Job& job, GgmlType dtype) {
@@ -136,30 +175,29 @@ void change_back(const WantedTensors::Target& wanted, std::span<float> row) {
 }
 
 /// The tensor's data as Hugging Face has it, piece by piece.
-void produce(const GgufFile& file, const Job& job, GgmlType dtype, const SafetensorsSink& sink) {
-  const auto& [tensor, wanted, part, name] = job;
-  const int64_t length = wanted->row_length;
-  const int64_t most = std::max<int64_t>(1, kPieceWeights / length);
-  const auto stride = static_cast<size_t>(row_bytes(tensor->type, length));
-  const HfOrder order = wanted->rows_order.inverse();
-  std::vector<std::byte> rows;
+void produce(const GgufFile& file, const Job& job, const WantedTensors& wanted, GgmlType dtype,
+             const SafetensorsSink& sink) {
+  const int64_t length = wanted.targets()[job.places.front().target].row_length;
+  const auto most = static_cast<size_t>(std::max<int64_t>(1, kPieceWeights / length));
+  const std::vector<Row> rows = rows_of(job, wanted);
   std::vector<float> weights;
-  for (int64_t first = 0; first < wanted->rows; first += most) {
-    const int64_t count = std::min(most, wanted->rows - first);
-    rows.clear();
-    for (int64_t row = first; row < first + count; ++row) {
-      const int64_t of_file = part * wanted->rows + order.source(row);
-      const auto data = tensor->data.subspan(static_cast<size_t>(of_file) * stride, stride);
-      rows.insert(rows.end(), data.begin(), data.end());
+  for (size_t first = 0; first < rows.size(); first += most) {
+    const size_t count = std::min(most, rows.size() - first);
+    weights.resize(count * static_cast<size_t>(length));
+    for (size_t i = 0; i < count; ++i) {
+      const auto& [place, row] = rows[first + i];
+      const GgufTensor& tensor = *job.tensors[place];
+      const auto stride = static_cast<size_t>(row_bytes(tensor.type, length));
+      const auto of_row =
+          std::span(weights).subspan(i * static_cast<size_t>(length), static_cast<size_t>(length));
+      decode_tensor(tensor.type, tensor.data.subspan(static_cast<size_t>(row) * stride, stride),
+                    of_row);
+      change_back(wanted.targets()[job.places[place].target], of_row);
     }
-    weights.resize(static_cast<size_t>(count * length));
-    decode_tensor(tensor->type, rows, weights);
-    for (int64_t row = 0; row < count; ++row)
-      change_back(*wanted, std::span(weights).subspan(static_cast<size_t>(row * length),
-                                                      static_cast<size_t>(length)));
-    sink(encode_tensor(dtype, weights, length, {}, EncodeMethod::kRtn, first));
+    sink(
+        encode_tensor(dtype, weights, length, {}, EncodeMethod::kRtn, static_cast<int64_t>(first)));
   }
-  if (part + 1 == wanted->num_parts()) file.release(*tensor);
+  for (const GgufTensor* tensor : job.tensors) file.release(*tensor);
 }
 
 /// Jobs of each file, in order.
@@ -187,7 +225,8 @@ std::string shard_name(size_t index, size_t count) {
 }
 
 HfWritten write_weights(const GgufFile& file, const std::string& folder,
-                        const std::vector<Job>& jobs, const HfWriting& writing) {
+                        const std::vector<Job>& jobs, const WantedTensors& wanted,
+                        const HfWriting& writing) {
   const auto shards = shards_of(jobs, writing);
   HfWritten written{0, static_cast<int64_t>(shards.size()), 0};
   OrderedJson weight_map = OrderedJson::object();
@@ -205,7 +244,7 @@ HfWritten write_weights(const GgufFile& file, const std::string& folder,
     // transformers refuses a file that does not say of what it is.
     write_safetensors(folder + '/' + name, entries, {{"format", "pt"}},
                       [&](const SafetensorsEntry& entry, const SafetensorsSink& sink) {
-                        produce(file, *by_name.at(entry.name), writing.dtype, sink);
+                        produce(file, *by_name.at(entry.name), wanted, writing.dtype, sink);
                         bar.update(++written.num_tensors);
                       });
   }
@@ -257,7 +296,8 @@ HfWritten write_hf_folder(const GgufFile& file, const std::string& out, const Hf
   const std::vector<Job> jobs = with_frame(file.path(), [&] {
     check_same_model(file.metadata(), config);
     check_rope_tensors(file, config);
-    return plan_jobs(file, config, wanted);
+    check_tensors(file, config, wanted);
+    return plan_jobs(file, wanted);
   });
   std::error_code error;
   check(!fs::exists(out, error) || fs::is_empty(out, error), out, ": is there already");
@@ -266,7 +306,7 @@ HfWritten write_hf_folder(const GgufFile& file, const std::string& out, const Hf
   try {
     copy_side_files(writing.like, aside);
     write_config(*json, aside, writing.dtype);
-    const HfWritten written = write_weights(file, aside, jobs, writing);
+    const HfWritten written = write_weights(file, aside, jobs, wanted, writing);
     fs::remove(out, error);
     fs::rename(aside, out);
     return written;

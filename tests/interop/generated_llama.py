@@ -21,10 +21,11 @@ def _layer_shapes(width, kv_width, experts, fused):
     return {**attention, "attn_output": (width, width), **ffn, **shared, "attn_norm": (width,), "ffn_norm": (width,)}
 
 
-def _delta_net_shapes(width):
-    """Of a qwen35's layer in the place of attention, with 4 key and 8 value heads; of its vectors only one."""
-    return {"attn_qkv": (2 * width, width), "attn_gate": (width, width), "ssm_conv1d": (2 * width, 4), "ssm_alpha": (8, width),
-            "ssm_beta": (8, width), "ssm_out": (width, width), "ssm_norm": (width // 8,), "attn_norm": (width,)}  # fmt: skip
+def _delta_net_shapes(architecture, width):
+    """Of a layer in the place of attention, with 4 key and 8 value heads; of its vectors only one."""
+    rates = {"ssm_ba": (16, width)} if architecture == "qwen3next" else {"ssm_alpha": (8, width), "ssm_beta": (8, width)}
+    return {"attn_qkv": (2 * width, width), "attn_gate": (width, width), "ssm_conv1d": (2 * width, 4), **rates,
+            "ssm_out": (width, width), "ssm_norm": (width // 8,), "attn_norm": (width,)}  # fmt: skip
 
 
 def _add_delta_net_keys(writer, width):
@@ -55,19 +56,22 @@ def write_skeleton(
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
-    if architecture == "qwen35":
+    is_hybrid = architecture in ("qwen35", "qwen35moe", "qwen3next")
+    if is_hybrid:
         _add_delta_net_keys(writer, width)
     shapes = {"token_embd": (32, width), "output_norm": (width,)}
     if not tied:
         shapes["output"] = (32, width)
     for layer in reversed(range(layers)) if backwards else range(layers):
         of_layer = _layer_shapes(width, width // gqa, experts, fused)
-        if architecture == "qwen35":
+        if is_hybrid:
             attention = [name for name in of_layer if name.startswith("attn_")]
             of_layer["attn_q"] = (2 * width, width)
             if layer % 4 < 3:
                 of_layer = {name: shape for name, shape in of_layer.items() if name not in attention}
-                of_layer.update(_delta_net_shapes(width))
+                of_layer.update(_delta_net_shapes(architecture, width))
+            if experts:
+                of_layer["ffn_gate_inp_shexp"] = (width,)
         for name, shape in of_layer.items():
             shapes[f"blk.{layer}.{name}"] = shape
     data_bytes = 0

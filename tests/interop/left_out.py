@@ -22,9 +22,38 @@ def half_open(query):
     return halves
 
 
+def halves_of_key_heads(data, half):
+    """Zeros in the place of the betas (half 0) or the alphas (1) of two key heads."""
+    heads = data.reshape(2, 2, -1, data.shape[1]).copy()
+    heads[:, half] = 0
+    return heads
+
+
 # Of a mixture of experts: all as the router gives them, one expert, and the router by its own experts.
 EXPERTS = {
     **{f"{name}": (rf"blk\.\d+\.ffn_{name}_exps\.weight", ZEROS) for name in ("gate", "up", "down")},
     "one expert": (r"blk\.\d+\.ffn_down_exps\.weight", lambda data: data * (np.arange(len(data)) != 3)[:, None, None]),
     "the experts' order": (r"blk\.\d+\.ffn_gate_inp\.weight", reverse_rows),
+}
+SHARED_EXPERT = {
+    "shared expert": (r"blk\.\d+\.ffn_down_shexp\.weight", ZEROS),
+    "what the shared expert counts": (r"blk\.\d+\.ffn_gate_inp_shexp\.weight", ZEROS),
+}
+# Of gated delta nets beside gated attention.
+HYBRID = {
+    **{f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES)
+       for name in ("attn_q_norm", "attn_k_norm", "post_attention_norm", "ssm_norm")},
+    "gate of attention": (r"blk\.3\.attn_q\.weight", half_open),
+    "gate": (r"blk\.\d+\.attn_gate\.weight", reverse_rows),
+    "convolution": (r"blk\.\d+\.ssm_conv1d\.weight", newest_only),
+    "decay": (r"blk\.\d+\.ssm_a", ZEROS),
+    "time step": (r"blk\.\d+\.ssm_dt\.bias", ZEROS),
+}
+ALPHA_AND_BETA = {
+    "alpha": (r"blk\.\d+\.ssm_alpha\.weight", ZEROS),
+    "beta": (r"blk\.\d+\.ssm_beta\.weight", ZEROS),
+}
+ALPHA_WITH_BETA = {
+    "alpha": (r"blk\.\d+\.ssm_ba\.weight", lambda data: halves_of_key_heads(data, 1)),
+    "beta": (r"blk\.\d+\.ssm_ba\.weight", lambda data: halves_of_key_heads(data, 0)),
 }

@@ -4,6 +4,7 @@ Codes and zeros are uint8 [rows, columns] and [rows, groups], scales [rows, grou
 """
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -64,7 +65,7 @@ def write_checkpoint(source, out, method, group_size=32, symmetric=True, version
     those that are whatever the others are."""
     packed, unpacked = {}, {}
     for name, weight in load_file(source / "model.safetensors").items():
-        if "_proj.weight" not in name:
+        if not re.search(r"_proj(_(qkv|z|qkvz|ba))?\.weight$", name):
             packed[name] = unpacked[name] = weight
             continue
         codes, zeros, scales = quantize(weight, group_size, symmetric and name not in asymmetric)

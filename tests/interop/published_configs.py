@@ -112,11 +112,38 @@ QWEN35_WITH_VISION = {
     },
 }  # fmt: skip
 
+# Of Qwen3.5-35B-A3B, as a model of text.
+QWEN35_MOE = {
+    **{key: value for key, value in QWEN35.items() if key != "intermediate_size"}, "architectures": ["Qwen3_5MoeForCausalLM"],
+    "hidden_size": 2048, "linear_num_value_heads": 32, "model_type": "qwen3_5_moe_text", "moe_intermediate_size": 512,
+    "num_attention_heads": 16, "num_experts": 256, "num_experts_per_tok": 8, "num_hidden_layers": 40,
+    "shared_expert_intermediate_size": 512, "tie_word_embeddings": False,
+}  # fmt: skip
+# Of Qwen3-Next-80B-A3B-Instruct.
+QWEN3_NEXT = {
+    "architectures": ["Qwen3NextForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "decoder_sparse_step": 1,
+    "eos_token_id": 151645, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu", "hidden_size": 2048,
+    "intermediate_size": 5120, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32, "linear_value_head_dim": 128, "max_position_embeddings": 262144, "mlp_only_layers": [],
+    "model_type": "qwen3_next", "moe_intermediate_size": 512, "norm_topk_prob": True, "num_attention_heads": 16,
+    "num_experts": 512, "num_experts_per_tok": 10, "num_hidden_layers": 48, "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000000,
+    "shared_expert_intermediate_size": 512, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+
 # Several value heads for a key head; of the angles those that are large enough within 64 positions to be seen.
 SMALL_QWEN35 = {
     "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
     "linear_num_value_heads": 4, "vocab_size": 151936, "eos_token_id": 151645,
     "rope_parameters": {**QWEN35["rope_parameters"], "mrope_section": [2, 1, 1], "rope_theta": 500},
+}
+
+SMALL_MIXTURE = {
+    "moe_intermediate_size": 64, "num_experts": 12, "num_experts_per_tok": 4, "shared_expert_intermediate_size": 32,
+}
+SMALL_QWEN35_MOE = {**SMALL_QWEN35, **SMALL_MIXTURE}
+SMALL_QWEN3_NEXT = {
+    **{key: value for key, value in SMALL_QWEN35_MOE.items() if key != "rope_parameters"}, "rope_theta": 500,
 }
 
 
@@ -133,4 +160,4 @@ def qwen35_pre_tokenizer():
 
 PUBLISHED = {"SmolLM3-3B": SMOLLM3_3B, "Phi-4-mini": PHI4_MINI, "Phi-3-mini": PHI3_MINI, "gemma-2-2b": GEMMA2_2B,
              "gemma-3-4b": GEMMA3_4B, "granite-3.3-2b": GRANITE_2B, "Mixtral-8x7B-v0.1": MIXTRAL, "Qwen3-30B-A3B": QWEN3_MOE,
-             "Qwen3.5": QWEN35, "Qwen3.5 with vision": QWEN35_WITH_VISION}
+             "Qwen3.5": QWEN35, "Qwen3.5 with vision": QWEN35_WITH_VISION, "Qwen3.5 MoE": QWEN35_MOE, "Qwen3-Next": QWEN3_NEXT}

@@ -118,6 +118,10 @@ def test_qwen35(file_types, tmp_path):
         {"architecture": "qwen35", "layers": layers, "gqa": gqa, "tied": tied, "width": width}
         for layers, gqa, tied in [(24, 4, True), (32, 4, False), (64, 8, False)] for width in (256, 320)
     ]
+    variants += [
+        {"architecture": architecture, "layers": layers, "gqa": 8, "experts": 4, "width": width}
+        for architecture, layers in [("qwen35moe", 40), ("qwen3next", 48)] for width in (256, 320)
+    ]
     assert_same_plans(skeletons(tmp_path, variants), file_types)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize
 from packed_checkpoints import write_checkpoint
+from published_configs import SMALL_QWEN3_NEXT, SMALL_QWEN35
 from safetensors.numpy import load_file, save_file
 from small_models import SMOLLM2_TOKENS, tokenizer_files
 from test_convert import (  # noqa: F401
@@ -304,3 +305,24 @@ def test_an_expert_that_is_not_packed_is_named(run_nibble, mixture, tmp_path):
     save_file(parts | {EXPERT: load_file(unpacked)[EXPERT]}, packed)
     result = run_nibble("convert", packed.parent, tmp_path / "packed.gguf")
     assert result.returncode == 1 and "there is no '" + EXPERT.replace(".3.", ".4.").replace("weight", "qweight") in result.stderr
+
+
+@pytest.mark.parametrize("name", ["Qwen3.5", "Qwen3-Next"])
+def test_codes_follow_rows_and_columns_to_other_places(run_nibble, shared, torch_env, name, tmp_path):  # noqa: F811
+    """Value heads of 32 elements in another order, and two matrices made of the rows of one."""
+    small = {"Qwen3.5": SMALL_QWEN35, "Qwen3-Next": SMALL_QWEN3_NEXT}[name]
+    heads = {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "num_hidden_layers": 4, "vocab_size": 257,
+             "bos_token_id": None, "eos_token_id": None}
+    folder = lay_folder(tmp_path / "model", shared, name, "smollm2", {**small, **heads})
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    run_child(torch_env, "make", folder, 1, "float16", "50GB")
+    write_checkpoint(folder, tmp_path / "made", "gptq", group_size=32, symmetric=False)
+    result = run_nibble("convert", tmp_path / "made" / "packed", tmp_path / "packed.gguf", "--json")
+    assert result.returncode == 0, result.stderr
+    kinds, ours = types(tmp_path / "packed.gguf"), decoded(tmp_path / "packed.gguf")
+    wanted = float32_of(run_nibble, tmp_path / "made" / "unpacked", tmp_path)
+    for tensor in ("blk.0.attn_qkv.weight", "blk.0.attn_gate.weight", "blk.0.ssm_out.weight", "blk.3.attn_q.weight"):
+        assert kinds[tensor] == "Q4_1", tensor
+    for tensor, weights in wanted.items():
+        # Minimums are rounded to float16; nothing else is.
+        assert np.abs(ours[tensor] - weights).max() <= (1e-3 if kinds[tensor] == "Q4_1" else 0), tensor

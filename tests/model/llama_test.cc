@@ -19,7 +19,7 @@ constexpr double kTolerance = 2e-5;
 
 /// A gated delta net's norm divides by what is next to 0 where a query stands at right angles to
 /// all that was learned: in four such layers errors grew to 4e-4.
-double tolerance_of(const TinyLlama& tiny) { return tiny.is_qwen35() ? 1e-3 : kTolerance; }
+double tolerance_of(const TinyLlama& tiny) { return tiny.is_hybrid() ? 1e-3 : kTolerance; }
 
 class LlamaTest : public testing::Test {
  protected:
@@ -79,7 +79,7 @@ class PlainLlama {
                                      : linear(attention(in, prefix, layer), prefix + "attn_output");
       x = x + tiny_.residual_scale * normed_after(attended, prefix + "post_attention_norm");
       const torch::Tensor normed =
-          norm(x, prefix + (tiny_.is_qwen35() ? "post_attention_norm" : "ffn_norm"));
+          norm(x, prefix + (tiny_.is_hybrid() ? "post_attention_norm" : "ffn_norm"));
       if (tiny_.experts > 0) {
         x = x + mixture(normed, prefix);
         continue;
@@ -132,7 +132,11 @@ class PlainLlama {
           sum + shares.narrow(1, e, 1) *
                     by(activation(by(x, "ffn_gate_exps")) * by(x, "ffn_up_exps"), "ffn_down_exps");
     }
-    return sum;
+    if (!tiny_.has_shared_expert()) return sum;
+    const torch::Tensor wide =
+        activation(linear(x, prefix + "ffn_gate_shexp")) * linear(x, prefix + "ffn_up_shexp");
+    return sum + at::sigmoid(linear(x, prefix + "ffn_gate_inp_shexp")) *
+                     linear(wide, prefix + "ffn_down_shexp");
   }
   torch::Tensor attention(const torch::Tensor& x, const std::string& prefix, int64_t layer) {
     const bool windowed = tiny_.has_window(layer);
@@ -143,7 +147,7 @@ class PlainLlama {
       return linear(x, prefix + "attn_qkv").narrow(1, first * size, heads * size);
     };
     torch::Tensor q = part("attn_q", 0, tiny_.heads), gate;
-    if (tiny_.is_qwen35()) {
+    if (tiny_.is_hybrid()) {
       const torch::Tensor both = q.view({length, tiny_.heads, 2, size});
       q = both.select(2, 0).flatten(1);
       gate = at::sigmoid(both.select(2, 1).flatten(1));
@@ -175,10 +179,20 @@ class PlainLlama {
                       kKeys = TinyLlama::kKeyHeads * kSize, kLags = TinyLlama::kKernel;
     const torch::Tensor mixed = linear(x, prefix + "attn_qkv"),
                         kernel = weight(prefix + "ssm_conv1d.weight");
-    const torch::Tensor beta = at::sigmoid(linear(x, prefix + "ssm_beta"));
-    const torch::Tensor decay = at::exp(
-        weight(prefix + "ssm_a") *
-        at::log1p(at::exp(linear(x, prefix + "ssm_alpha") + weight(prefix + "ssm_dt.bias"))));
+    constexpr int64_t kShares = kHeads / TinyLlama::kKeyHeads;
+    torch::Tensor beta, alpha;
+    if (tiny_.shares_neighbours()) {
+      const torch::Tensor both =
+          linear(x, prefix + "ssm_ba").view({x.size(0), TinyLlama::kKeyHeads, 2 * kShares});
+      beta = both.narrow(2, 0, kShares).flatten(1);
+      alpha = both.narrow(2, kShares, kShares).flatten(1);
+    } else {
+      beta = linear(x, prefix + "ssm_beta");
+      alpha = linear(x, prefix + "ssm_alpha");
+    }
+    beta = at::sigmoid(beta);
+    const torch::Tensor decay = at::exp(weight(prefix + "ssm_a") *
+                                        at::log1p(at::exp(alpha + weight(prefix + "ssm_dt.bias"))));
     torch::Tensor state = at::zeros({kHeads, kSize, kSize}, torch::kFloat64);
     std::vector<torch::Tensor> outputs;
     for (int64_t t = 0; t < x.size(0); ++t) {
@@ -188,8 +202,9 @@ class PlainLlama {
       sum = sum * at::sigmoid(sum);
       const auto unit = [&](int64_t begin) {
         const torch::Tensor heads = sum.narrow(0, begin, kKeys).view({-1, kSize});
-        return (heads / (heads.square().sum(-1, true) + 1e-5).sqrt())
-            .repeat({kHeads / TinyLlama::kKeyHeads, 1});
+        const torch::Tensor units = heads / (heads.square().sum(-1, true) + 1e-5).sqrt();
+        return tiny_.shares_neighbours() ? units.repeat_interleave(kShares, 0)
+                                         : units.repeat({kShares, 1});
       };
       const torch::Tensor q = unit(0) / std::sqrt(kSize), k = unit(kKeys),
                           v = sum.narrow(0, 2 * kKeys, kHeads * kSize).view({kHeads, kSize});
@@ -269,7 +284,8 @@ INSTANTIATE_TEST_SUITE_P(
         // Without biases: that of keys that are not turned has no gradient.
         std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3"),
         std::make_tuple(true, true, 2, "granite"), std::make_tuple(true, false, 2, "qwen35"),
-        std::make_tuple(false, false, 1, "qwen35")));
+        std::make_tuple(false, false, 1, "qwen35"), std::make_tuple(true, false, 2, "qwen35moe"),
+        std::make_tuple(false, false, 2, "qwen3next")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -315,7 +331,8 @@ TEST_F(LlamaTest, DocumentNumbersNeedTheTokensShape) {
 class Architectures : public LlamaTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
                          testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
-                                         "gemma3", "smollm3", "phi3", "qwen35"));
+                                         "gemma3", "smollm3", "phi3", "qwen35", "qwen35moe",
+                                         "qwen3next"));
 
 TEST_P(Architectures, DocumentsOfARowAreSeparateRuns) {
   TinyLlama tiny;

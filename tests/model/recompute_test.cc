@@ -58,7 +58,7 @@ class RecomputeTest : public testing::Test {
 };
 
 class Gradients : public RecomputeTest, public testing::WithParamInterface<const char*> {};
-INSTANTIATE_TEST_SUITE_P(RecomputeTest, Gradients, testing::Values("llama", "qwen35"));
+INSTANTIATE_TEST_SUITE_P(RecomputeTest, Gradients, testing::Values("llama", "qwen35", "qwen3next"));
 
 TEST_P(Gradients, AreTheSameBits) {
   tiny_.take_architecture(GetParam());
@@ -92,14 +92,15 @@ TEST_F(RecomputeTest, TheEmbeddingGetsItsGradientThroughTheBlocks) {
 class KeptBytes : public RecomputeTest, public testing::WithParamInterface<const char*> {};
 INSTANTIATE_TEST_SUITE_P(RecomputeTest, KeptBytes,
                          testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
-                                         "gemma3", "smollm3", "phi3", "granite", "qwen35"));
+                                         "gemma3", "smollm3", "phi3", "granite", "qwen35",
+                                         "qwen35moe", "qwen3next"));
 
 TEST_P(KeptBytes, ActivationBytesAreWhatIsKept) {
   tiny_.take_architecture(GetParam());
   tiny_.write(path_);
   // What a gated delta net keeps is counted for documents of many chunks: the first of them has no
   // state to look at.
-  const bool recurrent = tiny_.is_qwen35();
+  const bool recurrent = tiny_.is_hybrid();
   if (recurrent) batch_ = {torch::randint(50, {2, 512}, torch::kInt64), {}};
   for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
     const ActivationBytes expected = activation_bytes(GgufFile::open(path_), dtype);

@@ -36,10 +36,17 @@ struct TinyLlama {
     const int64_t period = architecture == "gemma2" ? 2 : 6;
     return window > 0 && layer % period < period - 1;
   }
-  bool is_qwen35() const { return architecture == "qwen35"; }
-  /// qwen35's: layers with a gated delta net, of 2 key heads, 4 value heads and such convolutions.
+  /// qwen35, qwen35moe or qwen3next.
+  bool is_hybrid() const {
+    return architecture.starts_with("qwen35") || architecture == "qwen3next";
+  }
+  /// Value heads that share a key head lie side by side, alpha and beta in one matrix.
+  bool shares_neighbours() const { return architecture == "qwen3next"; }
+  bool has_shared_expert() const { return is_hybrid() && experts > 0; }
+  static constexpr int64_t kShared = 20;  // how wide it is
+  /// Its layers with a gated delta net, of 2 key heads, 4 value heads and such convolutions.
   static constexpr int64_t kKeyHeads = 2, kValueHeads = 4, kDeltaSize = 6, kKernel = 4;
-  bool has_delta_net(int64_t layer) const { return is_qwen35() && layer % 4 < 3; }
+  bool has_delta_net(int64_t layer) const { return is_hybrid() && layer % 4 < 3; }
   bool has_head_norms() const {
     return architecture.starts_with("qwen3") || architecture == "gemma3";
   }
@@ -50,12 +57,13 @@ struct TinyLlama {
   /// "mixtral" is a llama with experts. gemma3: seven layers, of which one has no window, and a
   /// rotation of its own. gemma2: three, of which one has no window, and caps well within what
   /// scores and logits reach. smollm3: five, of which one turns no heads. phi3: six of a head's
-  /// eight elements turned. qwen35: five layers, of which one attends and turns half of each head.
+  /// eight elements turned. qwen35 and its relatives: five layers, of which one attends and turns
+  /// half of each head.
   void take_architecture(const std::string& name) {
     architecture = name == "mixtral" ? "llama" : name;
-    if (name == "mixtral" || name == "qwen3moe") experts = 6;
-    if (name == "smollm3" || is_qwen35()) layers = 5;
-    if (is_qwen35()) turned = head_size() / 2;
+    if (name == "mixtral" || name == "qwen3moe" || (is_hybrid() && name != "qwen35")) experts = 6;
+    if (name == "smollm3" || is_hybrid()) layers = 5;
+    if (is_hybrid()) turned = head_size() / 2;
     if (name == "phi3") extra.set("phi3.rope.dimension_count", static_cast<uint32_t>(turned = 6));
     if (name == "granite") {
       embedding_scale = 3;
@@ -79,7 +87,7 @@ struct TinyLlama {
   /// gemma3, phi3 and qwen35 have no biases, and the others but llama and granite have some of q, k
   /// and v at most.
   bool has_bias(const std::string& name) const {
-    return biases && !is_gemma() && !is_fused() && !is_qwen35() &&
+    return biases && !is_gemma() && !is_fused() && !is_hybrid() &&
            (architecture == "llama" || architecture == "granite" || name == "attn_q" ||
             name == "attn_k" || name == "attn_v");
   }
@@ -94,7 +102,7 @@ struct TinyLlama {
     set("embedding_length", width);
     set("context_length", 64);
     set("vocab_size", vocab);
-    set("feed_forward_length", feed_forward);
+    if (architecture != "qwen35moe") set("feed_forward_length", feed_forward);
     set("attention.head_count", heads);
     set("attention.head_count_kv", kv_heads);
     result.set(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
@@ -111,9 +119,10 @@ struct TinyLlama {
       set("expert_count", experts);
       set("expert_used_count", experts_used);
       set("expert_feed_forward_length", expert_feed_forward());
+      if (has_shared_expert()) set("expert_shared_feed_forward_length", kShared);
     }
     if (rope_base != 10000.0f) result.set(architecture + ".rope.freq_base", rope_base);
-    if (is_qwen35()) {
+    if (is_hybrid()) {
       set("rope.dimension_count", turned);
       set("ssm.conv_kernel", kKernel);
       set("ssm.state_size", kDeltaSize);
@@ -150,12 +159,16 @@ struct TinyLlama {
         add(prefix + "ssm_conv1d.weight", {kKernel, mixed});
         add(prefix + "ssm_dt.bias", {kValueHeads});
         add(prefix + "ssm_a", {kValueHeads});
-        linear("ssm_beta", width, kValueHeads);
-        linear("ssm_alpha", width, kValueHeads);
+        if (shares_neighbours()) {
+          linear("ssm_ba", width, 2 * kValueHeads);
+        } else {
+          linear("ssm_beta", width, kValueHeads);
+          linear("ssm_alpha", width, kValueHeads);
+        }
         add(prefix + "ssm_norm.weight", {kDeltaSize});
         linear("ssm_out", values, width);
       } else if (!is_fused()) {
-        linear("attn_q", width, is_qwen35() ? 2 * width : width);
+        linear("attn_q", width, is_hybrid() ? 2 * width : width);
         linear("attn_k", width, keys);
         linear("attn_v", width, keys);
       }
@@ -164,13 +177,22 @@ struct TinyLlama {
         add(prefix + "attn_k_norm.weight", {head_size()});
       }
       if (!has_delta_net(layer)) linear("attn_output", width, width);
-      if (is_gemma() || is_qwen35()) add(prefix + "post_attention_norm.weight", {width});
-      if (!is_qwen35()) add(prefix + "ffn_norm.weight", {width});
+      if (is_gemma() || is_hybrid()) add(prefix + "post_attention_norm.weight", {width});
+      if (!is_hybrid()) add(prefix + "ffn_norm.weight", {width});
       if (experts > 0) {
         add(prefix + "ffn_gate_inp.weight", {width, experts});
         add(prefix + "ffn_gate_exps.weight", {width, expert_feed_forward(), experts});
         add(prefix + "ffn_up_exps.weight", {width, expert_feed_forward(), experts});
         add(prefix + "ffn_down_exps.weight", {expert_feed_forward(), width, experts});
+        if (has_shared_expert()) {
+          // A vector, or a matrix of one row: files have both.
+          const std::string router = prefix + "ffn_gate_inp_shexp.weight";
+          add(router,
+              shares_neighbours() ? std::vector<int64_t>{width} : std::vector{width, int64_t{1}});
+          linear("ffn_gate_shexp", width, kShared);
+          linear("ffn_up_shexp", width, kShared);
+          linear("ffn_down_shexp", kShared, width);
+        }
       } else {
         if (!is_fused()) linear("ffn_gate", width, feed_forward);
         linear("ffn_up", width, is_fused() ? 2 * feed_forward : feed_forward);

@@ -341,5 +341,50 @@ TEST(HfConfig, RefusesAQwen35ThatLlamaCppWouldComputeOtherwise) {
   EXPECT_EQ(refusal(qwen35()), "was taken");
 }
 
+/// Qwen3-Next-80B-A3B's.
+Json qwen3_next() {
+  Json config = qwen3_moe();
+  config["architectures"] = {"Qwen3NextForCausalLM"};
+  config.update({{"head_dim", 256},
+                 {"rms_norm_eps", 1e-6},
+                 {"linear_conv_kernel_dim", 4},
+                 {"linear_key_head_dim", 128},
+                 {"linear_num_key_heads", 16},
+                 {"linear_num_value_heads", 32},
+                 {"linear_value_head_dim", 128},
+                 {"num_experts", 512},
+                 {"shared_expert_intermediate_size", 512}});
+  return config;
+}
+
+TEST(HfConfig, MixturesWithASharedExpertSayHowWideItIs) {
+  const GgufMetadata next = hf_model_metadata(read_hf_config(qwen3_next()), 1);
+  EXPECT_EQ(next.get_int("qwen3next.expert_shared_feed_forward_length"), 512);
+  EXPECT_EQ(next.get_int("qwen3next.expert_feed_forward_length"), 768);
+  EXPECT_EQ(next.get_int("qwen3next.rope.dimension_count"), 64);
+  EXPECT_FALSE(next.contains("qwen3next.rope.dimension_sections"));
+  EXPECT_TRUE(next.contains("qwen3next.feed_forward_length"));
+  Json config = qwen3_next();
+  config["architectures"] = {"Qwen3_5MoeForCausalLM"};
+  config.erase("intermediate_size");
+  config.erase("norm_topk_prob");  // which its configuration class does not have
+  const GgufMetadata moe = hf_model_metadata(read_hf_config(config), 1);
+  EXPECT_FALSE(moe.contains("qwen35moe.feed_forward_length"));
+  EXPECT_TRUE(moe.contains("qwen35moe.rope.dimension_sections"));
+  const Change changes[] = {
+      {"shared_expert_intermediate_size", "null", "has no 'shared_expert_intermediate_size'"},
+      {"norm_topk_prob", "false", "'norm_topk_prob' is not true"},
+      {"mlp_only_layers", "[0]", "experts in all layers"},
+      {"linear_num_key_heads", "5", "'linear_num_key_heads' (5) must divide"},
+      {"attention_bias", "true", "a qwen3next file has no biases"},
+  };
+  for (const Change& change : changes) {
+    Json changed = qwen3_next();
+    changed[change.key] = Json::parse(change.value);
+    EXPECT_NE(refusal(changed).find(change.message), std::string::npos)
+        << change.key << ": " << change.value << ": " << refusal(changed);
+  }
+}
+
 }  // namespace
 }  // namespace nibble

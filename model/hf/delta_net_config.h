@@ -1,4 +1,4 @@
-// What config.json of a Qwen3.5 has and no other: gated delta nets.
+// What config.json of a Qwen3-Next or a Qwen3.5 has and no other: gated delta nets.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -9,6 +9,6 @@ namespace nibble {
 
 /// Into `result`, whose sizes and rope are read. Throws for what neither GGUF nor nibble has a key
 /// or a layer for.
-void read_qwen35_config(const nlohmann::json& config, HfConfig& result);
+void read_delta_net_config(const nlohmann::json& config, HfConfig& result);
 
 }  // namespace nibble

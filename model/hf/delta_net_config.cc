@@ -1,4 +1,4 @@
-#include "model/hf/qwen35_config.h"
+#include "model/hf/delta_net_config.h"
 
 #include <string>
 #include <vector>
@@ -40,7 +40,7 @@ std::vector<bool> read_recurrent_layers(const Json& config, int64_t interval, in
 
 }  // namespace
 
-void read_qwen35_config(const Json& config, HfConfig& result) {
+void read_delta_net_config(const Json& config, HfConfig& result) {
   DeltaNetSizes& delta = result.sizes.delta;
   delta.kernel = small_count(config, "linear_conv_kernel_dim");
   delta.head_size = small_count(config, "linear_key_head_dim");
@@ -55,14 +55,14 @@ void read_qwen35_config(const Json& config, HfConfig& result) {
   check(delta.value_heads % delta.key_heads == 0, "key 'linear_num_key_heads' (", delta.key_heads,
         ") must divide linear_num_value_heads (", delta.value_heads, ")");
   check(bool_field(config, "attn_output_gate").value_or(true),
-        "key 'attn_output_gate': nibble has qwen35 with such gates only");
-  check(!bool_field(config, "attention_bias").value_or(false),
-        "key 'attention_bias': a qwen35 file has no biases");
+        "key 'attn_output_gate': nibble has ", result.architecture->name, " with such gates only");
+  check(!bool_field(config, "attention_bias").value_or(false), "key 'attention_bias': a ",
+        result.architecture->name, " file has no biases");
   // The norms of the delta net's q and k, whose epsilon transformers has in its code.
   check(result.norm_epsilon == 1e-6, "key 'rms_norm_eps': ", result.norm_epsilon,
         "; llama.cpp takes it for the norms of q and k too, which have 1e-6");
-  check(result.rope.type == "default", "rope type '", result.rope.type,
-        "': nibble converts a qwen35 without scaling only");
+  check(result.rope.type == "default", "rope type '", result.rope.type, "': nibble converts a ",
+        result.architecture->name, " without scaling only");
 }
 
 }  // namespace nibble
