@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from test_convert import (  # noqa: F401
-    CTX, TOLERANCES, convert, converted, make_model, run_child, text_of, torch_env,
+    CTX, SENSITIVE, InFloat64, convert, converted, make_model, text_of, torch_env, transformers_log_probs,
 )
-from test_model import largest_difference
+from test_model import TOLERANCE, largest_difference
 from test_packed import checkpoint, decoded, source  # noqa: F401
 
 # Biases with queries and keys in llama's order; tied, with scaling; norms of 1 + w; halves turned; parts in one matrix;
@@ -92,14 +92,12 @@ def test_transformers_computes_what_the_quantized_file_does(
             continue
         assert np.array_equal(again[tensor], weights), tensor
 
-    def of_transformers(tokens):
-        np.save(tmp_path / "tokens.npy", tokens)
-        run_child(torch_env, "log_probs", out, tmp_path / "tokens.npy", tmp_path / "theirs.npy")
-        return np.load(tmp_path / "theirs.npy")
-
+    in_float64 = InFloat64(torch_env, out, tmp_path) if name in SENSITIVE else None
     ties = (lambda tokens: model.near_ties(tokens, out)) if model.has_experts else None
-    assert largest_difference(run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX, bos=model.bos,
-                              log_probs=of_transformers, excluded=ties) < TOLERANCES[name]
+    difference = largest_difference(
+        run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX, bos=model.bos, excluded=ties,
+        log_probs=in_float64 or (lambda tokens: transformers_log_probs(torch_env, out, tokens, tmp_path)))
+    assert difference < (in_float64.tolerance(TOLERANCE) if in_float64 else TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

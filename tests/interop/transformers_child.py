@@ -1,18 +1,23 @@
 """Models in transformers, in a process of its own: importing torch beside llama.cpp would mix their thread pools.
 
-python transformers_child.py make FOLDER SEED DTYPE SHARD_SIZE: random weights for FOLDER's config.json, saved there.
-python transformers_child.py log_probs FOLDER TOKENS.npy OUT.npy: tokens int32 [chunks, ctx]; out float32
+Reads commands, each a line with a JSON list of words, and answers each with a line: "done" or what went wrong, in JSON. It
+stays for many of them, as importing takes nine seconds.
+
+make FOLDER SEED DTYPE SHARD_SIZE: random weights for FOLDER's config.json, saved there.
+log_probs FOLDER TOKENS.npy OUT.npy: tokens int32 [chunks, ctx]; out float32
 [chunks, ctx, vocabulary], all float32, plain attention.
-python transformers_child.py router_margins FOLDER TOKENS.npy OUT.npy: float32 [chunks, ctx], how far the last expert
+router_margins FOLDER TOKENS.npy OUT.npy: float32 [chunks, ctx], how far the last expert
 that a router chooses is before the next, in logits; the least of all layers.
-python transformers_child.py make_stacked FOLDER OUT DTYPE: a checkpoint of its experts as transformers has them in
+make_stacked FOLDER OUT DTYPE: a checkpoint of its experts as transformers has them in
 memory.
-python transformers_child.py log_probs_half_gelu ...: the same with GELU looked up in float16, as ggml does on a CPU.
+log_probs_half_gelu ...: the same with GELU looked up in float16, as ggml does on a CPU.
 """
 
 import json
+import os
 import pathlib
 import sys
+import traceback
 
 import numpy as np
 import safetensors.torch
@@ -72,7 +77,7 @@ def half_gelu(x):
 
 
 def log_probs_half_gelu(folder, tokens, out):
-    log_probs(folder, tokens, out, half_gelu)
+    log_probs(folder, tokens, out, activation=half_gelu)
 
 
 def router_margins(folder, tokens, out):
@@ -95,19 +100,34 @@ def make_stacked(folder, out, dtype):
     save_file(state, pathlib.Path(out) / "model.safetensors", metadata={"format": "pt"})
 
 
-def log_probs(folder, tokens, out, activation=None):
+def log_probs(folder, tokens, out, dtype="float32", activation=None):
+    # Of experts, the other implementations know no float64.
+    implementation = {"attn_implementation": "eager"} | ({"experts_implementation": "eager"} if dtype == "float64" else {})
     model = auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=getattr(torch, dtype), **implementation
     )
     if activation:
         for layer in getattr(model.model, "language_model", model.model).layers:
             layer.mlp.act_fn.forward = activation
     with torch.no_grad():
         logits = model(torch.from_numpy(np.load(tokens)).long()).logits
-    np.save(out, logits.float().log_softmax(-1).numpy())
+    np.save(out, logits.log_softmax(-1).numpy())
+
+
+def main():
+    torch.set_num_threads(1)
+    commands = {f.__name__: f for f in (make, make_stacked, log_probs, log_probs_half_gelu, router_margins)}
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        command, *arguments = json.loads(line)
+        try:
+            commands[command](*arguments)
+            answer = "done"
+        except Exception:
+            answer = traceback.format_exc()[-2000:]
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    commands = (make, make_stacked, log_probs, log_probs_half_gelu, router_margins)
-    {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])
+    main()
