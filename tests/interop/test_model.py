@@ -33,8 +33,12 @@ def llama_log_probs(model, tokens, folder):
 
 
 def bos_token(model):
+    """bos_of() of a file."""
+    return bos_of(gguf.GGUFReader(model).fields)
+
+
+def bos_of(fields):
     """The id that replaces each chunk's first token, or None."""
-    fields = gguf.GGUFReader(model).fields
     kind = fields["tokenizer.ggml.model"].contents()
     add = fields.get("tokenizer.ggml.add_bos_token")
     if not (add.contents() if add else kind == "llama"):
@@ -46,7 +50,7 @@ def largest_difference(
     run_nibble, model, text, folder, reference=None, chunks=3, ctx=512, log_probs=None, bos=READ_IT, excluded=None
 ):
     """Largest |ln p(nibble) - ln p(llama.cpp)| over the scored rows; `reference`: the model that llama.cpp runs;
-    `log_probs`: what to ask in llama.cpp's place, a function of tokens [chunks, ctx]; `bos`: bos_token() if known,
+    `log_probs`: what to ask in llama.cpp's place, a function of tokens [chunks, ctx]; `bos`: bos_of() if known,
     which takes seconds for a large vocabulary."""
     result = run_nibble(
         "perplexity", model, text, "--ctx", ctx, "--chunks", chunks, "--kl-divergence-base", folder / "base.kld"
