@@ -61,6 +61,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"model", &c.model},
       {"adapter", &c.adapter},
       {"teacher", &t.teacher},
+      {"stream_teacher", &t.stream_teacher},
       {"output", &c.output},
       {"new_model.architecture", &c.new_model.architecture, 0, 0, {"llama"}},
       {"new_model.width", &c.new_model.width, 1, 1 << 17},
@@ -197,9 +198,11 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
          {"quant.calibration_tokens"});
   ignore(t.loss.kind != "mix", "loss.kind is not mix", {"loss.ce_weight"});
   ignore(t.loss.kind == "ce", "loss.kind is ce: nothing is distilled",
-         {"teacher", "loss.teacher_top_k", "loss.teacher_cache"});
+         {"teacher", "stream_teacher", "loss.teacher_top_k", "loss.teacher_cache"});
   ignore(t.loss.kind != "ce" && t.loss.teacher_top_k == 0, "loss.teacher_top_k is 0",
          {"loss.teacher_cache"});
+  ignore(t.loss.kind != "ce" && t.loss.teacher_top_k > 0,
+         "loss.teacher_top_k lets go of the teacher before training", {"stream_teacher"});
   ignore(!t.data.is_chat(), "data.format is not chat", {"data.answers_only"});
   ignore(t.data.is_chat(), "data.format is chat", {"data.text_field", "data.max_bytes"});
   ignore(!c.writes_text(), "data.files does not name self",

@@ -1,6 +1,7 @@
 #include "model/experts.h"
 
 #include "model/layers.h"
+#include "model/made_weight.h"
 
 namespace nibble {
 namespace {
@@ -37,7 +38,7 @@ class ProjectExperts : public torch::autograd::Function<ProjectExperts> {
       torch::Tensor output = torch::empty({x.size(0), weight.size(1)}, x.options());
       for_each_reached(counts, [&](int64_t expert, int64_t first, int64_t rows) {
         output.narrow(0, first, rows)
-            .copy_(at::linear(input.narrow(0, first, rows), weight.select(0, expert).to(dtype)));
+            .copy_(at::linear(input.narrow(0, first, rows), matrix_of(weight, expert, dtype)));
       });
       outputs.push_back(std::move(output));
     }
@@ -61,13 +62,13 @@ class ProjectExperts : public torch::autograd::Function<ProjectExperts> {
           result[0] = torch::zeros_like(input, input.options().dtype(torch::kFloat32));
         for_each_reached(counts, [&](int64_t expert, int64_t first, int64_t rows) {
           add_matmul(result[0].narrow(0, first, rows), grad.narrow(0, first, rows),
-                     weight.detach().select(0, expert).to(dtype));
+                     matrix_of(weight.detach(), expert, dtype));
         });
       }
       if (!weight.requires_grad()) continue;
       torch::Tensor& gradient = weight.is_leaf() ? weight.mutable_grad() : result[i + 2];
       if (!gradient.defined())
-        gradient = torch::zeros_like(weight, torch::TensorOptions().requires_grad(false));
+        gradient = torch::zeros(weight.sizes(), weight.options().requires_grad(false));
       for_each_reached(counts, [&](int64_t expert, int64_t first, int64_t rows) {
         add_matmul(gradient.select(0, expert), grad.narrow(0, first, rows).t(),
                    input.narrow(0, first, rows));

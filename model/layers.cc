@@ -1,6 +1,7 @@
 #include "model/layers.h"
 
 #include "model/kernels.h"
+#include "model/made_weight.h"
 
 namespace nibble {
 namespace {
@@ -39,7 +40,7 @@ class Project : public torch::autograd::Function<Project> {
     variable_list saved = {input}, outputs;
     for (const torch::Tensor& weight : weights) {
       saved.push_back(weight);
-      outputs.push_back(at::linear(input, weight.to(dtype)).to(torch::kFloat32));
+      outputs.push_back(at::linear(input, values_of(weight, dtype)).to(torch::kFloat32));
     }
     ctx->save_for_backward(std::move(saved));
     return outputs;
@@ -54,7 +55,7 @@ class Project : public torch::autograd::Function<Project> {
       if (!grads[i].defined()) continue;
       torch::Tensor& weight = saved[i + 1];
       const torch::Tensor grad = grads[i].to(dtype);
-      if (ctx->needs_input_grad(0)) add_matmul(result[0], grad, weight.detach().to(dtype));
+      if (ctx->needs_input_grad(0)) add_matmul(result[0], grad, values_of(weight.detach(), dtype));
       if (!weight.requires_grad()) continue;
       add_matmul(gradient_of(weight, result[i + 1]), grad.t(), input);
       gradient_added(weight);
@@ -68,7 +69,7 @@ class Embed : public torch::autograd::Function<Embed> {
   static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& table,
                                const torch::Tensor& tokens) {
     ctx->save_for_backward({table, tokens});
-    return table.index_select(0, tokens);
+    return rows_of(table, tokens);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -77,7 +78,7 @@ class Embed : public torch::autograd::Function<Embed> {
     torch::Tensor returned;
     torch::Tensor& gradient = gradient_of(table, returned);
     if (!gradient.defined())
-      gradient = torch::zeros_like(table, torch::TensorOptions().requires_grad(false));
+      gradient = torch::zeros(table.sizes(), table.options().requires_grad(false));
     // Of the two that add repeated tokens up, each device's adds in a fixed order.
     if (gradient.is_cpu())
       gradient.index_add_(0, saved[1], grads[0]);

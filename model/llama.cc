@@ -8,6 +8,7 @@
 #include "model/activation_rounding.h"
 #include "model/attention.h"
 #include "model/layers.h"
+#include "model/made_weight.h"
 #include "model/recompute.h"
 #include "quant/mix/rules.h"
 
@@ -434,7 +435,9 @@ std::unique_ptr<Model> Llama::copy() {
   std::vector<std::unique_ptr<Weight>> copies;
   for (const auto& weight : weights_)
     copies.push_back(std::make_unique<Weight>(
-        Weight{weight->name, weight->value.detach().clone(), weight->source, weight->activations}));
+        Weight{weight->name,
+               is_made(weight->value) ? values_of(weight->value) : weight->value.detach().clone(),
+               weight->source, weight->activations}));
   auto model = std::make_unique<Llama>(options_, std::move(copies));
   model->set_compute_dtype(dtype_);
   return model;
@@ -449,9 +452,9 @@ std::unique_ptr<Model> load_llama(const GgufFile& file, torch::Device device,
   options.shape.num_layers = part.num_blocks < 0 ? following : part.num_blocks;
   check(options.first_block >= 0 && options.shape.num_layers <= following, file.path(),
         ": has no blocks ", part.first_block, " to ", part.first_block + part.num_blocks);
-  std::vector<std::unique_ptr<Weight>> weights =
-      load_weights(file, specs, device,
-                   [&](const std::string& name) { return is_in_part(name, options, part.ends); });
+  std::vector<std::unique_ptr<Weight>> weights = load_weights(
+      file, specs, device,
+      [&](const std::string& name) { return is_in_part(name, options, part.ends); }, part.on_use);
   const RopeOptions plain = options.rope;
   options.rope.divisors = take_divisors(weights, kRopeDivisors);
   std::vector<float> of_short = take_divisors(weights, kRopeDivisorsShort);

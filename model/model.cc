@@ -6,9 +6,15 @@
 #include "model/experts.h"
 #include "model/layers.h"
 #include "model/llama.h"
+#include "model/made_weight.h"
 #include "model/tensors.h"
 
 namespace nibble {
+
+torch::Tensor Weight::matrix(int64_t expert) const {
+  return expert < 0 ? values_of(value.detach()) : matrix_of(value.detach(), expert);
+}
+
 Weight* Model::find_weight(const std::string& name) {
   for (Weight* weight : weights())
     if (weight->name == name) return weight;
@@ -26,7 +32,7 @@ torch::Tensor Model::logits_of(const torch::Tensor& states) {
 
 void Model::keep_matrices_cast() {
   for (Weight* weight : weights())
-    if (is_matmul_weight(weight->name, weight->value.dim()))
+    if (is_matmul_weight(weight->name, weight->value.dim()) && !is_made(weight->value))
       weight->value = weight->value.to(compute_dtype());
 }
 

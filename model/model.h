@@ -27,15 +27,14 @@ constexpr int64_t kNoExpert = -1;
 struct Weight {
   std::string name;     // GGUF's: "blk.0.attn_q.weight"
   torch::Tensor value;  // float32 (see keep_matrices_cast); a linear layer's is [rows, row length]
-                        // = [out, in], a stack of experts' [experts, out, in]
+                        // = [out, in], a stack of experts' [experts, out, in]. May be one that is
+                        // made on use: values_of() (model/made_weight.h) reads any
   GgmlType source = GgmlType::kF32;
   ActivationRounding activations = ActivationRounding::kNone;  // of what it is multiplied with
 
   bool is_stack() const { return value.dim() == 3; }
   /// What one expert of a stack has; all of it for kNoExpert.
-  torch::Tensor matrix(int64_t expert) const {
-    return expert < 0 ? value.detach() : value.detach().select(0, expert);
-  }
+  torch::Tensor matrix(int64_t expert) const;
 };
 
 /// Shape letters: B sequences, T positions, D model width, V vocabulary. It may lie on the CPU
@@ -179,6 +178,8 @@ struct ModelPart {
   int64_t first_block = 0;
   int64_t num_blocks = -1;  // -1: all that follow
   bool ends = true;         // what comes before the blocks and after them
+  /// Matrices stay in the file and are made when they are used (model/made_weight.h).
+  bool on_use = false;
 };
 
 /// Throws what load_model() would throw for the file's architecture and tensor table, without

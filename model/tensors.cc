@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "base/error.h"
+#include "model/made_weight.h"
 #include "quant/format/rows.h"
 
 namespace nibble {
@@ -16,16 +17,27 @@ std::vector<int64_t> without_trailing_ones(std::vector<int64_t> shape) {
   return shape;
 }
 
-std::unique_ptr<Weight> decode(const GgufTensor& tensor, torch::Device device) {
-  std::vector<int64_t> sizes(tensor.shape.rbegin(), tensor.shape.rend());
-  auto weight = std::make_unique<Weight>();
-  weight->name = tensor.name;
-  weight->source = tensor.type;
-  weight->value = torch::empty(sizes, torch::kFloat32);
+std::vector<int64_t> sizes_of(const GgufTensor& tensor) {
+  return {tensor.shape.rbegin(), tensor.shape.rend()};
+}
+
+torch::Tensor decoded(const GgufTensor& tensor) {
+  torch::Tensor values = torch::empty(sizes_of(tensor), torch::kFloat32);
   decode_tensor(tensor.type, tensor.data,
-                {weight->value.data_ptr<float>(), static_cast<size_t>(tensor.num_weights())});
-  weight->value = weight->value.to(device);
-  return weight;
+                {values.data_ptr<float>(), static_cast<size_t>(tensor.num_weights())});
+  return values;
+}
+
+torch::Tensor decoded_on_use(std::shared_ptr<const GgufFile> file, const GgufTensor& tensor,
+                             torch::Device device) {
+  const auto make = [file = std::move(file), &tensor](int64_t first, torch::Tensor& out) {
+    const auto stride = static_cast<size_t>(row_bytes(tensor.type, tensor.row_length()));
+    const auto begin = static_cast<size_t>(first), rows = static_cast<size_t>(out.size(0));
+    decode_tensor(tensor.type, tensor.data.subspan(begin * stride, rows * stride),
+                  {out.mutable_data_ptr<float>(), static_cast<size_t>(out.numel())});
+    if ((begin + rows) * stride == tensor.data.size()) file->release(tensor);
+  };
+  return made_weight(sizes_of(tensor), device, make);
 }
 
 }  // namespace
@@ -61,20 +73,30 @@ bool is_matmul_weight(const std::string& name, size_t num_dimensions) {
          !name.ends_with(".ssm_conv1d.weight");
 }
 
+bool is_made_on_use(const std::string& name, size_t num_dimensions) {
+  return is_matmul_weight(name, num_dimensions) || name == "token_embd.weight";
+}
+
 bool is_router_weight(const std::string& name) {
   return name.ends_with(".ffn_gate_inp.weight") || name.ends_with(".ffn_gate_inp_shexp.weight");
 }
 
 std::vector<std::unique_ptr<Weight>> load_weights(
     const GgufFile& file, const std::vector<TensorSpec>& specs, torch::Device device,
-    const std::function<bool(const std::string&)>& wanted) {
+    const std::function<bool(const std::string&)>& wanted, bool on_use) {
   check_tensors(file, specs);
+  const auto kept =
+      on_use ? std::make_shared<const GgufFile>(GgufFile::open(file.path())) : nullptr;
   return with_frame(file.path(), [&] {
     std::vector<std::unique_ptr<Weight>> weights;
     for (const GgufTensor& tensor : file.tensors()) {
       if (!wanted(tensor.name)) continue;
-      with_frame(concat("tensor '", tensor.name, "'"),
-                 [&] { weights.push_back(decode(tensor, device)); });
+      with_frame(concat("tensor '", tensor.name, "'"), [&] {
+        const bool made = on_use && is_made_on_use(tensor.name, tensor.shape.size());
+        const torch::Tensor value = made ? decoded_on_use(kept, kept->tensor(tensor.name), device)
+                                         : decoded(tensor).to(device);
+        weights.push_back(std::make_unique<Weight>(Weight{tensor.name, value, tensor.type}));
+      });
       file.release(tensor);
     }
     return weights;

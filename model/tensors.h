@@ -24,14 +24,17 @@ struct TensorSpec {
 void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs);
 
 /// Decodes every tensor of `file` that is wanted to float32 on `device`, in file order, after
-/// check_tensors().
+/// check_tensors(). on_use: matrices are made from the file whenever they are used
+/// (model/made_weight.h), which is opened once more for that.
 std::vector<std::unique_ptr<Weight>> load_weights(
     const GgufFile& file, const std::vector<TensorSpec>& specs, torch::Device device,
-    const std::function<bool(const std::string&)>& wanted);
+    const std::function<bool(const std::string&)>& wanted, bool on_use);
 
 /// Whether a tensor is a matrix that activations are multiplied with and nothing else, which may
 /// then lie in the compute dtype: not the embedding table, a router or a convolution's kernel.
 bool is_matmul_weight(const std::string& name, size_t num_dimensions);
+/// Whether load_weights() can leave it in the file: the embedding table too.
+bool is_made_on_use(const std::string& name, size_t num_dimensions);
 /// Whether it says which experts a position goes to, or what the shared one counts.
 bool is_router_weight(const std::string& name);
 

@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "base/memory.h"
 #include "base/progress.h"
 #include "base/threads.h"
 #include "io/atomic_file.h"
@@ -215,18 +214,6 @@ Batch held_out_batch(const GgufFile& source, const TrainOptions& options) {
   return data.held_out.at(rows);
 }
 
-/// Whether the source fits into memory as float32.
-bool fits(const GgufFile& source) {
-  int64_t bytes = 0;
-  for (const GgufTensor& tensor : source.tensors())
-    bytes += tensor.num_weights() * static_cast<int64_t>(sizeof(float));
-  const int64_t there = available_memory_bytes();
-  if (bytes <= there) return true;
-  note("output errors are left out: the source takes ", format_bytes(bytes), " of memory, ",
-       format_bytes(there), " is there");
-  return false;
-}
-
 /// A weight before and after training, and what became of its outputs; of a stack, until all its
 /// experts were seen.
 struct Outputs {
@@ -316,9 +303,9 @@ std::optional<Diagnosis> diagnose_run(const GgufFile& source, const TrainOptions
     progress.update(++done);
   }
   const Batch batch = held_out_batch(source, options);
-  if (batch.tokens.defined() && fits(source))
-    measure_outputs(*load_model(source, torch_device(options.device)), batch, start, checkpoint,
-                    diagnosis);
+  if (batch.tokens.defined())
+    measure_outputs(*load_model(source, torch_device(options.device), {.on_use = true}), batch,
+                    start, checkpoint, diagnosis);
   progress.finish();
   diagnosis.warnings = training_warnings(diagnosis, options, read_metrics(run_dir));
   for (const std::string& warning : diagnosis.warnings) warn(warning);

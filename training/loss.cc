@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "model/made_weight.h"
 #include "training/aten_softmax_loss.h"
 #include "training/softmax_loss.h"
 #include "training/top_k_records.h"
@@ -175,9 +176,10 @@ LossSums ChunkedLoss::run(const LossInputs& in, LossGradients* gradients) {
   const int64_t chunk = std::min(chunk_positions_, positions);
   const bool distil = in.teacher_hidden.defined();
   const int64_t vocab = in.output_weight.size(0);
-  // Cast once here rather than in every chunk.
-  const torch::Tensor output = products.cast(in.output_weight);
-  const torch::Tensor teacher_output = distil ? products.cast(in.teacher_output) : torch::Tensor();
+  // Made and cast once here rather than in every chunk.
+  const torch::Tensor output = values_of(in.output_weight, dtype_);
+  const torch::Tensor teacher_output =
+      distil ? values_of(in.teacher_output, dtype_) : torch::Tensor();
   const PositionWeights weights{static_cast<float>(in.kl_weight), static_cast<float>(in.ce_weight),
                                 gradients != nullptr};
   if (gradients && !gradients->hidden.defined())

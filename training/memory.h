@@ -10,7 +10,8 @@ namespace nibble {
 /// process; does nothing without glibc.
 void keep_freed_memory();
 
-/// Gives it back once, when the training is over: what follows maps files, and needs less.
+/// Gives it back once: before the training what led to it took, and afterwards, as what follows
+/// maps files and needs less.
 void give_back_freed_memory();
 
 }  // namespace nibble

@@ -7,13 +7,22 @@
 
 #include "base/error.h"
 #include "io/gguf.h"
+#include "model/made_weight.h"
 #include "quant/fake/on_grid.h"
 #include "quant/format/rows.h"
 
 namespace nibble {
 namespace {
 
-/// A copy of blocks, as FakeQuantizer stores them for a weight of these sizes.
+std::vector<std::byte> ptq_blocks(const Weight& weight, GgmlType type, EncodeMethod method) {
+  const torch::Tensor value = values_of(weight.value.detach()).contiguous();
+  const std::span<const float> values(value.const_data_ptr<float>(), value.numel());
+  return with_frame("tensor '" + weight.name + "'",
+                    [&] { return encode_tensor(type, values, value.size(-1), {}, method); });
+}
+
+}  // namespace
+
 torch::Tensor block_tensor(std::span<const std::byte> bytes, std::vector<int64_t> sizes) {
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
@@ -22,15 +31,6 @@ torch::Tensor block_tensor(std::span<const std::byte> bytes, std::vector<int64_t
   std::memcpy(blocks.mutable_data_ptr<uint8_t>(), bytes.data(), bytes.size());
   return blocks;
 }
-
-std::vector<std::byte> ptq_blocks(const Weight& weight, GgmlType type, EncodeMethod method) {
-  const torch::Tensor value = weight.value.detach().contiguous();
-  const std::span<const float> values(value.const_data_ptr<float>(), value.numel());
-  return with_frame("tensor '" + weight.name + "'",
-                    [&] { return encode_tensor(type, values, value.size(-1), {}, method); });
-}
-
-}  // namespace
 
 FakeQuantizer stored_quantizer(const Weight& weight, GgmlType type, const StartingPoints& start,
                                EncodeMethod method) {
@@ -47,7 +47,7 @@ FakeQuantizer stored_quantizer(const Weight& weight, GgmlType type, const Starti
 
 std::unique_ptr<Model> load_stored(const std::string& path, StartingPoints& start) {
   const GgufFile file = GgufFile::open(path);
-  std::unique_ptr<Model> model = load_model(file);
+  std::unique_ptr<Model> model = load_model(file, torch::kCPU, {.on_use = true});
   for (const Weight* weight : model->weights()) {
     const GgufTensor& tensor = file.tensor(weight->name);
     if (tensor.type == GgmlType::kF32) continue;

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "model/activation_rounding.h"
+#include "model/made_weight.h"
 #include "quant/mix/quantize_file.h"
 #include "training/calibrate.h"
 #include "training/name_patterns.h"
@@ -120,6 +121,7 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
     const PlanEntry* entry = plan->find(weight->name);
     check(entry, "the plan has no tensor '", weight->name, "'");
     if (entry->target == GgmlType::kF32) {
+      weight->value = values_of(weight->value);
       weight->value.set_requires_grad(options.weights == "full" && !frozen);
       continue;
     }
@@ -170,14 +172,19 @@ void Student::train_stored_scales() {
   int64_t num_trained = 0, num_left = 0;
   for (Trainable& trainable : trainables_) {
     if (!trainable.quantizer) continue;
+    const FakeQuantizer& quantizer = *trainable.quantizer;
+    torch::Tensor& value = trainable.weight->value;
+    value = made_weight(quantizer.sizes(), value.device(),
+                        [&quantizer](int64_t first, torch::Tensor& out) {
+                          quantizer.materialize_rows(first, out);
+                        });
     if (trainable.frozen) continue;
     const bool learns = trainable.learns_scales();
     ++(learns ? num_trained : num_left);
     if (!learns) continue;
-    const torch::Tensor& value = trainable.weight->value;
     value.set_requires_grad(true);
     torch::autograd::impl::set_post_acc_grad_hooks(
-        value, std::make_unique<ToScales>(*trainable.quantizer, trainable.ratio_gradients));
+        value, std::make_unique<ToScales>(quantizer, trainable.ratio_gradients));
   }
   if (num_trained == 0)
     fail_usage(
@@ -274,7 +281,8 @@ int64_t Student::add_gradients(const Trainable& trainable,
 void Student::materialize() {
   const torch::NoGradGuard no_grad;
   for (Trainable& trainable : trainables_)
-    if (trainable.quantizer) trainable.quantizer->materialize(trainable.weight->value);
+    if (trainable.quantizer && !trainable.quantizer->is_stored())
+      trainable.quantizer->materialize(trainable.weight->value);
 }
 
 double Student::backward() {
@@ -335,7 +343,7 @@ void Student::clear_gradients() {
 
 std::string Student::first_bad_weight() const {
   for (const Trainable& trainable : trainables_) {
-    if (!all_finite(trainable.weight->value)) return trainable.weight->name;
+    if (!all_finite(values_of(trainable.weight->value))) return trainable.weight->name;
     if (!trainable.quantizer) continue;
     const torch::Tensor& masters = trainable.quantizer->weights();
     if (masters.defined() && !all_finite(masters)) return "masters of " + trainable.weight->name;
@@ -364,7 +372,7 @@ std::vector<TrainedTensor> Student::tensors() const {
     const Weight& weight = *trainable.weight;
     TrainedTensor& tensor = all.emplace_back();
     tensor.name = weight.name;
-    tensor.materialized_hash = content_hash(weight.value.detach());
+    tensor.materialized_hash = content_hash(values_of(weight.value.detach()));
     tensor.weights = weight.value.detach();
     if (!trainable.quantizer) continue;
     tensor.type = trainable.quantizer->format().type;

@@ -4,8 +4,9 @@
 // state and its gradient is the sum of both uses. Each expert of a stack is a parameter of its own:
 // one that no token reached is left as it is. How masters train is quant/fake/master_training.h's;
 // but for `weights: full` only what is quantized trains. Where scales alone train (`weights:
-// scales`), a FakeQuantizer stores blocks, everything else is frozen, and a weight's gradient is
-// gone as soon as the backward pass has made it.
+// scales`), a FakeQuantizer stores blocks, everything else is frozen, W^ exists while a layer
+// computes with it (model/made_weight.h), and its gradient is gone as soon as the backward pass has
+// made it.
 #pragma once
 
 #include <cstdint>

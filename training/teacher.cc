@@ -25,9 +25,9 @@ void check_teacher(const std::string& path, const GgufFile& source) {
 }
 
 std::unique_ptr<Model> load_teacher(const std::string& path, const GgufFile& source,
-                                    torch::Device device) {
+                                    torch::Device device, bool on_use) {
   check_teacher(path, source);
-  return load_model(GgufFile::open(path), device);
+  return load_model(GgufFile::open(path), device, {.on_use = on_use});
 }
 
 }  // namespace nibble

@@ -12,8 +12,8 @@ namespace nibble {
 /// Throws Error, with the path, for a file that is no model which nibble runs and for one whose
 /// tokens are not the source's: their predictions could not be compared.
 void check_teacher(const std::string& path, const GgufFile& source);
-/// As check_teacher(), and loads it.
+/// As check_teacher(), and loads it. on_use: as ModelPart has it.
 std::unique_ptr<Model> load_teacher(const std::string& path, const GgufFile& source,
-                                    torch::Device device);
+                                    torch::Device device, bool on_use);
 
 }  // namespace nibble

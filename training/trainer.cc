@@ -236,12 +236,19 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
     for (size_t i = 0; i < held_out_.size(); ++i)
       held_out_answers_[i] = teacher_cache_->held_out(i);
   }
-  std::unique_ptr<Model> model = load_model(source, torch_device(options.device));
+  const torch::Device device = torch_device(options.device);
+  const bool calibrates = fresh && options.quant.type != "none" &&
+                          is_calibrated(options.quant.initial) && options.quant.scales != "dynamic";
+  // Where codes are stored, the source's weights are wanted one by one, but by a calibration.
+  const bool stores = options.quant.weights == "scales";
+  std::unique_ptr<Model> model = load_model(source, device, {.on_use = stores && !calibrates});
   StartingPoints start;
   if (has_teacher && !options.teacher.empty())
     teacher_ = with_frame("teacher", [&] {
-      return load_teacher(options.teacher, source, torch_device(options.device));
+      return load_teacher(options.teacher, source, device, options.stream_teacher);
     });
+  else if (has_teacher && (stores || options.stream_teacher))
+    teacher_ = load_model(source, device, {.on_use = options.stream_teacher});
   else if (has_teacher)
     teacher_ = std::move(model);
   if (!options.quant.init_file.empty())
@@ -252,7 +259,7 @@ Run::Run(const GgufFile& source, const Plan& plan, const TrainOptions& options, 
   QuantOptions quant = options.quant;
   if (!fresh)
     quant.initial = "rtn";  // the checkpoint's takes its place: the quickest will do
-  else if (quant.type != "none" && is_calibrated(quant.initial) && quant.scales != "dynamic")
+  else if (calibrates)
     start = starting_points(quant.initial, *model, plan,
                             calibration_batches(data_.train, quant.calibration_tokens, options.seed,
                                                 calibration_batch_tokens(quant.initial)));
@@ -427,6 +434,7 @@ TrainResult Run::train() {
   write_file(path, step_ > 0 ? metrics_until(run_dir_, step_) : "");
   metrics_file_.emplace(path);
   start_ = std::chrono::steady_clock::now();
+  give_back_freed_memory();  // what reading and calibrating took
   if (step_ == 0) {
     StepMetrics at_start;
     evaluate(at_start);

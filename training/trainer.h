@@ -98,6 +98,8 @@ struct TrainOptions {
   /// Path of the GGUF file whose predictions a KL loss distils, with the same tokenizer; "": the
   /// model itself, unquantized.
   std::string teacher;
+  /// The teacher's matrices stay in its file and are decoded whenever they are used.
+  bool stream_teacher = false;
   QuantOptions quant;
   BlockwiseOptions blockwise;
   int64_t batch_tokens = 1024;  // per step

@@ -140,7 +140,12 @@ void FakeQuantizer::scales_of_blocks(const torch::Tensor& of_ratios, int64_t beg
 }
 
 void FakeQuantizer::materialize(torch::Tensor& out) {
-  if (is_stored()) return materialize_stored(out);
+  if (is_stored()) {
+    check(out.defined() && out.sizes().vec() == sizes(), "tensor '", name_,
+          "': W^ has another shape than the stored blocks");
+    torch::Tensor rows = out.view({-1, out.size(-1)});
+    return materialize_rows(0, rows);
+  }
   check_like_weights(out, "W^");
   check(out.sizes() == weights_.sizes(), "tensor '", name_, "': W^ has another shape than W");
   if (weights_.is_cuda()) return materialize_on_cuda(out);

@@ -78,6 +78,9 @@ class FakeQuantizer {
   /// scales have moved since the last backward() and the estimator is relative, the masters follow
   /// them first.
   void materialize(torch::Tensor& out);
+  /// Of stored blocks, rows [first, first + out.size(0)) of all: into `out` ([n, row length]
+  /// float32, contiguous, on the CPU).
+  void materialize_rows(int64_t first, torch::Tensor& out) const;
   struct Gradients {
     torch::Tensor weights, scale_ratios;  // scale_ratios: undefined unless the mode is learned
     /// Of both together, where it costs no pass of its own: on the CPU. 0 on a GPU.
@@ -108,7 +111,6 @@ class FakeQuantizer {
   void scales_of_blocks(const torch::Tensor& ratios, int64_t begin, int64_t end, float* out) const;
   /// Stored blocks [begin, end) with the scales as they are now, into `out`.
   void trained_blocks(int64_t begin, int64_t end, std::byte* out) const;
-  void materialize_stored(torch::Tensor& out) const;
   void read_initial_scales();
   void check_mode() const;
   void check_shapes() const;

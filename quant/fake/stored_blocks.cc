@@ -71,17 +71,22 @@ void FakeQuantizer::trained_blocks(int64_t begin, int64_t end, std::byte* out) c
   format_->set_scales(scales.data(), out, end - begin);
 }
 
-void FakeQuantizer::materialize_stored(torch::Tensor& out) const {
-  check(out.defined() && out.is_cpu() && out.scalar_type() == torch::kFloat32 &&
-            out.is_contiguous() && out.sizes().vec() == sizes(),
-        "tensor '", name_, "': W^ must be contiguous float32 of the stored blocks' shape");
+void FakeQuantizer::materialize_rows(int64_t first, torch::Tensor& out) const {
+  const int64_t row_blocks = stored_.size(-1) / format_->block_bytes;
+  check(out.is_cpu() && out.scalar_type() == torch::kFloat32 && out.is_contiguous() &&
+            out.dim() == 2 && out.size(1) == row_blocks * format_->block_size && first >= 0 &&
+            (first + out.size(0)) * row_blocks <= num_blocks(),
+        "tensor '", name_, "': W^ must be contiguous float32 rows of the stored blocks");
   float* values = out.mutable_data_ptr<float>();
-  for_each_piece(num_blocks(), blocks_in_piece(*format_), [&](int64_t, int64_t begin, int64_t end) {
-    thread_local std::vector<std::byte> blocks;
-    blocks.resize((end - begin) * format_->block_bytes);
-    trained_blocks(begin, end, blocks.data());
-    format_->decode(blocks.data(), values + begin * format_->block_size, end - begin);
-  });
+  const int64_t before = first * row_blocks;
+  for_each_piece(out.size(0) * row_blocks, blocks_in_piece(*format_),
+                 [&](int64_t, int64_t begin, int64_t end) {
+                   thread_local std::vector<std::byte> blocks;
+                   blocks.resize((end - begin) * format_->block_bytes);
+                   trained_blocks(before + begin, before + end, blocks.data());
+                   format_->decode(blocks.data(), values + begin * format_->block_size,
+                                   end - begin);
+                 });
 }
 
 void FakeQuantizer::add_scale_gradients(const torch::Tensor& grad_out,

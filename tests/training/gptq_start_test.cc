@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "model/made_weight.h"
 #include "training/data.h"
 #include "training/learner.h"
 #include "training/student.h"
@@ -79,8 +80,8 @@ TEST_F(GptqStartTest, TheModelIsLeftAsTheStudentBegins) {
     options_.quant.weights = weights;
     Student student(copy_model(*teacher_), &plan_, options_.quant, points);
     for (const auto& [name, point] : points)
-      EXPECT_TRUE(
-          at::equal(student.model().find_weight(name)->value, model->find_weight(name)->value))
+      EXPECT_TRUE(at::equal(values_of(student.model().find_weight(name)->value),
+                            model->find_weight(name)->value))
           << name << ", " << weights;
   }
 }

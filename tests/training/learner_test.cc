@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "model/made_weight.h"
 #include "quant/fake/torch_device.h"
 #include "training/data.h"
 #include "training/name_patterns.h"
@@ -119,14 +120,14 @@ TEST_F(LearnerTest, WhatIsFrozenStaysAsItStarts) {
     ASSERT_TRUE(student->trains());
     std::map<std::string, torch::Tensor> before;
     for (Weight* weight : student->model().weights())
-      before[weight->name] = weight->value.detach().clone();
+      before[weight->name] = values_of(weight->value.detach()).clone();
     options_.optimizer.learning_rate = options_.optimizer.scale_learning_rate = 0.05;
     Learner learner(*student, teacher_.get(), options_);
     for (int step = 0; step < 2; ++step) learner.step({batch_}, 1);
     const NamePatterns frozen(options_.quant.frozen);
     int64_t still = 0, moved = 0;
     for (Weight* weight : student->model().weights()) {
-      const bool same = at::equal(weight->value.detach(), before[weight->name]);
+      const bool same = at::equal(values_of(weight->value.detach()), before[weight->name]);
       EXPECT_TRUE(same || !frozen.match(weight->name)) << weights << ' ' << weight->name;
       ++(same ? still : moved);
     }

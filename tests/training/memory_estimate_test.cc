@@ -72,20 +72,23 @@ TEST_F(MemoryEstimateTest, CountsEveryCopyOfTheWeights) {
 }
 
 TEST_F(MemoryEstimateTest, StoredCodesHaveNoMastersMomentsOrGradients) {
-  int64_t weights = 0, scales = 0, blocks = 0;
+  int64_t weights = 0, norms = 0, scales = 0, blocks = 0;
   for (const PlanEntry& entry : plan_.entries) {
     const int64_t count = entry.shape[0] * (entry.shape.size() > 1 ? entry.shape[1] : 1);
     weights += count;
+    norms += entry.shape.size() == 1 ? count : 0;
     if (entry.shape.size() == 1) continue;
     scales += count / 32;
     blocks += entry.bytes_as(entry.target);
   }
   const MemoryEstimate full = estimate();
   options_.quant.weights = "scales";
-  EXPECT_EQ(estimate().weights, 4 * (2 * weights + 2 * scales) + blocks);
+  EXPECT_EQ(estimate().weights, 4 * (weights + norms + 2 * scales) + blocks);  // and the teacher's
   EXPECT_EQ(estimate().optimizer, 8 * scales);
   EXPECT_EQ(estimate().activations, full.activations);
   EXPECT_LE(estimate().gradients, full.gradients);
+  options_.stream_teacher = true;
+  EXPECT_EQ(estimate().weights, 4 * (2 * norms + 2 * scales) + blocks);
 }
 
 TEST_F(MemoryEstimateTest, ActivationsFollowTheMicroBatchAndTheirCheckpointing) {

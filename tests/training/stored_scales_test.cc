@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "model/made_weight.h"
 #include "quant/mix/quantize_file.h"
 #include "tests/io/temporary_folder.h"
 #include "training/data.h"
@@ -153,7 +154,9 @@ TEST_F(StoredScalesTest, ABadWeightIsNamedAndNothingIsUpdated) {
   const std::vector<TrainedTensor> before = snapshot(*student);
   {
     const torch::NoGradGuard no_grad;
-    student->model().find_weight("blk.2.ffn_up.weight")->value[3][5].fill_(NAN);
+    torch::Tensor& value = student->model().find_weight("blk.2.ffn_up.weight")->value;
+    value = values_of(value);
+    value[3][5].fill_(NAN);
   }
   try {
     learner.step({batch_}, 1);

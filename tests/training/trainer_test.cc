@@ -204,6 +204,20 @@ TEST_F(TrainerTest, SameSeedSameBytes) {
   EXPECT_TRUE(differs);
 }
 
+TEST_F(TrainerTest, AStreamedTeacherTeachesTheSameBits) {
+  for (const bool other : {false, true}) {
+    options_.teacher = other ? kModel : "";
+    options_.stream_teacher = false;
+    const TrainResult kept = train(other ? "other kept" : "kept");
+    options_.stream_teacher = true;
+    const TrainResult streamed = train(other ? "other streamed" : "streamed");
+    const Checkpoint a = load_checkpoint(kept.checkpoint), b = load_checkpoint(streamed.checkpoint);
+    for (size_t i = 0; i < a.tensors.size(); ++i)
+      EXPECT_EQ(a.tensors[i].materialized_hash, b.tensors[i].materialized_hash);
+    EXPECT_EQ(kept.metrics.back().held_out_loss, streamed.metrics.back().held_out_loss);
+  }
+}
+
 /// Keeps the first checkpoint that a run makes, which a later one replaces: what a killed run would
 /// leave.
 class CheckpointKeeper {
