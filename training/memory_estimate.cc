@@ -177,7 +177,7 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   // freed activations, but not all of it: half of the smaller is what SmolLM2 was seen to need on
   // top (512 to 2,048 positions, both dtypes, with and without activation checkpointing). Weights
   // that are made on use come and go between activations, whose places are then too small for other
-  // ones: once more as much, for the student's and for the teacher's. Peaks were 5 % below to 8 %
+  // ones: half of the largest, for the student's and for the teacher's. Peaks were 5 % below to 8 %
   // above the sum.
   const int64_t at_loss = activations + kFloat * vocab * width;
   // With stored codes and factors of low rank a weight's gradient is gone before the next one is
@@ -186,7 +186,7 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   const int64_t at_end = kFloat * (moved + trained_scales + (mapped ? counts.largest : 0));
   estimate.activations = activations;
   estimate.gradients = std::max(at_loss, at_end) + std::min(at_loss, at_end) / 2 +
-                       made * at_loss / 2 - estimate.activations;
+                       made * kFloat * counts.largest / 2 - estimate.activations;
   if (has_teacher) estimate.activations += kFloat * kMaxHeldOutTokens * width;
   if (distils && !has_teacher)
     estimate.activations +=
