@@ -130,8 +130,6 @@ MODELS = {
         "float32", "50GB",
     ),
     "qwen35": ("Qwen3.5", "qwen", SMALL_QWEN35, "float32", "50GB"),
-    "qwen35moe": ("Qwen3.5 MoE", "qwen", SMALL_QWEN35_MOE, "bfloat16", "50GB"),
-    "qwen3next": ("Qwen3-Next", "qwen", SMALL_QWEN3_NEXT, "float32", "50GB"),
     "qwen35 with vision": (
         "Qwen3.5 with vision", "qwen",
         {**SMALL, **SMALL_QWEN35, "linear_num_value_heads": 6, "tie_word_embeddings": False,
@@ -139,4 +137,6 @@ MODELS = {
          "rope_parameters": {"rope_type": "default", "rope_theta": 500, "partial_rotary_factor": 0.5}},
         "bfloat16", "10MB",
     ),
+    "qwen35moe": ("Qwen3.5 MoE", "qwen", SMALL_QWEN35_MOE, "bfloat16", "50GB"),
+    "qwen3next": ("Qwen3-Next", "qwen", SMALL_QWEN3_NEXT, "float32", "50GB"),
 }

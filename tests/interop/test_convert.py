@@ -143,9 +143,11 @@ def transformers_log_probs(torch_env, model, tokens, folder, dtype="float32"):
     return np.load(answer)
 
 
-# Models of random weights that make much of each rounding: 62 layers; delta nets, whose norms divide by what can be next to
-# 0. Transformers in float32 is up to 6e-3 off itself in float64, other seeds' models more, others less.
-SENSITIVE = ["gemma3 27b", "qwen35", "qwen35moe", "qwen3next", "qwen35 with vision"]
+# 62 layers of random weights make more of each rounding: transformers in float32 and in float64 are 5.6e-3 apart.
+TOLERANCES = {name: 1e-2 if name == "gemma3 27b" else TOLERANCE for name in MODELS}
+# Delta nets' norms divide by what can be next to 0, and mixtures make more of it: of 24 seeds transformers in float32 is 4e-4
+# to 1e-2 off itself in float64.
+SENSITIVE = ["qwen35moe", "qwen3next"]
 
 
 class InFloat64:
@@ -238,7 +240,7 @@ def converted(run_nibble, make_model, shared, torch_env, tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_log_probs_are_those_of_transformers(run_nibble, converted, name, tmp_path):
     model = converted(name)
-    assert model.difference(run_nibble, tmp_path) < model.tolerance(TOLERANCE)
+    assert model.difference(run_nibble, tmp_path) < model.tolerance(TOLERANCES[name])
 
 
 # Of all our float32 comparisons the loosest that a family is held to; these reach 1e-4.
@@ -315,7 +317,7 @@ def test_no_setting_of_the_configuration_can_be_left_out(run_nibble, converted, 
     (folder / "config.json").write_text(json.dumps({**config, **SETTINGS[name][setting]}))
     found = model.difference(
         run_nibble, tmp_path, log_probs=lambda tokens: transformers_log_probs(torch_env, folder, tokens, tmp_path))
-    assert found > max(BROKEN, 3 * model.tolerance(0))
+    assert found > 10 * TOLERANCES[name]
 
 
 # name: the keys of its GGUF file that are changed.
