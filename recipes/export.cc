@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "configs/config.h"
+#include "export/masters.h"
 #include "export/modelfile.h"
 #include "export/sha256.h"
 #include "io/atomic_file.h"
@@ -33,6 +34,8 @@ constexpr const char* kExamples =
     "  nibble export runs/demo model.gguf --hf FOLDER --like models/SmolLM2-135M   for "
     "transformers\n"
     "  nibble export model.gguf --hf FOLDER --like models/SmolLM2-135M\n"
+    "  nibble export runs/demo masters.gguf --masters       the float32 weights behind the "
+    "rounding\n"
     "  nibble verify model.gguf --against runs/demo         the same comparison, afterwards\n";
 
 void print_stats(const ExportStats& stats, const std::string& path, bool as_json) {
@@ -75,6 +78,13 @@ std::string source_path(const std::string& run_dir, const Checkpoint& checkpoint
   if (!std::filesystem::exists(run_config_path(run_dir)))
     fail_usage(run_dir, " has no config.yaml that would name the source model; give --source");
   return load_config(run_config_path(run_dir)).model;
+}
+
+/// nibble.method of the file.
+std::string method_of(const Checkpoint& trained, bool of_masters) {
+  if (of_masters) return "masters";
+  if (trained.plan.type_name == "F32") return "training";
+  return trained.has_stored_codes() ? "scales" : "qat";
 }
 
 /// "5GB", "200MB" or a number of bytes, as transformers' save_pretrained() takes it.
@@ -131,6 +141,8 @@ int run_export(int argc, char** argv) {
                         cxxopts::value<std::string>(), "FILE.gguf");
   options.add_options()("ollama",
                         "also a Modelfile beside the file: template, stop words, sampling");
+  options.add_options()("masters",
+                        "what was trained, before its rounding, as float32: not what ships");
   options.add_options()("hf", "also a Hugging Face folder of the same weights",
                         cxxopts::value<std::string>(), "FOLDER");
   options.add_options()("like", "--hf: the folder of the model it was, for all but the weights",
@@ -154,16 +166,18 @@ int run_export(int argc, char** argv) {
   const std::string path = run_checkpoint_path(run_dir, text_or_empty(*arguments, "checkpoint"));
   const std::string config_path = run_config_path(run_dir);
   const std::string given_source = text_or_empty(*arguments, "source");
-  const Checkpoint checkpoint = load_checkpoint(path);
+  const Checkpoint trained = load_checkpoint(path);
   const GgufFile source =
-      GgufFile::open(given_source.empty() ? source_path(run_dir, checkpoint) : given_source);
+      GgufFile::open(given_source.empty() ? source_path(run_dir, trained) : given_source);
+  const bool of_masters = arguments->count("masters") > 0;
 
   ExportInfo info;
   if (std::filesystem::exists(config_path)) info.config_hash = sha256_file(config_path);
-  if (checkpoint.plan.type_name == "F32") info.method = "training";
-  if (checkpoint.has_stored_codes()) info.method = "scales";
-  const ExportStats stats = with_frame(
-      path, [&] { return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info); });
+  info.method = method_of(trained, of_masters);
+  const ExportStats stats = with_frame(path, [&] {
+    const Checkpoint checkpoint = of_masters ? masters_of(trained) : trained;
+    return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info);
+  });
   print_stats(stats, out_path, arguments->count("json") > 0);
   if (arguments->count("ollama") > 0) write_modelfile(out_path);
   if (writing) write_folder(out_path, (*arguments)["hf"].as<std::string>(), *writing);

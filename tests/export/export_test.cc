@@ -5,6 +5,7 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/version.h"
+#include "export/masters.h"
 #include "export/sha256.h"
 #include "io/atomic_file.h"
 #include "tests/export/tiny_run.h"
@@ -59,6 +60,25 @@ TEST(Export, FileHasTheWeightsThatWereTrained) {
     const auto difference = first_difference(wanted, decoded(tensor), tensor.row_length());
     EXPECT_FALSE(difference) << tensor.name << ": " << difference->text();
   }
+}
+
+TEST(Export, MastersAreWhatStandsBehindTheRounding) {
+  const TinyRun run = make_usual_run();
+  const Checkpoint masters = masters_of(run.checkpoint);
+  const std::string out = test_path("out.gguf");
+  EXPECT_EQ(export_checkpoint(run.source(), masters.plan, masters, out, {}).num_trained, 4);
+  const GgufFile source = run.source(), file = GgufFile::open(out);
+  ASSERT_EQ(file.tensors().size(), source.tensors().size());
+  for (const GgufTensor& tensor : file.tensors()) {
+    const TrainedTensor* trained = run.checkpoint.find(tensor.name);
+    const GgufTensor& before = *source.find_tensor(tensor.name);
+    EXPECT_EQ(tensor.type, trained ? GgmlType::kF32 : before.type) << tensor.name;
+    const std::vector<float> kept = decoded(before);
+    const auto wanted = trained ? values_of(trained->weights) : std::span<const float>(kept);
+    const auto difference = first_difference(wanted, decoded(tensor), tensor.row_length());
+    EXPECT_FALSE(difference) << tensor.name << ": " << difference->text();
+  }
+  EXPECT_EQ(file.metadata().get_int("general.file_type"), 0);
 }
 
 TEST(Export, KeepsMetadataAndSaysWhereItCameFrom) {
@@ -269,6 +289,17 @@ TEST(Export, StoredCodesOfEveryFormat) {
     EXPECT_EQ(codes_of(tensor.type, written.data.data(), written.num_weights()),
               codes_of(tensor.type, stored, written.num_weights()))
         << tensor.name;
+  }
+}
+
+TEST(Export, StoredCodesHaveNoMasters) {
+  TinyRun run = make_usual_run();
+  store_codes(run.trained("blk.0.attn_q.weight"));
+  try {
+    masters_of(run.checkpoint);
+    FAIL();
+  } catch (const Error& error) {
+    expect_contains(error.what(), "tensor 'blk.0.attn_q.weight': was trained as stored codes");
   }
 }
 

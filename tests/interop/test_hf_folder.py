@@ -140,6 +140,16 @@ max_tokens: 128
     for tensor, weights in decoded(tmp_path / "out.gguf").items():
         assert np.array_equal(again[tensor], weights), tensor
 
+    result = run_nibble("export", tmp_path / "run", tmp_path / "masters.gguf", "--masters", "--hf", tmp_path / "masters",
+                        "--like", source("float16"))
+    assert result.returncode == 0, result.stderr
+    again = decoded(convert(run_nibble, tmp_path / "masters", tmp_path / "masters_again.gguf", "--outtype", "f32"))
+    with safe_open(tmp_path / "run" / "checkpoints" / "best.safetensors", "np") as run:
+        for tensor, weights in again.items():
+            assert np.array_equal(weights.reshape(-1), run.get_tensor(tensor).reshape(-1)), tensor
+    shipped = decoded(tmp_path / "out.gguf")
+    assert any(not np.array_equal(weights, shipped[tensor]) for tensor, weights in again.items())
+
 
 def test_refusals(run_nibble, source, tmp_path):  # noqa: F811
     path = convert(run_nibble, source("float16"), tmp_path / "model.gguf")
