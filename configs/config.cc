@@ -104,6 +104,9 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"self.tokens", &c.self.tokens, 1, kMaxTokens},
       {"self.temperature", &c.self.temperature, 0, 100},
       {"self.prompts", &c.self.prompts},
+      {"self.at_once", &c.self.at_once, 1, 1024},
+      {"self.endpoint", &c.self.endpoint.url},
+      {"self.model", &c.self.endpoint.model},
       {"loss.kind", &t.loss.kind, 0, 0, {"kl", "ce", "mix"}},
       {"loss.ce_weight", &t.loss.ce_weight, 0, 1},
       {"loss.chunk_positions", &t.loss.chunk_positions, 1, 1 << 20},
@@ -206,7 +209,9 @@ std::vector<Ignored> ignored_settings(const RunConfig& c) {
   ignore(!t.data.is_chat(), "data.format is not chat", {"data.answers_only"});
   ignore(t.data.is_chat(), "data.format is chat", {"data.text_field", "data.max_bytes"});
   ignore(!c.writes_text(), "data.files does not name self",
-         {"self.tokens", "self.temperature", "self.prompts"});
+         {"self.tokens", "self.temperature", "self.prompts", "self.at_once", "self.endpoint",
+          "self.model"});
+  ignore(c.self.endpoint.url.empty(), "self.endpoint is not set", {"self.model"});
   ignore(!c.writes_text() &&
              std::none_of(t.data.files.begin(), t.data.files.end(),
                           [](const std::string& file) { return file.ends_with(".jsonl"); }),
@@ -297,6 +302,12 @@ class Checker {
     if (std::count(files.begin(), files.end(), kSelf) > 1) refuse("data.files", "names self twice");
     if (config_.train.data.is_chat() && config_.self.prompts.empty())
       refuse("self.prompts", "is missing: with data.format chat the model answers conversations");
+    const std::string& url = config_.self.endpoint.url;
+    if (url.empty()) return;
+    if (!url.starts_with("http://") && !url.starts_with("https://"))
+      refuse("self.endpoint", "wants an address like http://127.0.0.1:8080/v1, found ", url);
+    if (config_.self.prompts.empty())
+      refuse("self.prompts", "is missing: a server goes on from prompts only");
   }
   void check_init() const {
     if (config_.makes_model()) refuse("init.file", "there is a new model to start from");
@@ -476,6 +487,8 @@ std::string config_yaml(const RunConfig& config) {
   if (config.makes_model()) without.push_back("model");
   if (config.adapter.empty()) without.push_back("adapter");
   if (config.self.prompts.empty()) without.push_back("self.prompts");
+  if (config.self.endpoint.url.empty()) without.push_back("self.endpoint");
+  if (config.self.endpoint.model.empty()) without.push_back("self.model");
   // Where llama-quantize's rules hold there is no type to write.
   if (config.mix.output_tensor_type.empty()) without.push_back("quant.output_tensor_type");
   if (config.mix.token_embedding_type.empty()) without.push_back("quant.token_embedding_type");

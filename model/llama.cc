@@ -402,32 +402,66 @@ std::unique_ptr<KvCache> Llama::new_cache() {
   return std::make_unique<LlamaCache>(options_.shape.num_layers);
 }
 
-torch::Tensor Llama::hidden_next(const torch::Tensor& from_anywhere, KvCache& cache) {
-  const torch::NoGradGuard no_grad;
-  const torch::Tensor tokens = from_anywhere.to(device());
-  LlamaCache& stored = dynamic_cast<LlamaCache&>(cache);
-  const int64_t start = stored.length(), end = start + tokens.size(0);
-  check(start == 0 || is_long(start) == is_long(end), "a text that grows beyond ",
-        options_.long_from, " positions is turned otherwise from its start on: give its first ",
-        options_.long_from + 1, " tokens at once, or end before");
-  const torch::Tensor positions = at::arange(start, end, tokens.options());
-  const Rotations all = rotations(positions, end);
-  DocumentChunks chunks;
-  if (!options_.delta.layers.empty())
-    chunks = chunk_documents({positions, {tokens.size(0)}, tokens.size(0)}, device());
-  torch::Tensor x = embedded(tokens);
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    if (has_delta_net(i)) {
-      const torch::Tensor mixed = delta_net(layers_[i], x, chunks, &stored.state(i));
-      x = finish_block(layers_[i], x, mixed, nullptr);
-      continue;
-    }
-    const Heads fresh = heads(layers_[i], x, rotation_of(i, all));
-    const auto [k, v] = stored.append(i, fresh.k, fresh.v);
-    x = finish_block(layers_[i], x,
-                     gated(attend_cached(fresh.q, k, v, dtype_, rule_of(i)), fresh.gate), nullptr);
+Llama::Rotations Llama::rotations_next(const std::vector<NextTokens>& texts) {
+  std::vector<torch::Tensor> full, windows;
+  for (const NextTokens& text : texts) {
+    const int64_t start = text.cache->length(), end = start + text.tokens.size(0);
+    check(start == 0 || is_long(start) == is_long(end), "a text that grows beyond ",
+          options_.long_from, " positions is turned otherwise from its start on: give its first ",
+          options_.long_from + 1, " tokens at once, or end before");
+    const Rotations own =
+        rotations(at::arange(start, end, torch::dtype(torch::kInt64).device(device())), end);
+    full.push_back(own.full);
+    if (own.windows.defined()) windows.push_back(own.windows);
   }
-  stored.advance(tokens.size(0));
+  return {at::cat(full), windows.empty() ? torch::Tensor() : at::cat(windows)};
+}
+
+torch::Tensor Llama::attended_next(size_t layer, const torch::Tensor& x,
+                                   const std::vector<NextTokens>& texts,
+                                   const Rotations& all) const {
+  const Heads fresh = heads(layers_[layer], x, rotation_of(layer, all));
+  std::vector<torch::Tensor> parts;
+  int64_t first = 0;
+  for (const NextTokens& text : texts) {
+    const int64_t count = text.tokens.size(0);
+    const auto own = [&](const torch::Tensor& rows) { return rows.narrow(0, first, count); };
+    const auto [k, v] =
+        dynamic_cast<LlamaCache&>(*text.cache).append(layer, own(fresh.k), own(fresh.v));
+    parts.push_back(attend_cached(own(fresh.q), k, v, dtype_, rule_of(layer)));
+    first += count;
+  }
+  return gated(at::cat(parts), fresh.gate);
+}
+
+torch::Tensor Llama::delta_net_next(size_t layer, const torch::Tensor& x,
+                                    const std::vector<NextTokens>& texts) const {
+  std::vector<torch::Tensor> parts;
+  int64_t first = 0;
+  for (const NextTokens& text : texts) {
+    const int64_t start = text.cache->length(), count = text.tokens.size(0);
+    const DocumentChunks chunks = chunk_documents(
+        {at::arange(start, start + count, torch::kInt64), {count}, count}, device());
+    parts.push_back(delta_net(layers_[layer], x.narrow(0, first, count), chunks,
+                              &dynamic_cast<LlamaCache&>(*text.cache).state(layer)));
+    first += count;
+  }
+  return at::cat(parts);
+}
+
+torch::Tensor Llama::hidden_next(const std::vector<NextTokens>& texts) {
+  const torch::NoGradGuard no_grad;
+  const Rotations all = rotations_next(texts);
+  std::vector<torch::Tensor> tokens;
+  for (const NextTokens& text : texts) tokens.push_back(text.tokens.to(device()));
+  torch::Tensor x = embedded(at::cat(tokens));
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const torch::Tensor attended =
+        has_delta_net(i) ? delta_net_next(i, x, texts) : attended_next(i, x, texts, all);
+    x = finish_block(layers_[i], x, attended, nullptr);
+  }
+  for (const NextTokens& text : texts)
+    dynamic_cast<LlamaCache&>(*text.cache).advance(text.tokens.size(0));
   return finish(x);
 }
 

@@ -48,7 +48,8 @@ class Llama : public Model {
   torch::Device device() const override { return weights_.front()->value.device(); }
   std::vector<ChannelLink> channel_links() override;
   std::unique_ptr<KvCache> new_cache() override;
-  torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) override;
+  using Model::hidden_next;
+  torch::Tensor hidden_next(const std::vector<NextTokens>& texts) override;
   void set_compute_dtype(torch::Dtype dtype) override { dtype_ = dtype; }
   torch::Dtype compute_dtype() const override { return dtype_; }
   std::unique_ptr<Model> copy() override;
@@ -63,6 +64,8 @@ class Llama : public Model {
     torch::Tensor full, windows;
   };
   Rotations rotations(const torch::Tensor& positions, int64_t limit);
+  /// Of tokens that follow others, text by text.
+  Rotations rotations_next(const std::vector<NextTokens>& texts);
   bool is_long(int64_t positions) const {
     return options_.long_from > 0 && positions > options_.long_from;
   }
@@ -77,6 +80,11 @@ class Llama : public Model {
   /// What stands in the place of attention, before its last matmul: x [N, D] -> [N, inner].
   torch::Tensor delta_net(const LlamaLayer& layer, const torch::Tensor& x,
                           const DocumentChunks& chunks, DeltaNetState* state = nullptr) const;
+  /// Attention, or what stands in its place, of tokens that follow others.
+  torch::Tensor attended_next(size_t layer, const torch::Tensor& x,
+                              const std::vector<NextTokens>& texts, const Rotations& all) const;
+  torch::Tensor delta_net_next(size_t layer, const torch::Tensor& x,
+                               const std::vector<NextTokens>& texts) const;
   /// Its first matmuls.
   static std::vector<Weight*> delta_projections(const LlamaLayer& layer);
   bool has_delta_net(size_t layer) const { return options_.delta.is_in(block_of(layer)); }

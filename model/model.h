@@ -55,6 +55,12 @@ class KvCache {
   virtual int64_t length() const = 0;
 };
 
+/// Tokens [T] int64, on any device, that follow what the cache holds.
+struct NextTokens {
+  torch::Tensor tokens;
+  KvCache* cache = nullptr;
+};
+
 struct ModelShape {
   std::string architecture;  // "llama"
   int64_t num_layers = 0, width = 0, vocab_size = 0, context_length = 0;
@@ -110,8 +116,11 @@ class Model {
   virtual std::vector<ChannelLink> channel_links() { return {}; }
 
   virtual std::unique_ptr<KvCache> new_cache() = 0;
-  /// [T, D] for tokens [T] int64, on any device, that follow what the cache holds.
-  virtual torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) = 0;
+  /// [N, D] for the N tokens of all `texts`, one after the other, which share each matmul.
+  virtual torch::Tensor hidden_next(const std::vector<NextTokens>& texts) = 0;
+  torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) {
+    return hidden_next({{tokens, &cache}});
+  }
 
   /// bfloat16: matmuls and attention run in bfloat16, everything else in float32.
   virtual void set_compute_dtype(torch::Dtype dtype) = 0;

@@ -404,7 +404,7 @@ TEST_F(ConfigTest, EveryKeyCanBeSetToItsOwnDefault) {
   // One test for the whole schema: the default of each field is within its range and choices.
   const std::set<std::string> depend = {
       "loss.ce_weight",  "data.text_field", "quant.calibration_tokens", "data.answers_only",
-      "quant.lora_rank", "self.tokens",     "self.temperature"};
+      "quant.lora_rank", "self.tokens",     "self.temperature",         "self.at_once"};
   for (const std::string& line : config_keys()) {
     const std::string key = line.substr(0, line.find(':'));
     const std::string value = line.substr(line.find(':') + 2);
@@ -438,6 +438,10 @@ TEST_F(ConfigTest, TextThatTheModelWrites) {
   contains(error_of(self, {"data.files=[self]", "data.format=chat"}), "self.prompts: is missing");
   contains(error_of(self, {"data.files=[self]", "self.prompts=nowhere"}),
            "self.prompts: no such file: nowhere");
+  const std::vector<std::string> server = {"data.files=[self]", "self.endpoint=https://here/v1"};
+  contains(error_of(self, server), "self.prompts: is missing: a server goes on from prompts only");
+  contains(error_of(self, {"data.files=[self]", "self.model=m"}),
+           "self.model: has no effect, since self.endpoint is not set");
 }
 
 TEST_F(ConfigTest, MissingConfigurationFile) {

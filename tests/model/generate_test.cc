@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"
@@ -27,8 +28,13 @@ class CountingModel final : public Model {
   torch::Tensor blocks(const torch::Tensor&, const Batch& batch) override { return hidden(batch); }
   const torch::Tensor& output_weight() const override { return output_; }
   std::unique_ptr<KvCache> new_cache() override { return std::make_unique<CountingCache>(); }
-  torch::Tensor hidden_next(const torch::Tensor& tokens, KvCache& cache) override {
-    dynamic_cast<CountingCache&>(cache).tokens += tokens.size(0);
+  torch::Tensor hidden_next(const std::vector<NextTokens>& texts) override {
+    std::vector<torch::Tensor> parts;
+    for (const NextTokens& text : texts) {
+      dynamic_cast<CountingCache&>(*text.cache).tokens += text.tokens.size(0);
+      parts.push_back(text.tokens);
+    }
+    const torch::Tensor tokens = torch::cat(parts);
     read_.push_back(tokens.size(0));
     const torch::Tensor next = (tokens + 1) % kVocabulary, after = (tokens + 2) % kVocabulary;
     return 2 * torch::one_hot(next, kVocabulary).to(torch::kFloat32) +
@@ -106,6 +112,31 @@ TEST(Generate, RefusesAnEmptyPromptAndANegativeTemperature) {
   CountingModel model;
   EXPECT_THROW(generate(model, EndingTokenizer(-1), {}, {}), Error);
   EXPECT_THROW(generate(model, EndingTokenizer(-1), {1}, {.temperature = -1.0}), Error);
+}
+
+// Texts of 1 to 5 tokens, three at a time: taken in their order, whichever ends first, and the same
+// as one by one.
+TEST(Generate, ManyAreWhatEachIsAlone) {
+  const auto task = [](int64_t number) {
+    return GenerateTask{{static_cast<int32_t>(number % 7), 1},
+                        {.max_tokens = 1 + (number * 3) % 5,
+                         .temperature = 1.0,
+                         .seed = static_cast<uint64_t>(number)}};
+  };
+  const EndingTokenizer tokenizer(5);
+  std::vector<Ids> alone, together;
+  for (int64_t number = 0; number < 20; ++number) {
+    CountingModel model;
+    alone.push_back(generate(model, tokenizer, task(number).prompt, task(number).options));
+  }
+  CountingModel model;
+  generate_many(model, tokenizer, 3, task, [&](const Ids& ids) {
+    together.push_back(ids);
+    return together.size() < 20;
+  });
+  EXPECT_EQ(together, alone);
+  EXPECT_LE(*std::max_element(model.read().begin(), model.read().end()), 6);  // three prompts
+  EXPECT_LT(model.read().size(), 40u);  // alone they are read in 60 steps
 }
 
 }  // namespace

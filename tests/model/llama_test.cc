@@ -387,6 +387,30 @@ TEST_P(Architectures, CacheContinuesWhereItStopped) {
   }
 }
 
+// Texts of different lengths that are read together, some of them token by token.
+TEST_P(Architectures, CachesOfSeveralTextsAreApart) {
+  TinyLlama tiny;
+  tiny.take_architecture(GetParam());
+  const auto model = load(tiny);
+  const torch::Tensor tokens = some_tokens(3, 70);
+  const torch::Tensor whole = model->hidden({tokens, {}});
+  std::vector<std::unique_ptr<KvCache>> caches;
+  for (int text = 0; text < 3; ++text) caches.push_back(model->new_cache());
+  const auto read = [&](const std::vector<std::pair<int64_t, int64_t>>& counts) {
+    std::vector<NextTokens> next;
+    std::vector<torch::Tensor> wanted;
+    for (const auto& [text, count] : counts) {
+      const int64_t begin = caches[text]->length();
+      next.push_back({tokens[text].narrow(0, begin, count), caches[text].get()});
+      wanted.push_back(whole[text].narrow(0, begin, count));
+    }
+    EXPECT_LT(largest_difference(model->hidden_next(next), torch::cat(wanted)), tolerance_of(tiny));
+  };
+  read({{0, 40}, {2, 3}});
+  read({{2, 1}, {0, 1}, {1, 66}});
+  read({{0, 29}, {1, 1}, {2, 1}});
+}
+
 class Mixtures : public LlamaTest, public testing::WithParamInterface<bool> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Mixtures, testing::Bool());
 
