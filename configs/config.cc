@@ -89,7 +89,7 @@ std::vector<Field> config_fields(RunConfig& c) {
        0,
        {"search", "imatrix", "gptq", "awq", "ggml", "rtn"}},
       {"quant.calibration_tokens", &t.quant.calibration_tokens, 1, kMaxTokens},
-      {"quant.estimator", &t.quant.estimator, 0, 0, {"relative", "lsq"}},
+      {"quant.estimator", &t.quant.estimator, 0, 0, estimator_names()},
       {"quant.activations", &t.quant.activations, 0, 0, {"none", "llama_cpu", "llama_cuda"}},
       {"quant.frozen", &t.quant.frozen},
       {"init.file", &t.quant.init_file},

@@ -52,7 +52,7 @@ constexpr const char* kExamples =
     "winner's configuration.\n"
     "\nexamples:\n"
     "  nibble tune config.yaml --try optimizer.learning_rate=1e-3,4e-3 --seeds 3\n"
-    "  nibble tune config.yaml --methods relative,lsq --try "
+    "  nibble tune config.yaml --methods relative,lsq+ --try "
     "optimizer.scale_learning_rate=3e-4,1e-3 --set max_tokens=50000\n";
 
 /// How much worse than the best ends a trial.

@@ -150,7 +150,7 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
             : teacher_bytes(GgufFile::open(options.teacher), dtype, options.stream_teacher);
   const bool stored = options.quant.weights == "scales";
   // The ratios before a step, which masters follow.
-  if (learned && !stored && options.quant.estimator == "relative")
+  if (learned && !stored && parse_estimator(options.quant.estimator).follows)
     estimate.weights += kFloat * counts.scales;
   const int64_t trained_scales = learned ? counts.trained_scales : 0;
   const int64_t moved = stored ? 0 : counts.parameters;

@@ -145,8 +145,7 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
   if (quantized)
     set_activation_rounding(*model_, parse_activation_backend(options.activations),
                             [&](const Weight& weight) { return plan->find(weight.name)->target; });
-  for (Trainable& trainable : trainables_)
-    if (trainable.quantizer) trainable.quantizer->set_estimator(parse_estimator(options.estimator));
+  set_estimator(parse_estimator(options.estimator));
   if (scales_only)
     train_stored_scales();
   else
@@ -202,6 +201,19 @@ bool Student::Trainable::learns_scales() const {
 std::vector<MasterTraining::Part> Student::Trainable::parameters() const {
   if (!trains_weights()) return {};
   return masters ? masters->parameters() : std::vector<MasterTraining::Part>{{"", weight->value}};
+}
+
+void Student::set_estimator(const Estimator& estimator) {
+  bool has_two_levels = false, is_quantized = false;
+  for (Trainable& trainable : trainables_) {
+    if (!trainable.quantizer) continue;
+    trainable.quantizer->set_estimator(estimator);
+    is_quantized = true;
+    has_two_levels |= trainable.quantizer->format().type == GgmlType::kQ1_0;
+  }
+  if (estimator.bent_sign > 0 && is_quantized && !has_two_levels)
+    fail_usage(
+        "quant.estimator sign is for types of two levels (Q1_0), of which the plan has none");
 }
 
 bool Student::trains() const {

@@ -87,6 +87,7 @@ class Student {
     /// One of them, of masters, factors, scales or their gradients.
     torch::Tensor part(const torch::Tensor& whole, int64_t index) const;
   };
+  void set_estimator(const Estimator& estimator);
   /// Of all stored blocks that have such; the gradients of their W^ go there.
   void train_stored_scales();
   /// Of all quantizers that have masters which train.

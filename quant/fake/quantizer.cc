@@ -66,12 +66,6 @@ ScaleMode parse_scale_mode(std::string_view name) {
   fail_usage("no scale mode '", name, "'; dynamic, learned or frozen", did_you_mean(name, names));
 }
 
-Estimator parse_estimator(std::string_view name) {
-  if (name == "relative") return Estimator::kRelative;
-  if (name == "lsq") return Estimator::kLsq;
-  fail_usage("no estimator '", name, "'; relative or lsq", did_you_mean(name, {"relative", "lsq"}));
-}
-
 FakeQuantizer::FakeQuantizer(std::string name, const Format& format, ScaleMode mode,
                              torch::Tensor weights, const torch::Tensor& importance,
                              EncodeMethod initial)
@@ -232,7 +226,7 @@ FakeQuantizer::Gradients FakeQuantizer::backward(torch::Tensor grad_out,
   const bool learned = mode_ == ScaleMode::kLearned;
   if (!learned) grad_ratios = torch::Tensor();
   if (learned && !grad_ratios.defined()) grad_ratios = torch::empty_like(scale_ratios_);
-  if (learned && estimator_ == Estimator::kRelative) followed_ratios_ = scale_ratios_.clone();
+  if (learned && estimator_.follows) followed_ratios_ = scale_ratios_.clone();
   if (!on_cpu) {
     backward_on_cuda(grad_out, grad_ratios);
     return {grad_out, grad_ratios, 0.0};

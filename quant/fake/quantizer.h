@@ -29,8 +29,6 @@ enum class ScaleMode {
 std::string_view scale_mode_name(ScaleMode mode);
 /// Throws Error (usage) for another name, with the nearest one.
 ScaleMode parse_scale_mode(std::string_view name);
-/// "relative", "lsq". Throws Error (usage) for another name, with the nearest one.
-Estimator parse_estimator(std::string_view name);
 
 class FakeQuantizer {
  public:

@@ -26,10 +26,10 @@ struct Codebook {
   static NIBBLE_HD float nearest(float x) {
     return climb(x, std::make_integer_sequence<int, kCount - 1>());
   }
-  /// In range: no further beyond the outer levels than half their distance to the next.
-  static NIBBLE_HD bool in_range(float x) {
-    constexpr float lowest = 1.5f * at(0) - 0.5f * at(1);
-    constexpr float highest = 1.5f * at(kCount - 1) - 0.5f * at(kCount - 2);
+  /// No further beyond the outer levels than `margin` times their distance to the next.
+  static NIBBLE_HD bool in_range(float x, float margin) {
+    const float lowest = at(0) - margin * (at(1) - at(0));
+    const float highest = at(kCount - 1) + margin * (at(kCount - 1) - at(kCount - 2));
     return (x >= lowest) & (x <= highest);
   }
   /// i of the highest at(i) that is not above q, at least 0.

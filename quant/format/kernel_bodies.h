@@ -206,7 +206,6 @@ NIBBLE_HD void backward_lane(int64_t block, int lane, const float* weights,
     constexpr int kLanesOfGroup = kChunk / kWeights;
     float snapped[F::kNumScales];
     snapped_scales<F>(block, scales, snapped);
-    const float part_off = rounded_part(estimator);
     const int group = lane / kLanesOfGroup;
     const Grid grid = F::grid(snapped, group);
     const int64_t begin = block * F::kBlockSize + group * F::kGroupSize;
@@ -216,7 +215,7 @@ NIBBLE_HD void backward_lane(int64_t block, int lane, const float* weights,
       copy_numbers<kWeights>(weights + first, w.at);
       copy_numbers<kWeights>(grad_out + first, g.at);
       for (int k = 0; k < kWeights; ++k) {
-        const WeightGradient part = gradient_of<F>(w.at[k], g.at[k], grid, part_off);
+        const WeightGradient part = gradient_of<F>(w.at[k], g.at[k], grid, estimator);
         g.at[k] = part.weight;
         sums->step[k] += part.step;
         if (F::kHasOffset) sums->offset[k] += part.offset;

@@ -27,10 +27,10 @@ struct EvenLevels {
   static NIBBLE_HD int at(int i) { return F::kQMin + i; }
   /// Ties to even. A NaN stays NaN.
   static NIBBLE_HD float nearest(float x) { return round_to_even(clamp_to(x, F::kQMin, F::kQMax)); }
-  /// Whether rounding alone, without clamping, gives a level: half a step beyond the outer ones,
-  /// and that included where the tie is theirs.
-  static NIBBLE_HD bool in_range(float x) {
-    constexpr float lowest = F::kQMin - 0.5f, highest = F::kQMax + 0.5f;
+  /// No further than `margin` steps beyond the outer levels. With a half: whether rounding alone,
+  /// without clamping, gives a level, ties included where they are the outer ones'.
+  static NIBBLE_HD bool in_range(float x, float margin) {
+    const float lowest = F::kQMin - margin, highest = F::kQMax + margin;
     const bool above = F::kQMin % 2 == 0 ? x >= lowest : x > lowest;
     const bool below = F::kQMax % 2 == 0 ? x <= highest : x < highest;
     return above & below;
@@ -60,22 +60,26 @@ struct WeightGradient {
   float weight, step, offset;
 };
 
-/// What of a weight in range LSQ (Esser et al., 2020, arXiv:1902.08153) takes off its gradients to
-/// the scales: all that follows if the code goes with the scale. 1 or 0, so that the product is
-/// exact.
-NIBBLE_HD float rounded_part(Estimator estimator) {
-  return estimator == Estimator::kLsq ? 1.0f : 0.0f;
+/// What ApproxSign makes of a gradient of 1; 1 where the estimator does not bend it.
+NIBBLE_HD float sign_slope(float x, const Estimator& estimator) {
+  const float magnitude = x < 0.0f ? -x : x;
+  const float slope = magnitude < 1.0f ? 2.0f - 2.0f * magnitude : 0.0f;
+  return estimator.bent_sign * slope + (1.0f - estimator.bent_sign);
 }
 
-/// g: dL/dW^ of this weight.
+/// g: dL/dW^ of this weight. The estimator's parts are 0 or 1, so that products with them are
+/// exact.
 template <class F>
-NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid, float rounded_part) {
+NIBBLE_HD WeightGradient gradient_of(float w, float g, const Grid& grid,
+                                     const Estimator& estimator) {
   const float x = in_steps<F>(w, grid);
-  const bool in_range = F::Levels::in_range(x);
+  const bool in_range = F::Levels::in_range(x, estimator.margin);
   // Selects of what both sides have: g++ makes vectors of nothing else here.
   const float kept = in_range ? g : 0.0f;
-  const float rounded = rounded_part * (in_range ? x : 0.0f);
-  return {kept, g * (F::Levels::nearest(x) - rounded), g - rounded_part * kept};
+  const float rounded = estimator.rounded_part * (in_range ? x : 0.0f);
+  const float passed = F::Levels::kCount == 2 ? kept * sign_slope(x, estimator) : kept;
+  return {passed, g * (F::Levels::nearest(x) - rounded),
+          estimator.offset_part * (g - estimator.rounded_part * kept)};
 }
 
 /// From one grid of a group to another: w -> w * scale + shift.
@@ -161,7 +165,6 @@ struct Uniform {
   static NIBBLE_HD void fake_quantize_backward(const float* weights, const float* snapped,
                                                const float* grad_out, float* grad_weights,
                                                float* grad_scales, Estimator estimator) {
-    const float part_off = rounded_part(estimator);
     float step_sums[kNumGroups<F>], offset_sums[kNumGroups<F>];
     for (int group = 0; group < kNumGroups<F>; ++group) {
       const Grid grid = F::grid(snapped, group);
@@ -170,7 +173,7 @@ struct Uniform {
            first += kChunk) {
         NIBBLE_EACH_LANE (k, kChunk) {
           const WeightGradient part =
-              gradient_of<F>(weights[first + k], grad_out[first + k], grid, part_off);
+              gradient_of<F>(weights[first + k], grad_out[first + k], grid, estimator);
           grad_weights[first + k] = part.weight;
           steps[k] += part.step;
           if (F::kHasOffset) offsets[k] += part.offset;

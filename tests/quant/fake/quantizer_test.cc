@@ -172,10 +172,12 @@ TEST_P(QuantizerTest, LevelDistanceIsThatOfNeighbours) {
   EXPECT_LT(found, seen * 4) << seen;
 }
 
-/// A step of the scales alone changes no code with the relative estimator, and does with LSQ.
+/// A step of the scales alone changes no code with estimators whose masters follow, and does with
+/// others.
 TEST_P(LearningTest, MastersFollowScalesOnce) {
   if (format().num_scales == 0) GTEST_SKIP() << "no scales";
-  for (const Estimator estimator : {Estimator::kRelative, Estimator::kLsq}) {
+  for (const std::string& name : estimator_names()) {
+    const Estimator estimator = parse_estimator(name);
     FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(5), {},
                             EncodeMethod::kSearch);
     quantizer.set_estimator(estimator);
@@ -185,9 +187,28 @@ TEST_P(LearningTest, MastersFollowScalesOnce) {
     quantizer.scale_ratios().mul_(1.07);
     const torch::Tensor after = materialized(quantizer).clone();
     const torch::Tensor moved = quantizer.weights().clone();
-    EXPECT_EQ(same_bits(moved, masters), estimator == Estimator::kLsq);
+    EXPECT_EQ(same_bits(moved, masters), !estimator.follows) << name;
     EXPECT_TRUE(same_bits(materialized(quantizer), after)) << "they follow a step once";
     EXPECT_TRUE(same_bits(quantizer.weights(), moved));
+  }
+}
+
+TEST_P(LearningTest, WhatEveryEstimatorTrainsIsWhatShips) {
+  if (format().num_scales == 0) GTEST_SKIP() << "no scales";
+  for (const std::string& name : estimator_names()) {
+    FakeQuantizer quantizer("w", format(), ScaleMode::kLearned, random_weights(7), {},
+                            EncodeMethod::kSearch);
+    quantizer.set_estimator(parse_estimator(name));
+    const torch::Tensor start = materialized(quantizer).clone();
+    for (int step = 0; step < 3; ++step) {
+      const auto gradients = quantizer.backward(torch::randn({kRows, kLength}).to(device()));
+      quantizer.weights().sub_(0.1 * gradients.weights);
+      const torch::Tensor& slopes = gradients.scale_ratios;
+      quantizer.scale_ratios().sub_(0.1 * slopes / slopes.abs().max());
+      const torch::Tensor trained = materialized(quantizer);  // masters follow here
+      EXPECT_TRUE(same_bits(trained, decoded(quantizer))) << name;
+    }
+    EXPECT_FALSE(same_bits(materialized(quantizer), start)) << name;
   }
 }
 

@@ -37,7 +37,7 @@ void check_levels(bool ties_to_zero) {
   EXPECT_EQ(Levels::nearest(1e38f), Levels::at(Levels::kCount - 1));
   EXPECT_EQ(Levels::nearest(-INFINITY), Levels::at(0));
   EXPECT_TRUE(std::isnan(Levels::nearest(std::nanf(""))));
-  EXPECT_FALSE(Levels::in_range(std::nanf("")));
+  EXPECT_FALSE(Levels::in_range(std::nanf(""), 0.5f));
   for (int i = 0; i < Levels::kCount; ++i) EXPECT_EQ(Levels::index_of(Levels::at(i)), i);
 }
 
@@ -48,10 +48,10 @@ TEST(Codebook, RoundsToTheNearestLevel) {
 }
 
 TEST(Codebook, IsInRangeUpToHalfOfTheLastGap) {
-  for (const float x : {-138.5f, 125.0f}) EXPECT_TRUE(Iq4Levels::in_range(x)) << x;
-  for (const float x : {-138.53f, 125.03f}) EXPECT_FALSE(Iq4Levels::in_range(x)) << x;
-  for (const float x : {-14.0f, 14.0f}) EXPECT_TRUE(Fp4Levels::in_range(x)) << x;
-  for (const float x : {-14.01f, 14.01f}) EXPECT_FALSE(Fp4Levels::in_range(x)) << x;
+  for (const float x : {-138.5f, 125.0f}) EXPECT_TRUE(Iq4Levels::in_range(x, 0.5f)) << x;
+  for (const float x : {-138.53f, 125.03f}) EXPECT_FALSE(Iq4Levels::in_range(x, 0.5f)) << x;
+  for (const float x : {-14.0f, 14.0f}) EXPECT_TRUE(Fp4Levels::in_range(x, 0.5f)) << x;
+  for (const float x : {-14.01f, 14.01f}) EXPECT_FALSE(Fp4Levels::in_range(x, 0.5f)) << x;
 }
 
 TEST(Codebook, TablesHoldTheLevels) {

@@ -162,7 +162,8 @@ void check_training(const std::vector<float>& row, const std::vector<float>& ini
       });
     EXPECT_EQ(compare_bits(out, fake_quantize(format, row, scales), "fake_quantize"), "");
 
-    for (const Estimator estimator : {Estimator::kRelative, Estimator::kLsq}) {
+    for (const std::string& name : estimator_names()) {
+      const Estimator estimator = parse_estimator(name);
       std::vector<float> grad_weights = unwritten(row.size()),
                          grad_scales = unwritten(scales.size());
       run_backward<F, kWeights>(num_blocks, weights, trained, grad_out, grad_weights.data(),

@@ -162,7 +162,7 @@ TEST_P(StoredCodesTest, NoticesTheGradientsOfMasters) {
     std::vector<float> weights(num_blocks * sound->block_size), grads(weights.size());
     sound->decode(blocks, weights.data(), num_blocks);
     sound->fake_quantize_backward(weights.data(), scales, grad_out, grads.data(), grad_scales,
-                                  num_blocks, Estimator::kLsq);
+                                  num_blocks, Estimator::kStretched);
   };
   EXPECT_NE(check_finite_differences(broken, 1), "");
 }
