@@ -9,6 +9,7 @@
 #include "configs/field.h"
 #include "configs/yaml.h"
 #include "io/atomic_file.h"
+#include "io/model_cache.h"
 #include "model/hf/convert.h"
 #include "model/model.h"
 #include "quant/format/registry.h"
@@ -408,14 +409,22 @@ class Checker {
   }
   void resolve_file(const std::string& key, std::string& path) const {
     std::error_code ignored;
-    for (const std::string& candidate : {path, beside_origin(path)}) {
+    const auto take = [&](const std::string& candidate) {
       const bool is_folder = (key == "model" && is_hf_folder(candidate)) ||
                              (key == "adapter" && fs::is_directory(candidate, ignored));
-      if (!is_folder && !fs::is_regular_file(candidate, ignored)) continue;
+      if (!is_folder && !fs::is_regular_file(candidate, ignored)) return false;
       path = candidate;
-      return;
-    }
+      return true;
+    };
+    if (take(path) || take(beside_origin(path))) return;
+    if ((key == "model" || key == "teacher") && take(downloaded(key, path))) return;
     refuse(key, fs::is_directory(path, ignored) ? "is a folder: " : "no such file: ", path);
+  }
+  /// A repository that lies in a cache.
+  std::string downloaded(const std::string& key, const std::string& model) const {
+    const GivenKey* given = find(key);
+    return with_frame(concat(given ? given->place : origin_, ": ", key),
+                      [&] { return find_model(model); });
   }
   void resolve_glob(std::string& pattern) const {
     for (const std::string& candidate : {pattern, beside_origin(pattern)}) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "io/model_cache.h"
 #include "quant/format/device.h"
 
 namespace nibble {
@@ -58,6 +59,12 @@ inline std::string required(const cxxopts::ParseResult& arguments, const std::st
                             const std::string& shown) {
   if (arguments.count(name) == 0) fail_usage("no ", shown, " given; see --help");
   return arguments[name].as<std::string>();
+}
+
+/// The same of a model: a path, or a repository that some program has downloaded.
+inline std::string model_argument(const cxxopts::ParseResult& arguments, const std::string& name,
+                                  const std::string& shown) {
+  return find_model(required(arguments, name, shown));
 }
 
 /// An argument as a shell takes it.

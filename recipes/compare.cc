@@ -31,7 +31,7 @@ std::vector<CompareEntry> named(const std::vector<std::string>& paths) {
   std::vector<CompareEntry> entries;
   for (const std::string& path : paths) {
     const std::string name = std::filesystem::path(path).filename().string();
-    entries.push_back({names.count(name) > 1 ? path : name, path});
+    entries.push_back({names.count(name) > 1 ? path : name, find_model(path)});
   }
   return entries;
 }
@@ -56,7 +56,7 @@ int run_compare(int argc, char** argv) {
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
   if (arguments->count("models") == 0) fail_usage("no MODEL given; see --help");
-  const std::string base = required(*arguments, "base", "--base MODEL"),
+  const std::string base = model_argument(*arguments, "base", "--base MODEL"),
                     text = required(*arguments, "text", "--text FILE");
   const PerplexityOptions measure = {(*arguments)["ctx"].as<int64_t>(),
                                      (*arguments)["chunks"].as<int64_t>(),

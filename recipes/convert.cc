@@ -111,7 +111,7 @@ int run_convert(int argc, char** argv) {
   const bool quiet = arguments->count("quiet") > 0;
   set_quiet_log(quiet);
   Progress::set_quiet(quiet);
-  const std::string folder = required(*arguments, "folder", "FOLDER");
+  const std::string folder = model_argument(*arguments, "folder", "FOLDER");
   const std::string out = required(*arguments, "out", "OUT.gguf");
   const HfConverted result =
       convert_hf(folder, out,

@@ -396,8 +396,8 @@ int run_diff(int argc, char** argv) {
   cxxopts::Options options = make_options();
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
-  const std::string path_a = required(*arguments, "a", "A.gguf");
-  const std::string path_b = required(*arguments, "b", "B.gguf");
+  const std::string path_a = model_argument(*arguments, "a", "A.gguf");
+  const std::string path_b = model_argument(*arguments, "b", "B.gguf");
   const Request request = {text_or_empty(*arguments, "tensor"), arguments->count("full") > 0,
                            (*arguments)["rows"].as<int64_t>()};
   if (request.num_rows < 0) fail_usage("--rows: wants 0 or more, found ", request.num_rows);

@@ -116,7 +116,7 @@ std::optional<HfWriting> hf_arguments(const cxxopts::ParseResult& arguments) {
   for (const char* name : {"like", "dtype", "max-shard-size"})
     if (!wanted && arguments.count(name) > 0) fail_usage("--", name, " goes with --hf");
   if (!wanted) return std::nullopt;
-  return HfWriting{required(arguments, "like", "--like FOLDER, of the same model"),
+  return HfWriting{model_argument(arguments, "like", "--like FOLDER, of the same model"),
                    dtype_argument(arguments["dtype"].as<std::string>()),
                    shard_bytes(arguments["max-shard-size"].as<std::string>())};
 }

@@ -61,7 +61,7 @@ std::vector<int32_t> prompt_ids(const Prompt& prompt, const GgufMetadata& metada
 Continuation continue_prompt(const std::string& path, const Prompt& prompt,
                              const GenerateOptions& options,
                              const std::function<void(std::string_view)>& show) {
-  const GgufFile file = GgufFile::open(path);
+  const GgufFile file = GgufFile::open(find_model(path));
   const auto tokenizer =
       with_frame(path, [&] { return Tokenizer::from_metadata(file.metadata()); });
   const auto model = load_model(file);

@@ -83,7 +83,7 @@ int run_imatrix(int argc, char** argv) {
   cxxopts::Options options = make_options();
   const auto arguments = parse_arguments(options, argc, argv, kNotes);
   if (!arguments) return 0;
-  const std::string model_path = required(*arguments, "model", "MODEL.gguf");
+  const std::string model_path = model_argument(*arguments, "model", "MODEL.gguf");
   const std::string text = required(*arguments, "text", "TEXT");
   const std::string output = required(*arguments, "output", "-o FILE.gguf");
   const Device device = device_argument(*arguments);

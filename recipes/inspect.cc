@@ -229,7 +229,7 @@ int run_inspect(int argc, char** argv) {
   if (!arguments) return 0;
 
   const bool as_json = arguments->count("json") > 0;
-  const GgufFile file = GgufFile::open(required(*arguments, "file", "FILE.gguf"));
+  const GgufFile file = GgufFile::open(model_argument(*arguments, "file", "FILE.gguf"));
   if (arguments->count("tensor") > 0) {
     show_tensor(find_or_fail(file, (*arguments)["tensor"].as<std::string>()), as_json);
   } else if (as_json) {

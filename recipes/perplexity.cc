@@ -64,7 +64,7 @@ std::optional<Request> parse(int argc, char** argv) {
   request.options.activations = activations_argument(*arguments);
   request.divergence = arguments->count("kl-divergence") > 0;
   request.json = arguments->count("json") > 0;
-  request.model = required(*arguments, "model", "MODEL");
+  request.model = model_argument(*arguments, "model", "MODEL");
   if (!request.divergence || arguments->count("text") > 0)
     request.text = required(*arguments, "text", "TEXT");
   if (arguments->count("kl-divergence-base") > 0)

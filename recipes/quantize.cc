@@ -112,7 +112,7 @@ std::optional<QuantizeJob> quantize_job(int argc, char** argv) {
   Progress::set_quiet(quiet);
   if (words.threads.value_or(0) > 0) set_num_threads(*words.threads);
 
-  GgufFile source = GgufFile::open(words.in);
+  GgufFile source = GgufFile::open(find_model(words.in));
   std::optional<Imatrix> imatrix;
   if (!calibration) imatrix = imatrix_argument(*arguments, method_named(method));
   choices.has_imatrix = imatrix.has_value();

@@ -278,7 +278,7 @@ GgufFile read_layout(const cxxopts::ParseResult& arguments) {
     if (weights < 10'000'000) fail_usage("--params: wants 10M or more, found ", weights);
     return layout_of_size(static_cast<double>(weights));
   }
-  const std::string path = arguments["model"].as<std::string>();
+  const std::string path = find_model(arguments["model"].as<std::string>());
   if (std::filesystem::is_directory(path) || path.ends_with(".json")) return hf_layout(path);
   return GgufFile::open(path);
 }

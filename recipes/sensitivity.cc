@@ -79,7 +79,7 @@ int run_sensitivity(int argc, char** argv) {
   options.parse_positional({"model", "text"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
-  const std::string model = required(*arguments, "model", "MODEL");
+  const std::string model = model_argument(*arguments, "model", "MODEL");
   const std::string sample = required(*arguments, "text", "TEXT");
   const std::string out = required(*arguments, "output", "-o OUT");
   SensitivityOptions wanted;

@@ -56,7 +56,7 @@ int run_tokenize(int argc, char** argv) {
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
   if (!arguments) return 0;
 
-  const std::string path = required(*arguments, "model", "MODEL.gguf");
+  const std::string path = model_argument(*arguments, "model", "MODEL.gguf");
   if (arguments->count("chat") > 0) {
     if (arguments->count("text") > 0) fail_usage("--chat takes the place of TEXTFILE");
     const GgufFile model = GgufFile::open(path);

@@ -116,7 +116,7 @@ std::optional<VerifyArguments> verify_arguments(int argc, char** argv) {
   if (!arguments) return std::nullopt;
   if (arguments->count("against") == 0 && arguments->count("checkpoint") > 0)
     fail_usage("--checkpoint names one of a run's; give --against RUN_DIR too");
-  VerifyArguments given = {.path = required(*arguments, "file", "FILE.gguf"),
+  VerifyArguments given = {.path = model_argument(*arguments, "file", "FILE.gguf"),
                            .against = {},
                            .checkpoint = text_or_empty(*arguments, "checkpoint"),
                            .chat = text_or_empty(*arguments, "chat"),
