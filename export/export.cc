@@ -184,8 +184,9 @@ ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
   std::vector<GgufWriter::Tensor> table;
   for (const Job& job : jobs) table.push_back({job.source->name, job.source->shape, job.target});
   GgufWriter writer(out_path, make_metadata(source, plan, checkpoint, info, tensor_hashes(jobs)),
-                    table);
+                    table, info.max_part_bytes);
   ExportStats stats;
+  stats.paths = writer.paths();
   Progress progress("export", static_cast<int64_t>(jobs.size()), "tensors");
   for (const Job& job : jobs) {
     const Packed packed = pack(job);
@@ -197,7 +198,8 @@ ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
     progress.update(stats.num_tensors);
   }
   writer.finish();
-  stats.file_bytes = static_cast<int64_t>(std::filesystem::file_size(out_path));
+  for (const std::string& path : stats.paths)
+    stats.file_bytes += static_cast<int64_t>(std::filesystem::file_size(path));
   stats.bits_per_weight = 8.0 * static_cast<double>(stats.tensor_bytes) /
                           static_cast<double>(std::max<int64_t>(1, stats.weights_checked));
   stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "export/verify.h"
 #include "io/gguf.h"
@@ -26,10 +27,12 @@ inline constexpr uint32_t kQuantizationVersion = 2;
 
 struct ExportInfo {
   std::string method = "qat";
-  std::string config_hash;  // SHA-256 of the resolved configuration; "": no such key
+  std::string config_hash;     // SHA-256 of the resolved configuration; "": no such key
+  int64_t max_part_bytes = 0;  // of tensor data in one file; 0: there is one
 };
 
 struct ExportStats {
+  std::vector<std::string> paths;            // that were written
   int64_t num_tensors = 0, num_trained = 0;  // of them, from the checkpoint
   int64_t weights_checked = 0;               // compared bit for bit
   int64_t tensor_bytes = 0, file_bytes = 0;
@@ -37,11 +40,11 @@ struct ExportStats {
   double seconds = 0;
 };
 
-/// Writes `out_path` aside and renames it when every tensor has passed. Holds one tensor's blocks
-/// and weights at a time beside the checkpoint. Throws Error, and leaves an old file as it was, for
-/// a tensor whose blocks do not decode to its W^ or whose W^ has not the stored hash (tensor, row,
-/// column, wanted, found), for one that plan, checkpoint and source do not agree on, and for one
-/// that the plan quantizes but the run did not train, unless nothing is lost by it.
+/// Writes `out_path`, or its parts, aside and renames when every tensor has passed. Holds one
+/// tensor's blocks and weights at a time beside the checkpoint. Throws Error, and leaves an old
+/// file as it was, for a tensor whose blocks do not decode to its W^ or whose W^ has not the stored
+/// hash (tensor, row, column, wanted, found), for one that plan, checkpoint and source do not agree
+/// on, and for one that the plan quantizes but the run did not train, unless nothing is lost by it.
 ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
                               const Checkpoint& checkpoint, const std::string& out_path,
                               const ExportInfo& info);

@@ -147,8 +147,16 @@ class GgufFile {
   std::unique_ptr<Parts> parts_;
 };
 
+/// llama.cpp's name of part `part`, counted from 0: "a.gguf" -> "a-00002-of-00005.gguf".
+std::string gguf_part_path(const std::string& path, int64_t part, int64_t count);
+/// What that part says of itself: only the first tells of the model.
+GgufMetadata gguf_part_metadata(const GgufMetadata& whole, int64_t part, int64_t count,
+                                int64_t num_tensors);
+
 /// Writes a GGUF v3 file aside and renames it in finish(); until then, or if the writer is
-/// destroyed without finish(), an old file of that name stays whole and nothing is left behind.
+/// destroyed without finish(), an old file of that name stays whole and nothing is left behind. A
+/// file of more tensor data than `max_part_bytes` (0: any) becomes parts of that much at most, or
+/// of one tensor, as llama.cpp's converter splits it.
 class GgufWriter {
  public:
   struct Tensor {
@@ -157,11 +165,14 @@ class GgufWriter {
     GgmlType type;
   };
   /// Writes header, metadata and tensor table at once; every tensor's place is known from then on.
-  GgufWriter(std::string path, const GgufMetadata& metadata, std::vector<Tensor> tensors);
+  GgufWriter(const std::string& path, const GgufMetadata& metadata, std::vector<Tensor> tensors,
+             int64_t max_part_bytes = 0);
   ~GgufWriter();
   GgufWriter(const GgufWriter&) = delete;
   GgufWriter& operator=(const GgufWriter&) = delete;
 
+  /// That are written: the path itself, or its parts.
+  const std::vector<std::string>& paths() const;
   /// Appends to the data of the current tensor; tensors come in table order. Throws when more bytes
   /// come than its type and shape want, or when the disk is full.
   void write(std::span<const std::byte> bytes);

@@ -296,14 +296,10 @@ ParsedFile parse_file(std::span<const std::byte> bytes) {
 
 /// "name-00002-of-00005.gguf" for the first part's path "name-00001-of-00005.gguf".
 std::string part_path(const std::string& first, int64_t part, int64_t count) {
-  const auto suffix = [count](int64_t index) {
-    return concat("-", std::setw(5), std::setfill('0'), index + 1, "-of-", std::setw(5), count,
-                  ".gguf");
-  };
-  const std::string wanted = suffix(0);
+  const std::string wanted = gguf_part_path("", 0, count);
   check(first.ends_with(wanted), "the first of ", count, " parts: its name must end in '", wanted,
         "'");
-  return first.substr(0, first.size() - wanted.size()) + suffix(part);
+  return gguf_part_path(first.substr(0, first.size() - wanted.size()), part, count);
 }
 
 void check_names_differ(const std::vector<GgufTensor>& tensors) {

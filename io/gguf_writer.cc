@@ -1,5 +1,7 @@
 #include <atomic>
 #include <bit>
+#include <cstdio>
+#include <memory>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -76,14 +78,36 @@ void check_tensors(const std::vector<GgufWriter::Tensor>& tensors) {
 
 }  // namespace
 
-struct GgufWriter::State {
-  AtomicFile file;
-  std::vector<Tensor> tensors;
-  int64_t alignment;
-  size_t current = 0;               // the tensor that is being written
-  int64_t begin = 0;                // of its pieces, in the file
-  std::atomic<int64_t> written{0};  // its bytes so far
+std::string gguf_part_path(const std::string& path, int64_t part, int64_t count) {
+  constexpr std::string_view kEnding = ".gguf";
+  const bool ends = path.ends_with(kEnding);
+  char number[48];
+  std::snprintf(number, sizeof number, "-%05lld-of-%05lld", static_cast<long long>(part + 1),
+                static_cast<long long>(count));
+  return concat(path.substr(0, path.size() - (ends ? kEnding.size() : 0)), number, kEnding);
+}
 
+GgufMetadata gguf_part_metadata(const GgufMetadata& whole, int64_t part, int64_t count,
+                                int64_t num_tensors) {
+  if (count == 1) return whole;
+  GgufMetadata metadata = part == 0 ? whole : GgufMetadata();
+  metadata.set("split.no", static_cast<uint16_t>(part));
+  metadata.set("split.count", static_cast<uint16_t>(count));
+  metadata.set("split.tensors.count", static_cast<int32_t>(num_tensors));
+  return metadata;
+}
+
+struct GgufWriter::State {
+  std::vector<Tensor> tensors;
+  std::vector<size_t> part_of;  // each tensor's file
+  std::vector<std::string> paths{};
+  std::vector<std::unique_ptr<AtomicFile>> files{};
+  std::vector<int64_t> alignments{};  // of the files: each has it in its metadata, or the default
+  size_t current = 0;                 // the tensor that is being written
+  int64_t begin = 0;                  // of its pieces, in the file
+  std::atomic<int64_t> written{0};    // its bytes so far
+
+  AtomicFile& file() const { return *files[part_of[current]]; }
   [[noreturn]] void fail_incomplete() const {
     fail("tensor '", tensors[current].name, "': wants ", bytes_of(tensors[current]),
          " bytes, found ", written.load());
@@ -92,41 +116,90 @@ struct GgufWriter::State {
     if (current < tensors.size()) fail_incomplete();
   }
 
-  void pad() {
-    file.write(
-        std::string(static_cast<size_t>(aligned(file.size(), alignment) - file.size()), '\0'));
+  void pad(size_t part) const {
+    AtomicFile& padded = *files[part];
+    const int64_t size = padded.size();
+    padded.write(std::string(static_cast<size_t>(aligned(size, alignments[part]) - size), '\0'));
+  }
+  void end_tensor() {
+    pad(part_of[current]);
+    written = 0;
+    ++current;
+  }
+  /// Header, metadata and tensor table of one file.
+  void begin_file(const GgufMetadata& metadata, size_t part) {
+    std::string table;
+    int64_t offset = 0;
+    uint64_t count = 0;
+    alignments.push_back(alignment_of(metadata));
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (part_of[i] != part) continue;
+      const Tensor& tensor = tensors[i];
+      append(table, tensor.name);
+      append(table, static_cast<uint32_t>(tensor.shape.size()));
+      for (const int64_t size : tensor.shape) append(table, size);
+      append(table, static_cast<uint32_t>(tensor.type));
+      append(table, static_cast<uint64_t>(offset));
+      offset = aligned(offset + bytes_of(tensor), alignments[part]);
+      ++count;
+    }
+    std::string header = "GGUF";
+    append(header, kVersion);
+    append(header, count);
+    append(header, static_cast<uint64_t>(metadata.pairs().size()));
+    files.push_back(std::make_unique<AtomicFile>(paths[part]));
+    files.back()->write(header);
+    files.back()->write(serialize(metadata));
+    files.back()->write(table);
+    pad(part);
   }
 };
 
-GgufWriter::GgufWriter(std::string path, const GgufMetadata& metadata,
-                       std::vector<Tensor> tensors) {
+namespace {
+
+/// The part of each tensor: the next one begins where a tensor would be too much.
+std::vector<size_t> parts_of(const std::vector<GgufWriter::Tensor>& tensors, int64_t max_bytes) {
+  std::vector<size_t> parts;
+  int64_t bytes = 0;
+  size_t part = 0;
+  for (const GgufWriter::Tensor& tensor : tensors) {
+    const int64_t more = bytes_of(tensor);
+    if (max_bytes > 0 && bytes > 0 && bytes + more > max_bytes) {
+      ++part;
+      bytes = 0;
+    }
+    bytes += more;
+    parts.push_back(part);
+  }
+  return parts;
+}
+
+}  // namespace
+
+GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata,
+                       std::vector<Tensor> tensors, int64_t max_part_bytes) {
   with_frame(path, [&] {
     check_tensors(tensors);
     alignment_of(metadata);
   });
-  const int64_t alignment = alignment_of(metadata);
-  std::string table;
-  int64_t offset = 0;
-  for (const Tensor& tensor : tensors) {
-    append(table, tensor.name);
-    append(table, static_cast<uint32_t>(tensor.shape.size()));
-    for (const int64_t size : tensor.shape) append(table, size);
-    append(table, static_cast<uint32_t>(tensor.type));
-    append(table, static_cast<uint64_t>(offset));
-    offset = aligned(offset + bytes_of(tensor), alignment);
+  std::vector<size_t> part_of = parts_of(tensors, max_part_bytes);
+  const auto count = static_cast<int64_t>(part_of.empty() ? 1 : part_of.back() + 1);
+  with_frame(path, [&] {
+    check(count <= UINT16_MAX, "parts of ", max_part_bytes, " bytes would be ", count,
+          "; at most 65535 are possible");
+  });
+  state_.reset(new State{std::move(tensors), std::move(part_of)});
+  const auto num_tensors = static_cast<int64_t>(state_->tensors.size());
+  for (int64_t part = 0; part < count; ++part) {
+    state_->paths.push_back(count == 1 ? path : gguf_part_path(path, part, count));
+    state_->begin_file(gguf_part_metadata(metadata, part, count, num_tensors),
+                       static_cast<size_t>(part));
   }
-  std::string header = "GGUF";
-  append(header, kVersion);
-  append(header, static_cast<uint64_t>(tensors.size()));
-  append(header, static_cast<uint64_t>(metadata.pairs().size()));
-  state_.reset(new State{AtomicFile(std::move(path)), std::move(tensors), alignment});
-  state_->file.write(header);
-  state_->file.write(serialize(metadata));
-  state_->file.write(table);
-  state_->pad();
 }
 
 GgufWriter::~GgufWriter() = default;
+
+const std::vector<std::string>& GgufWriter::paths() const { return state_->paths; }
 
 void GgufWriter::write(std::span<const std::byte> bytes) {
   check(state_->current < state_->tensors.size(), "bytes after the last tensor");
@@ -135,18 +208,15 @@ void GgufWriter::write(std::span<const std::byte> bytes) {
   const auto more = static_cast<int64_t>(bytes.size());
   check(more <= size - state_->written, "tensor '", tensor.name, "': wants ", size,
         " bytes, found ", state_->written + more);
-  state_->file.write(bytes);
+  state_->file().write(bytes);
   state_->written += more;
-  if (state_->written < size) return;
-  state_->pad();
-  state_->written = 0;
-  ++state_->current;
+  if (state_->written == size) state_->end_tensor();
 }
 
 void GgufWriter::begin_pieces() {
   check(state_->current < state_->tensors.size() && state_->written == 0,
         "pieces of a tensor that is not the next one");
-  state_->begin = state_->file.reserve(bytes_of(state_->tensors[state_->current]));
+  state_->begin = state_->file().reserve(bytes_of(state_->tensors[state_->current]));
 }
 
 void GgufWriter::put(int64_t offset, std::span<const std::byte> bytes) {
@@ -155,25 +225,24 @@ void GgufWriter::put(int64_t offset, std::span<const std::byte> bytes) {
   const auto more = static_cast<int64_t>(bytes.size());
   check(offset >= 0 && more <= size - offset, "tensor '", tensor.name, "': wants ", size,
         " bytes, found ", more, " for byte ", offset);
-  state_->file.write_at(state_->begin + offset, bytes);
+  state_->file().write_at(state_->begin + offset, bytes);
   state_->written += more;
 }
 
 void GgufWriter::end_pieces() {
   if (state_->written != bytes_of(state_->tensors[state_->current])) state_->fail_incomplete();
-  state_->pad();
-  state_->written = 0;
-  ++state_->current;
+  state_->end_tensor();
 }
 
 void GgufWriter::sync() {
   state_->check_complete();
-  state_->file.sync();
+  for (const auto& file : state_->files) file->sync();
 }
 
 void GgufWriter::finish() {
+  if (state_->files.size() > 1) sync();
   state_->check_complete();
-  state_->file.commit();
+  for (const auto& file : state_->files) file->commit();
 }
 
 }  // namespace nibble

@@ -122,4 +122,16 @@ inline int64_t size_argument(const cxxopts::ParseResult& arguments, const std::s
   return parse_size(arguments[name].as<std::string>(), name);
 }
 
+/// Adds --split-max-size, as llama.cpp's converter has it.
+inline void add_part_size_option(cxxopts::Options& options) {
+  options.add_options()("split-max-size",
+                        "write OUT-00001-of-0000N.gguf, ..., each of so many bytes at most",
+                        cxxopts::value<std::string>(), "SIZE");
+}
+
+/// Its value, 0 where it was not given.
+inline int64_t part_size_argument(const cxxopts::ParseResult& arguments) {
+  return arguments.count("split-max-size") > 0 ? size_argument(arguments, "split-max-size") : 0;
+}
+
 }  // namespace nibble

@@ -63,21 +63,25 @@ void print_rounding(const HfConverted& result) {
   std::cout << concat(result.num_packed, " matrices keep their codes; ", text, '\n');
 }
 
-void print_result(const std::string& path, const HfConverted& result) {
+void print_result(const HfConverted& result) {
   char seconds[32];
   std::snprintf(seconds, sizeof seconds, "%.1f s", result.seconds);
-  std::cout << concat(path, ": ", result.family, ", ", result.num_weights, " weights in ",
-                      result.num_tensors, " tensors, matrices ", type_name(result.matrix_type),
-                      ", ", format_bytes(result.bytes), " of tensor data, ", seconds, '\n');
+  const std::string parts =
+      result.paths.size() > 1 ? concat(" and ", result.paths.size() - 1, " more") : "";
+  std::cout << concat(result.paths.front(), parts, ": ", result.family, ", ", result.num_weights,
+                      " weights in ", result.num_tensors, " tensors, matrices ",
+                      type_name(result.matrix_type), ", ", format_bytes(result.bytes),
+                      " of tensor data, ", seconds, '\n');
   if (result.num_merged > 0)
     std::cout << concat("The adapter's update is merged into ", result.num_merged, " matrices\n");
   if (result.num_packed > 0 && ggml_type_info(result.matrix_type).block_size > 1)
     print_rounding(result);
 }
 
-std::string result_json(const std::string& path, const HfConverted& result) {
+std::string result_json(const HfConverted& result) {
   const nlohmann::ordered_json json = {
-      {"name", path},
+      {"name", result.paths.front()},
+      {"files", result.paths},
       {"family", result.family},
       {"type", type_name(result.matrix_type)},
       {"weights", result.num_weights},
@@ -104,6 +108,7 @@ int run_convert(int argc, char** argv) {
       "adapter", "folder of a PEFT LoRA adapter, merged in float32", text(), "FOLDER")(
       "pre", "llama.cpp's name of the pre-tokenizer, where the folder's is not recognized", text(),
       "NAME")("json", "print one JSON object on stdout")("q,quiet", "no progress bar, no notes");
+  add_part_size_option(options);
   options.add_options("words")("folder", "", text())("out", "", text());
   options.parse_positional({"folder", "out"});
   const auto arguments = parse_arguments(options, argc, argv, kExamples);
@@ -116,11 +121,11 @@ int run_convert(int argc, char** argv) {
   const HfConverted result =
       convert_hf(folder, out,
                  {type_argument(*arguments), text_or_empty(*arguments, "pre"),
-                  text_or_empty(*arguments, "adapter")});
+                  text_or_empty(*arguments, "adapter"), part_size_argument(*arguments)});
   if (arguments->count("json") > 0)
-    std::cout << result_json(out, result);
+    std::cout << result_json(result);
   else
-    print_result(out, result);
+    print_result(result);
   return 0;
 }
 

@@ -143,6 +143,7 @@ int run_export(int argc, char** argv) {
                         "also a Modelfile beside the file: template, stop words, sampling");
   options.add_options()("masters",
                         "what was trained, before its rounding, as float32: not what ships");
+  add_part_size_option(options);
   options.add_options()("hf", "also a Hugging Face folder of the same weights",
                         cxxopts::value<std::string>(), "FOLDER");
   options.add_options()("like", "--hf: the folder of the model it was, for all but the weights",
@@ -174,13 +175,14 @@ int run_export(int argc, char** argv) {
   ExportInfo info;
   if (std::filesystem::exists(config_path)) info.config_hash = sha256_file(config_path);
   info.method = method_of(trained, of_masters);
+  info.max_part_bytes = part_size_argument(*arguments);
   const ExportStats stats = with_frame(path, [&] {
     const Checkpoint checkpoint = of_masters ? masters_of(trained) : trained;
     return export_checkpoint(source, checkpoint.plan, checkpoint, out_path, info);
   });
-  print_stats(stats, out_path, arguments->count("json") > 0);
-  if (arguments->count("ollama") > 0) write_modelfile(out_path);
-  if (writing) write_folder(out_path, (*arguments)["hf"].as<std::string>(), *writing);
+  print_stats(stats, stats.paths.front(), arguments->count("json") > 0);
+  if (arguments->count("ollama") > 0) write_modelfile(stats.paths.front());
+  if (writing) write_folder(stats.paths.front(), (*arguments)["hf"].as<std::string>(), *writing);
   return 0;
 }
 

@@ -307,7 +307,8 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   GgufWriter writer(out,
                     make_metadata(folder, *json, config, options, result,
                                   size_label_of(jobs, result.num_weights)),
-                    table);
+                    table, options.max_part_bytes);
+  result.paths = writer.paths();
   for (const RopeTensor& tensor : rope_tensors)
     writer.write(std::as_bytes(std::span(tensor.divisors)));
   Progress bar("Converting", static_cast<int64_t>(jobs.size()), "tensors");

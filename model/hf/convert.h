@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "io/ggml_type.h"
 
@@ -24,7 +25,8 @@ struct HfConversion {
   /// that are packed the block type that has their codes.
   std::optional<GgmlType> matrix_type;
   std::string pre;  // tokenizer.ggml.pre, where the tokenizer is not recognized; "": by itself
-  std::string adapter{};  // folder of a PEFT adapter to merge; "": none
+  std::string adapter{};       // folder of a PEFT adapter to merge; "": none
+  int64_t max_part_bytes = 0;  // of tensor data in one file; 0: there is one
 };
 
 /// How far packed weights were moved, by scales and minimums that float16 cannot hold.
@@ -42,11 +44,13 @@ struct HfConverted {
   int64_t num_packed = 0, num_merged = 0;  // matrices: of codes, with an adapter's update
   HfRounding rounding;
   int64_t num_tensors = 0, num_weights = 0, bytes = 0;  // bytes: of tensor data
+  std::vector<std::string> paths;                       // that were written
   double seconds = 0;
 };
 
-/// Writes `out` aside and renames it. Throws Error with the file, and key or tensor, where one is
-/// missing, has another shape than config.json says, or is of a family or kind that nibble lacks.
+/// Writes `out`, or its parts, aside and renames. Throws Error with the file, and key or tensor,
+/// where one is missing, has another shape than config.json says, or is of a family or kind that
+/// nibble lacks.
 HfConverted convert_hf(const std::string& folder, const std::string& out,
                        const HfConversion& options);
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <functional>
 #include <iterator>
 #include <memory>
@@ -193,16 +192,6 @@ Encoding remaining_encoding(const GgufFile& source, size_t index,
   return encoding;
 }
 
-/// What part `part` of `count` says of itself: only the first tells of the model.
-GgufMetadata part_metadata(const GgufMetadata& whole, const Plan& plan, size_t part, size_t count) {
-  if (count == 1) return whole;
-  GgufMetadata metadata = part == 0 ? whole : GgufMetadata();
-  metadata.set("split.no", static_cast<uint16_t>(part));
-  metadata.set("split.count", static_cast<uint16_t>(count));
-  metadata.set("split.tensors.count", static_cast<int32_t>(plan.entries.size()));
-  return metadata;
-}
-
 /// The tensors of a part, or all of them where the parts become one.
 std::vector<GgufWriter::Tensor> part_table(const GgufFile& source, const Output& output,
                                            size_t part) {
@@ -224,7 +213,9 @@ void open_writers(const GgufFile& source, const std::string& path, EncodeMethod 
   const std::vector<std::string> paths = quantized_paths(source, output.plan, path);
   for (size_t part = 0; part < paths.size(); ++part)
     output.writers.push_back(std::make_unique<GgufWriter>(
-        paths[part], part_metadata(metadata, output.plan, part, paths.size()),
+        paths[part],
+        gguf_part_metadata(metadata, static_cast<int64_t>(part), std::ssize(paths),
+                           std::ssize(output.plan.entries)),
         part_table(source, output, part)));
 }
 
@@ -311,17 +302,10 @@ GgufMetadata quantized_metadata(const GgufMetadata& source, const Plan& plan, En
 std::vector<std::string> quantized_paths(const GgufFile& source, const Plan& plan,
                                          const std::string& out_path) {
   if (!plan.keep_split) return {out_path};
-  constexpr std::string_view kEnding = ".gguf";
-  const std::string stem =
-      out_path.ends_with(kEnding) ? out_path.substr(0, out_path.size() - kEnding.size()) : out_path;
   int count = 1;
   for (const GgufTensor& tensor : source.tensors()) count = std::max(count, tensor.part + 1);
   std::vector<std::string> paths;
-  for (int part = 0; part < count; ++part) {
-    char number[32];
-    std::snprintf(number, sizeof number, "-%05d-of-%05d", part + 1, count);
-    paths.push_back(concat(stem, number, kEnding));
-  }
+  for (int part = 0; part < count; ++part) paths.push_back(gguf_part_path(out_path, part, count));
   return paths;
 }
 

@@ -388,10 +388,10 @@ def contents_of(path):
     return fields, [(t.name, t.shape.tolist(), t.tensor_type.name, t.data.tobytes()) for t in reader.tensors]
 
 
-def run_converter(converter, torch_env, folder, out, outtype):
+def run_converter(converter, torch_env, folder, out, outtype, *arguments):
     mtp = ["--no-mtp"] if "linear_num_key_heads" in (folder / "config.json").read_text() else []
     result = subprocess.run(
-        [sys.executable, converter, folder, "--outfile", out, "--outtype", outtype, *mtp],
+        [sys.executable, converter, folder, "--outfile", out, "--outtype", outtype, *mtp, *arguments],
         env=torch_env, capture_output=True, text=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
@@ -419,6 +419,21 @@ def test_keys_and_bytes_are_those_of_llama_cpps_converter(
         assert ours[key] == theirs[key], key
     assert [row[:3] for row in a] == [row[:3] for row in b]
     assert [row[0] for row, other in zip(a, b) if not are_same_bytes(*row[::3], other[3])] == []
+
+
+def test_parts_are_those_of_llama_cpps_converter(run_nibble, torch_env, make_model, converter, tmp_path):
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder).mkdir()
+    split = ["--split-max-size", "50K"]
+    run_converter(converter, torch_env, make_model("llama"), tmp_path / "theirs" / "model.gguf", "f16", *split)
+    convert(run_nibble, make_model("llama"), tmp_path / "ours" / "model.gguf", "--outtype", "f16", *split)
+    names = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert len(names) > 2 and sorted(path.name for path in (tmp_path / "ours").iterdir()) == names
+    assert filecmp.cmpfiles(tmp_path / "ours", tmp_path / "theirs", names, shallow=False)[0] == names
+    first = tmp_path / "ours" / names[0]
+    tensors = json.loads(run_nibble("inspect", first, "--json").stdout)["tensors"]
+    convert(run_nibble, make_model("llama"), tmp_path / "whole.gguf", "--outtype", "f16")
+    assert tensors == json.loads(run_nibble("inspect", tmp_path / "whole.gguf", "--json").stdout)["tensors"]
 
 
 def are_same_bytes(name, ours, theirs):

@@ -220,6 +220,18 @@ def test_llama_completion_generates(exported, llama_generates, type_name):
     llama_generates(exported(type_name)[1], "Once upon a time")
 
 
+def test_parts_have_the_weights_of_the_whole(exported, run_nibble, llama_generates, tmp_path):
+    folder, whole = exported("Q4_0")
+    result = run_nibble("export", folder, tmp_path / "out.gguf", "--split-max-size", "100K", "--json")
+    assert result.returncode == 0, result.stderr
+    first = pathlib.Path(json.loads(result.stdout)["path"])
+    assert first.name == "out-00001-of-00003.gguf" and not (tmp_path / "out.gguf").exists()
+    assert json.loads(result.stdout)["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*.gguf"))
+    assert run_nibble("verify", first, "--against", folder).returncode == 0
+    assert json.loads(run_nibble("diff", first, whole, "--full", "--json").stdout)["overall"]["relative_error"] == 0
+    llama_generates(first, "Once upon a time")
+
+
 def test_inspect_agrees_with_gguf(exported, run_nibble):
     import gguf
 

@@ -139,6 +139,44 @@ TEST(Gguf, RewritingARealFileGivesItsBytes) {
   EXPECT_EQ(read_bytes(folder.file("copy.gguf")), read_bytes(path));
 }
 
+TEST(Gguf, PartsAreOfSoManyBytesAtMost) {
+  TemporaryFolder folder;
+  GgufMetadata metadata;
+  metadata.set("general.alignment", uint32_t{64});
+  const std::vector<int64_t> sizes = {3, 5, 40, 2, 2, 2, 20};  // of float32
+  std::vector<GgufWriter::Tensor> table;
+  for (size_t i = 0; i < sizes.size(); ++i)
+    table.push_back({concat("t", i), {sizes[i]}, GgmlType::kF32});
+  std::vector<std::string> paths;
+  {
+    GgufWriter writer(folder.file("m.gguf"), metadata, table, 40);
+    paths = writer.paths();
+    for (const int64_t size : sizes) {
+      const std::vector<float> values(static_cast<size_t>(size), static_cast<float>(size));
+      writer.write(std::as_bytes(std::span(values)));
+    }
+    EXPECT_FALSE(std::filesystem::exists(paths[0])) << "before all are whole";
+    writer.finish();
+  }
+  ASSERT_EQ(paths.size(), 4u);
+  EXPECT_EQ(paths[1], folder.file("m-00002-of-00004.gguf"));
+  EXPECT_FALSE(std::filesystem::exists(folder.file("m.gguf")));
+  const GgufFile file = GgufFile::open(paths[0]);
+  const std::vector<int> parts = {0, 0, 1, 2, 2, 2, 3};
+  ASSERT_EQ(file.tensors().size(), sizes.size());
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const GgufTensor& tensor = file.tensors()[i];
+    EXPECT_EQ(tensor.name, table[i].name);
+    EXPECT_EQ(tensor.part, parts[i]);
+    std::vector<float> values(static_cast<size_t>(sizes[i]));
+    ASSERT_EQ(tensor.data.size(), values.size() * sizeof(float));
+    std::memcpy(values.data(), tensor.data.data(), tensor.data.size());
+    for (const float value : values) EXPECT_EQ(value, static_cast<float>(sizes[i]));
+  }
+  GgufWriter whole(folder.file("w.gguf"), {}, table, 1000);
+  EXPECT_EQ(whole.paths(), std::vector<std::string>{folder.file("w.gguf")});
+}
+
 TEST(Gguf, ReleasedDataIsThereStill) {
   TemporaryFolder folder;
   constexpr size_t kBytes = 64 * 1024;
