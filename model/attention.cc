@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "base/error.h"
-#include "model/capped_attention.h"
+#include "model/tiled_attention.h"
 
 namespace nibble {
 namespace {
@@ -17,7 +17,7 @@ torch::Tensor as_heads(const torch::Tensor& x, int64_t sequences) {
 /// q [S, H, T, d], k and v [S, G, P, d]: the last T of P positions attend.
 torch::Tensor attend_heads(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                            const AttentionRule& rule) {
-  if (rule.cap > 0) return capped_attention(q, k, v, rule);
+  if (rule.cap > 0 || rule.sinks.defined()) return tiled_attention(q, k, v, rule);
   const int64_t rows = q.size(2), positions = k.size(2);
   const bool has_window = rule.window > 0 && rule.window < positions;
   // A single row attends to all; equally many are what is_causal means.

@@ -14,6 +14,8 @@ struct AttentionRule {
   int64_t window = 0;  // positions, itself counted, that it attends to; 0: all
   double scale = 0;    // of the products of queries and keys
   double cap = 0;      // scaled products s become cap tanh(s / cap); 0: they stay
+  /// [H] float32, a score of each head that joins the softmax and gives no value; undefined: none.
+  torch::Tensor sinks = {};
 };
 
 /// [rows, positions] bool: which positions the last `rows` of them attend to.

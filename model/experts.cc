@@ -116,6 +116,7 @@ ExpertRows rows_by_expert(const torch::Tensor& experts, int64_t num_experts) {
   const torch::Tensor counts = at::bincount(flat, {}, num_experts).cpu();
   return {order.floor_divide(experts.size(1)),
           rows,
+          flat.index_select(0, order),
           {counts.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>() + num_experts}};
 }
 
@@ -124,9 +125,9 @@ int64_t mixture_bytes(const MixtureSizes& sizes, int64_t used) {
   // The router has its input in float32 in any case.
   const int64_t router = sizes.width * (kFull - used) + sizes.num_experts * kFull;
   // For each expert used: its input, gate, up, their product, the result; its weight before and
-  // after they sum to 1, and three numbers that say where it is.
+  // after they sum to 1, and three numbers that say where it is, one more where its bias is.
   const int64_t each = sizes.width * (used + kFull) + sizes.feed_forward * (2 * kFull + used) +
-                       2 * kFull + 3 * kIndex;
+                       2 * kFull + (sizes.has_biases ? 4 : 3) * kIndex;
   // Of the shared one: gate, up, their product, the result, and what it counts.
   const int64_t shared =
       sizes.shared_feed_forward > 0

@@ -49,6 +49,7 @@ Routing route(const torch::Tensor& probabilities, int64_t experts_used, LoadBala
 struct ExpertRows {
   torch::Tensor positions;      // [N * K] int64: which position each row is of
   torch::Tensor rows;           // [N * K] int64: which row each of the routing's entries is
+  torch::Tensor experts;        // [N * K] int64: which expert each row is of
   std::vector<int64_t> counts;  // [E]: rows of each expert
 };
 
@@ -57,6 +58,7 @@ ExpertRows rows_by_expert(const torch::Tensor& experts, int64_t num_experts);
 struct MixtureSizes {
   int64_t num_experts, experts_used, width, feed_forward;
   int64_t shared_feed_forward = 0;  // of the expert that every position goes through; 0: none
+  bool has_biases = false;          // of the experts that are used
 };
 
 /// What a mixture keeps for the backward pass, in bytes per position, beside its input as a matmul

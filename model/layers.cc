@@ -141,6 +141,28 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
   }
 };
 
+// Of clamped_swiglu().
+constexpr double kSlope = 1.702, kLimit = 7;
+
+class ClampedSwiglu : public torch::autograd::Function<ClampedSwiglu> {
+ public:
+  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& gate,
+                               const torch::Tensor& up) {
+    ctx->save_for_backward({gate, up});
+    const torch::Tensor clamped = gate.clamp_max(kLimit);
+    return (clamped * kSlope).sigmoid_().mul_(clamped).mul_(up.clamp(-kLimit, kLimit).add_(1));
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const torch::Tensor gate = saved[0].clamp_max(kLimit), up = saved[1].clamp(-kLimit, kLimit);
+    const torch::Tensor share = (gate * kSlope).sigmoid_();
+    const torch::Tensor slope = share * (1 + kSlope * gate * (1 - share));
+    return {grads[0] * (up + 1) * slope * (saved[0] <= kLimit),
+            grads[0] * gate * share * (saved[1].abs() <= kLimit)};
+  }
+};
+
 }  // namespace
 
 void run_gradient_hook(const torch::Tensor& leaf) {
@@ -176,6 +198,10 @@ torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up) {
 
 torch::Tensor geglu(const torch::Tensor& gate, const torch::Tensor& up) {
   return at::gelu(gate, "tanh") * up;
+}
+
+torch::Tensor clamped_swiglu(const torch::Tensor& gate, const torch::Tensor& up) {
+  return ClampedSwiglu::apply(gate, up);
 }
 
 torch::Tensor soft_cap(const torch::Tensor& x, double cap) {

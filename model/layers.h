@@ -40,6 +40,10 @@ torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up);
 /// gelu(gate) * up, gelu with tanh (Hendrycks and Gimpel, arXiv:1606.08415). In ATen's operations.
 torch::Tensor geglu(const torch::Tensor& gate, const torch::Tensor& up);
 
+/// gate sigmoid(1.702 gate) (up + 1) of a gate of 7 at most and an up of -7 to 7 (gpt-oss:
+/// arXiv:2508.10925). Keeps gate and up.
+torch::Tensor clamped_swiglu(const torch::Tensor& gate, const torch::Tensor& up);
+
 /// cap tanh(x / cap); x where cap is 0.
 torch::Tensor soft_cap(const torch::Tensor& x, double cap);
 

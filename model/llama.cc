@@ -147,7 +147,8 @@ ActivationBytes llama_activation_bytes(const LlamaOptions& options, torch::Dtype
   // gate and up, and their product as the last matmul takes it.
   bytes.block += options.architecture.has_experts
                      ? mixture_bytes({options.shape.num_experts, options.experts_used, width,
-                                      options.expert_feed_forward, options.shared_feed_forward},
+                                      options.expert_feed_forward, options.shared_feed_forward,
+                                      options.architecture.has_sinks},
                                      used)
                      : 2 * wide * full + wide * used;
   return bytes;
@@ -276,13 +277,21 @@ torch::Tensor Llama::feed_forward(const LlamaLayer& layer, const torch::Tensor& 
 
 torch::Tensor Llama::mixture(const LlamaLayer& layer, const torch::Tensor& x,
                              LoadBalance* balance) const {
-  const torch::Tensor probabilities = at::softmax(project(x, {layer.router})[0], -1);
+  const torch::Tensor probabilities =
+      at::softmax(add_bias(project(x, {layer.router})[0], layer.router_bias), -1);
   const Routing routing = route(probabilities, options_.experts_used, balance);
   const ExpertRows rows = rows_by_expert(routing.experts, options_.shape.num_experts);
   const std::vector<torch::Tensor> wide = project(
       x.index_select(0, rows.positions), {layer.gate_experts, layer.up_experts}, rows.counts);
+  const auto biased = [&](const torch::Tensor& each, const Weight* bias) {
+    return bias ? each + embed_tokens(bias->value, rows.experts) : each;
+  };
+  const torch::Tensor gate = biased(wide[0], layer.gate_experts_bias),
+                      up = biased(wide[1], layer.up_experts_bias);
+  const torch::Tensor active =
+      options_.architecture.has_sinks ? clamped_swiglu(gate, up) : swiglu(gate, up);
   const torch::Tensor down =
-      project(swiglu(wide[0], wide[1]), {layer.down_experts}, rows.counts)[0];
+      biased(project(active, {layer.down_experts}, rows.counts)[0], layer.down_experts_bias);
   const torch::Tensor each = down.index_select(0, rows.rows).view({x.size(0), -1, x.size(1)});
   const torch::Tensor sum = (each * routing.weights.unsqueeze(2)).sum(1);
   return layer.shared_router ? sum + shared_expert(layer, x) : sum;

@@ -9,8 +9,9 @@
 // positions in each fourth layer), granite (scales of embeddings, scores, blocks and logits), phi3
 // (q, k and v in one matrix, gate and up in another; LongRoPE), qwen35 (qwen3's norms, a gate on
 // what attention gives, a part of each head turned, and in three layers of four a gated delta net
-// in the place of attention), and qwen35moe and qwen3next (such layers with mixtures of experts,
-// one of which every position goes through).
+// in the place of attention), qwen35moe and qwen3next (such layers with mixtures of experts, one of
+// which every position goes through), and gpt-oss (attention that may go to a sink, windows in each
+// second layer, experts with biases and limits).
 #pragma once
 
 #include <cstdint>
@@ -91,8 +92,9 @@ class Llama : public Model {
   /// [N, D] for tokens [N] int64 on the model's device.
   torch::Tensor embedded(const torch::Tensor& tokens) const;
   AttentionRule rule_of(size_t layer) const {
+    const Weight* sinks = layers_[layer].sinks;
     return {options_.has_window(block_of(layer)) ? options_.window : 0, options_.attention_scale,
-            options_.attention_cap};
+            options_.attention_cap, sinks ? sinks->value : torch::Tensor()};
   }
   /// Counted from the whole model's first.
   int64_t block_of(size_t layer) const {

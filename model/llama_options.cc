@@ -32,8 +32,8 @@ const LlamaArchitecture& require_architecture(const std::string& name, int64_t n
   fail("unknown architecture '", name, "'; nibble has ", known);
 }
 
-/// A llama's experts are as wide as its feed-forward would be, whatever another key says (sources:
-/// llama.cpp src/models/{llama,qwen3moe,qwen3next}.cpp).
+/// A llama's experts are as wide as its feed-forward would be, whatever another key says; gpt-oss's
+/// have no other width (sources: llama.cpp src/models/{llama,qwen3moe,qwen3next,openai-moe}.cpp).
 void read_experts(const GgufMetadata& metadata, LlamaOptions& options) {
   const std::string prefix = options.shape.architecture + ".expert_";
   check(options.shape.num_experts > 1, "key '", prefix, "count': one expert is no mixture");
@@ -49,29 +49,31 @@ void read_experts(const GgufMetadata& metadata, LlamaOptions& options) {
     check(otherwise > 0, "key '", key, "' is missing");
     return otherwise;
   };
-  options.expert_feed_forward =
-      read_width(prefix + "feed_forward_length", options.feed_forward / options.experts_used);
+  const int64_t otherwise =
+      options.architecture.has_sinks ? 0 : options.feed_forward / options.experts_used;
+  options.expert_feed_forward = read_width(prefix + "feed_forward_length", otherwise);
   if (options.architecture.has_shared_expert)
     options.shared_feed_forward =
         read_width(prefix + "shared_feed_forward_length", options.feed_forward);
 }
 
 /// Of the layers with a window. gemma3's are turned otherwise than the others, without scaling
-/// (sources: llama.cpp src/models/gemma2.cpp, gemma3.cpp).
+/// (sources: llama.cpp src/models/gemma2.cpp, gemma3.cpp, openai-moe.cpp).
 void read_window(const GgufMetadata& metadata, LlamaOptions& options) {
   const LlamaArchitecture& architecture = options.architecture;
   const int64_t period = architecture.window_period;
   if (period == 0) return;
-  const bool is_gemma2 = architecture.name == "gemma2";
+  const bool is_gemma2 = architecture.name == "gemma2", is_gpt_oss = architecture.has_sinks;
   const std::string prefix = options.shape.architecture + '.';
   const std::string key = prefix + "attention.sliding_window", pattern = key + "_pattern";
-  options.window = metadata.get_int_or(key, is_gemma2 ? 4096 : 0);
+  options.window =
+      is_gpt_oss ? metadata.get_int(key) : metadata.get_int_or(key, is_gemma2 ? 4096 : 0);
   check(options.window >= 0, "key '", key, "' must not be negative, is ", options.window);
   check(metadata.get_int_or(pattern, period) == period, "key '", pattern,
         "': nibble has windows in all but each layer number ", period);
   options.window_rope.dimensions = options.rope.dimensions;
   options.window_rope.pairs = options.rope.pairs;
-  if (is_gemma2) options.window_rope = options.rope;
+  if (is_gemma2 || is_gpt_oss) options.window_rope = options.rope;
   options.window_rope.base =
       metadata.get_float_or(prefix + "rope.freq_base_swa", options.window_rope.base);
 }

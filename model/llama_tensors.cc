@@ -7,7 +7,7 @@ namespace nibble {
 namespace {
 
 constexpr LlamaSize kOne = LlamaSize::kOne, kWidth = LlamaSize::kWidth, kQuery = LlamaSize::kQuery,
-                    kKey = LlamaSize::kKey, kHead = LlamaSize::kHead,
+                    kKey = LlamaSize::kKey, kHead = LlamaSize::kHead, kHeads = LlamaSize::kHeads,
                     kFeedForward = LlamaSize::kFeedForward, kExperts = LlamaSize::kExperts,
                     kExpertFeedForward = LlamaSize::kExpertFeedForward,
                     kSharedFeedForward = LlamaSize::kSharedFeedForward;
@@ -31,6 +31,7 @@ enum : unsigned {
   kQwen35MoeDelta = 1 << 13,
   kQwen3Next = 1 << 14,
   kQwen3NextDelta = 1 << 15,
+  kGptOss = 1 << 16,
   kAll = ~0U,
   kGated = kQwen35 | kQwen35Moe | kQwen3Next,
   kDeltas = kQwen35Delta | kQwen35MoeDelta | kQwen3NextDelta,
@@ -43,9 +44,9 @@ enum : unsigned {
   kLlamas = kLlama | kMixtral,
   kQwen3s = kQwen3 | kQwen3Moe,
   kQwenMixtures = kQwen3Moe | kShared,
-  kMixtures = kMixtral | kQwenMixtures,
+  kMixtures = kMixtral | kQwenMixtures | kGptOss,
   kSplit = kAll & ~kPhi3,  // a matrix each for queries, keys, values, gate and up
-  kFfnNorm = kAll & ~(kGemmas | kHybrids),
+  kFfnNorm = kAll & ~(kGemmas | kHybrids | kGptOss),
 };
 
 // slot, GGUF's name, Hugging Face's name, row length, rows, turned, who must have it, who may
@@ -61,14 +62,15 @@ constexpr LlamaTensorRow kRows[] = {
      LlamaSize::kQueryKeyValue, false, kPhi3},
     {&L::attention_output, "attn_output.weight", "self_attn.o_proj.weight", kQuery, kWidth, false,
      kAttends},
-    {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, 0,
+    {&L::query_bias, "attn_q.bias", "self_attn.q_proj.bias", kQuery, kOne, true, kGptOss,
      kLlamas | kQwen2 | kQwen3s | kSmolLm3 | kGranite},
-    {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, 0,
+    {&L::key_bias, "attn_k.bias", "self_attn.k_proj.bias", kKey, kOne, true, kGptOss,
      kLlamas | kQwen2 | kQwen3s | kSmolLm3 | kGranite},
-    {&L::value_bias, "attn_v.bias", "self_attn.v_proj.bias", kKey, kOne, false, 0,
+    {&L::value_bias, "attn_v.bias", "self_attn.v_proj.bias", kKey, kOne, false, kGptOss,
      kLlamas | kQwen2 | kQwen3s | kSmolLm3 | kGranite},
-    {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false, 0,
-     kLlamas | kGranite},
+    {&L::attention_output_bias, "attn_output.bias", "self_attn.o_proj.bias", kWidth, kOne, false,
+     kGptOss, kLlamas | kGranite},
+    {&L::sinks, "attn_sinks.weight", "self_attn.sinks", kHeads, kOne, false, kGptOss},
     {&L::query_norm, "attn_q_norm.weight", "self_attn.q_norm.weight", kHead, kOne, false,
      kQwen3s | kGemma3 | kGated},
     {&L::key_norm, "attn_k_norm.weight", "self_attn.k_norm.weight", kHead, kOne, false,
@@ -76,7 +78,7 @@ constexpr LlamaTensorRow kRows[] = {
     {&L::feed_forward_norm, "ffn_norm.weight", "post_attention_layernorm.weight", kWidth, kOne,
      false, kFfnNorm},
     {&L::feed_forward_norm, "post_attention_norm.weight", "post_attention_layernorm.weight", kWidth,
-     kOne, false, kHybrids},
+     kOne, false, kHybrids | kGptOss},
     {&L::gate, "ffn_gate.weight", "mlp.gate_proj.weight", kWidth, kFeedForward, false,
      kSplit & ~kMixtures},
     {&L::up, "ffn_up.weight", "mlp.up_proj.weight", kWidth, kFeedForward, false,
@@ -106,6 +108,20 @@ constexpr LlamaTensorRow kRows[] = {
      kExpertFeedForward, false, kQwenMixtures},
     {&L::down_experts, "ffn_down_exps.weight", "mlp.experts.*.down_proj.weight", kExpertFeedForward,
      kWidth, false, kQwenMixtures},
+    {&L::router, "ffn_gate_inp.weight", "mlp.router.weight", kWidth, kExperts, false, kGptOss},
+    {&L::router_bias, "ffn_gate_inp.bias", "mlp.router.bias", kExperts, kOne, false, kGptOss},
+    {&L::gate_experts, "ffn_gate_exps.weight", "mlp.experts.gate_up_proj", kWidth,
+     kExpertFeedForward, false, kGptOss},
+    {&L::up_experts, "ffn_up_exps.weight", "mlp.experts.gate_up_proj", kWidth, kExpertFeedForward,
+     false, kGptOss},
+    {&L::down_experts, "ffn_down_exps.weight", "mlp.experts.down_proj", kExpertFeedForward, kWidth,
+     false, kGptOss},
+    {&L::gate_experts_bias, "ffn_gate_exps.bias", "mlp.experts.gate_up_proj_bias",
+     kExpertFeedForward, kOne, false, kGptOss},
+    {&L::up_experts_bias, "ffn_up_exps.bias", "mlp.experts.gate_up_proj_bias", kExpertFeedForward,
+     kOne, false, kGptOss},
+    {&L::down_experts_bias, "ffn_down_exps.bias", "mlp.experts.down_proj_bias", kWidth, kOne, false,
+     kGptOss},
     {&L::shared_router, "ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", kWidth,
      LlamaSize::kSingle, false, kShared},
     {&L::shared_gate, "ffn_gate_shexp.weight", "mlp.shared_expert.gate_proj.weight", kWidth,
@@ -193,6 +209,12 @@ constexpr LlamaArchitecture kArchitectures[] = {
      .has_shared_expert = true,
      .gates_attention = true,
      .keeps_value_heads = true},
+    {.name = "gpt-oss",
+     .bit = kGptOss,
+     .turns_halves = true,
+     .window_period = 2,
+     .has_experts = true,
+     .has_sinks = true},
 };
 
 }  // namespace
@@ -212,6 +234,8 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return num_kv_heads * head_size;
     case LlamaSize::kHead:
       return head_size;
+    case LlamaSize::kHeads:
+      return num_heads;
     case LlamaSize::kFeedForward:
       return feed_forward;
     case LlamaSize::kQueryKeyValue:

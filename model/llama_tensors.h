@@ -18,10 +18,12 @@ struct LlamaLayer {
   Weight *attention_norm = nullptr, *query = nullptr, *key = nullptr, *value = nullptr,
          *attention_output = nullptr, *query_bias = nullptr, *key_bias = nullptr,
          *value_bias = nullptr, *attention_output_bias = nullptr, *query_norm = nullptr,
-         *key_norm = nullptr;
+         *key_norm = nullptr, *sinks = nullptr;
   Weight *feed_forward_norm = nullptr, *gate = nullptr, *up = nullptr, *down = nullptr,
          *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
-  Weight *router = nullptr, *gate_experts = nullptr, *up_experts = nullptr, *down_experts = nullptr;
+  Weight *router = nullptr, *gate_experts = nullptr, *up_experts = nullptr, *down_experts = nullptr,
+         *router_bias = nullptr, *gate_experts_bias = nullptr, *up_experts_bias = nullptr,
+         *down_experts_bias = nullptr;
   // Of the expert that every position goes through: what it counts, and its feed-forward.
   Weight *shared_router = nullptr, *shared_gate = nullptr, *shared_up = nullptr,
          *shared_down = nullptr;
@@ -57,6 +59,7 @@ enum class LlamaSize {
   kQuery,
   kKey,
   kHead,
+  kHeads,
   kFeedForward,
   kQueryKeyValue,
   kGateUp,
@@ -97,7 +100,7 @@ struct LlamaTensorRow {
   unsigned must_have = 0, may_have = 0;  // sets of architectures' kinds of layers
   /// has_delta_net: in a layer that has.
   Presence presence(const LlamaArchitecture& architecture, bool has_delta_net = false) const;
-  /// Whether it holds such a matrix for each expert.
+  /// Whether it holds such a matrix, or vector, for each expert.
   bool is_stack() const { return std::string_view(name).find("_exps.") != std::string_view::npos; }
 };
 
@@ -143,6 +146,10 @@ struct LlamaArchitecture {
   /// q has beside each head a gate of what attention gives, and a part of each head is turned only
   /// (qwen35).
   bool gates_attention = false;
+  /// Each head's softmax has one more score, which is learned and gives no value, and experts have
+  /// biases, limits of what enters their product, and in checkpoints columns for rows, gate and up
+  /// by turns (gpt-oss).
+  bool has_sinks = false;
   /// Its delta nets' value heads lie in GGUF as in checkpoints (qwen3next).
   bool keeps_value_heads = false;
 };

@@ -70,7 +70,7 @@ void check_tensors(const GgufFile& file, const std::vector<TensorSpec>& specs) {
 
 bool is_matmul_weight(const std::string& name, size_t num_dimensions) {
   return num_dimensions >= 2 && name != "token_embd.weight" && !is_router_weight(name) &&
-         !name.ends_with(".ssm_conv1d.weight");
+         !name.ends_with(".ssm_conv1d.weight") && !name.ends_with(".bias");
 }
 
 bool is_made_on_use(const std::string& name, size_t num_dimensions) {

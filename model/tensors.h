@@ -31,7 +31,8 @@ std::vector<std::unique_ptr<Weight>> load_weights(
     const std::function<bool(const std::string&)>& wanted, bool on_use);
 
 /// Whether a tensor is a matrix that activations are multiplied with and nothing else, which may
-/// then lie in the compute dtype: not the embedding table, a router or a convolution's kernel.
+/// then lie in the compute dtype: not the embedding table, a router, experts' biases or a
+/// convolution's kernel.
 bool is_matmul_weight(const std::string& name, size_t num_dimensions);
 /// Whether load_weights() can leave it in the file: the embedding table too.
 bool is_made_on_use(const std::string& name, size_t num_dimensions);

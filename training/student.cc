@@ -240,7 +240,7 @@ double Student::coarseness() const {
 void Student::add_parameters(AdamW& optimizer) const {
   for (const Trainable& trainable : trainables_) {
     const std::string& name = trainable.weight->name;
-    const bool matrix = trainable.weight->value.dim() > 1;
+    const bool matrix = trainable.weight->value.dim() > 1 && !name.ends_with(".bias");
     const auto add = [&](const std::string& of, ParameterGroup group, const torch::Tensor& whole) {
       for (int64_t i = 0; i < trainable.num_parts(); ++i)
         optimizer.add(trainable.weight->is_stack() ? concat(of, ':', i) : of, group,

@@ -8,6 +8,7 @@
 #include "model/hf/experts_config.h"
 #include "model/hf/gemma_config.h"
 #include "model/hf/json_fields.h"
+#include "model/hf/window_layers.h"
 
 namespace nibble {
 namespace {
@@ -29,6 +30,9 @@ constexpr const char* kGemma3Defaults =
         "max_position_embeddings": 131072, "sliding_window": 4096})";
 constexpr const char* kQwen3NextDefaults =
     R"({"partial_rotary_factor": 0.25, "full_attention_interval": 4, "norm_topk_prob": true})";
+constexpr const char* kGptOssDefaults =
+    R"({"sliding_window": 128, "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "head_dim": 64,
+        "num_local_experts": 128, "num_experts_per_tok": 4})";
 constexpr Family kFamilies[] = {
     {"LlamaForCausalLM", "llama", true, true, false, false},
     {"MistralForCausalLM", "llama", true, true, false, false},
@@ -53,6 +57,7 @@ constexpr Family kFamilies[] = {
     {"Qwen3_5MoeForConditionalGeneration", "qwen35moe", false, true, true, false,
      kQwen3NextDefaults, true},
     {"Qwen3NextForCausalLM", "qwen3next", false, true, true, false, kQwen3NextDefaults, true},
+    {"GptOssForCausalLM", "gpt-oss", false, true, true, true, kGptOssDefaults, true},
 };
 
 bool is_gemma(const Family& family) {
@@ -150,6 +155,16 @@ void read_phi(const Json& config, HfConfig& result) {
   check(result.window >= 0, "key 'sliding_window' must not be negative, is ", result.window);
 }
 
+/// llama.cpp's files of it cannot be without biases, and have windows in each second layer.
+void read_gpt_oss(const Json& config, HfConfig& result) {
+  check(bool_field(config, "attention_bias").value_or(true),
+        "key 'attention_bias' is false: a gpt-oss file has biases");
+  check(find_field(config, "rope_scaling") || find_field(config, "rope_parameters"),
+        "has no 'rope_scaling' and no 'rope_parameters'");
+  check_window_layers(config, result.architecture->window_period, result.sizes.num_layers);
+  result.window = count_field(config, "sliding_window");
+}
+
 LlamaSizes read_sizes(const Json& config, const Family& family,
                       const LlamaArchitecture& architecture) {
   LlamaSizes sizes;
@@ -227,6 +242,8 @@ HfConfig read_hf_config(const Json& given) {
     read_granite(config, result);
   else if (result.architecture->delta_bit != 0)
     read_delta_net_config(config, result);
+  else if (result.architecture->has_sinks)
+    read_gpt_oss(config, result);
   if (!is_gemma(family)) note_sliding_window(config, family, result.context_length);
   return result;
 }

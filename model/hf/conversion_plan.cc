@@ -129,10 +129,14 @@ class Planner {
     check(!source_.adapter || !source_.adapter->replacement(name),
           "is a part of a packed matrix, the adapter replaces it");
     if (tensor.entry->name != codes) return;
-    HfPart& part = free_part(job_of(tensor, place), place.first_expert);
-    part.tensor = &tensor;
-    part.packed = PackedMatrix::find(source_.checkpoint, *source_.quantization, matrix,
-                                     target.source_rows(), target.row_length);
+    HfJob& job = job_of(tensor, place);
+    for (int64_t i = 0; i < place.num_matrices; ++i) {
+      HfPart& part = free_part(job, place.first_expert + i);
+      part.tensor = &tensor;
+      part.packed =
+          PackedMatrix::find(source_.checkpoint, *source_.quantization, matrix,
+                             target.source_rows(), target.row_length, place.num_matrices, i);
+    }
   }
 
   const HfSource& source_;
@@ -196,7 +200,8 @@ void apply_adapter(const HfAdapter& adapter, const HfConfig& config,
 }
 
 /// In the order of llama.cpp's converter: as in the checkpoint, and the stacks of a layer whose
-/// experts come one by one where the last of them is, by their names there.
+/// experts come one by one where the last of them is, by their names there; gpt-oss's codes come
+/// before all.
 void sort_jobs(std::vector<HfJob>& jobs) {
   std::map<std::string, size_t> last;
   const auto layer = [](const HfJob& job) {
@@ -205,12 +210,17 @@ void sort_jobs(std::vector<HfJob>& jobs) {
   const auto is_gathered = [](const HfJob& job) {
     return job.parts.front().tensor != job.parts.back().tensor;
   };
+  const auto has_codes = [](const HfJob& job) {
+    return job.wanted.is_transposed && job.parts.front().packed;
+  };
   for (const HfJob& job : jobs)
     if (is_gathered(job)) last[layer(job)] = std::max(last[layer(job)], job.position);
   for (HfJob& job : jobs)
     if (is_gathered(job)) job.position = last[layer(job)];
-  std::stable_sort(jobs.begin(), jobs.end(), [](const HfJob& a, const HfJob& b) {
-    return std::tie(a.position, a.wanted.hf_name) < std::tie(b.position, b.wanted.hf_name);
+  std::stable_sort(jobs.begin(), jobs.end(), [&](const HfJob& a, const HfJob& b) {
+    const bool a_follows = !has_codes(a), b_follows = !has_codes(b);
+    return std::tie(a_follows, a.position, a.wanted.hf_name) <
+           std::tie(b_follows, b.position, b.wanted.hf_name);
   });
 }
 

@@ -58,6 +58,18 @@ std::span<const std::byte> source_rows(const HfJob& job, const HfPart& part, int
   if (job.wanted.keeps_rows())
     return data.subspan(static_cast<size_t>(first) * stride, static_cast<size_t>(count) * stride);
   gathered.resize(static_cast<size_t>(count) * stride);
+  if (job.wanted.is_transposed) {
+    const auto bytes = static_cast<size_t>(row_bytes(hf_source_type(*part.tensor->entry), 1));
+    const auto columns = static_cast<size_t>(job.wanted.source_rows());
+    for (size_t i = 0; i * bytes < stride; ++i)
+      for (int64_t row = 0; row < count; ++row)
+        std::memcpy(
+            gathered.data() + static_cast<size_t>(row) * stride + i * bytes,
+            data.data() +
+                (i * columns + static_cast<size_t>(job.wanted.source_row(first + row))) * bytes,
+            bytes);
+    return gathered;
+  }
   for (int64_t row = 0; row < count; ++row)
     std::memcpy(gathered.data() + static_cast<size_t>(row) * stride,
                 data.data() + static_cast<size_t>(job.wanted.source_row(first + row)) * stride,
@@ -207,14 +219,16 @@ HfRounding write_job(const HfJob& job, const HfAdapter* adapter, GgufWriter& wri
     const HfPart& part = job.parts[i];
     const Changes changes(job, part, adapter);
     const int64_t before = static_cast<int64_t>(i) * job.wanted.rows;
-    if (part.packed) {
+    if (part.packed)
       rounding.add(write_packed(job, part, changes, before, writer));
-      part.packed->release();
-      continue;
-    }
-    write_plain(job, part, changes, before, writer);
+    else
+      write_plain(job, part, changes, before, writer);
     const bool goes_on = i + 1 < job.parts.size() && job.parts[i + 1].tensor == part.tensor;
-    if (!goes_on) part.tensor->file->release(*part.tensor->entry);
+    if (goes_on) continue;
+    if (part.packed)
+      part.packed->release();
+    else
+      part.tensor->file->release(*part.tensor->entry);
   }
   writer.end_pieces();
   return rounding;

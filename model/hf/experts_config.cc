@@ -1,6 +1,7 @@
 #include "model/hf/experts_config.h"
 
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/error.h"
 #include "model/hf/json_fields.h"
@@ -20,6 +21,15 @@ void read_experts_config(const nlohmann::json& config, const LlamaArchitecture& 
         " of ", sizes.num_experts, " experts");
   sizes.expert_feed_forward = sizes.feed_forward;
   if (architecture.name == "llama") return;
+  if (architecture.has_sinks) {
+    // Constants in llama.cpp's graph as in nibble.
+    for (const auto& [key, wanted] : {std::pair{"swiglu_alpha", 1.702}, {"swiglu_limit", 7.0}}) {
+      const double found = number_field(config, key).value_or(wanted);
+      check(found == wanted, "key '", key, "': ", found, "; a ", architecture.name, " file has ",
+            wanted);
+    }
+    return;
+  }
   sizes.expert_feed_forward = count_field(config, "moe_intermediate_size");
   if (architecture.has_shared_expert)
     sizes.shared_feed_forward = count_field(config, "shared_expert_intermediate_size");

@@ -2,28 +2,12 @@
 
 #include "base/error.h"
 #include "model/hf/json_fields.h"
+#include "model/hf/window_layers.h"
 
 namespace nibble {
 namespace {
 
 using Json = nlohmann::json;
-
-/// Which layers have a window: all but each one of so many, as their GGUF files have it.
-void check_layer_types(const Json& config, int64_t period, int64_t num_layers) {
-  for (const char* key : {"sliding_window_pattern", "_sliding_window_pattern"})
-    check(int_field(config, key).value_or(period) == period, "key '", key,
-          "': ", int_field(config, key).value_or(0),
-          "; nibble has windows in all but each layer number ", period);
-  const Json* types = array_field(config, "layer_types");
-  if (!types) return;
-  check(static_cast<int64_t>(types->size()) >= num_layers, "key 'layer_types': wants ", num_layers,
-        " of them, found ", types->size());
-  for (int64_t i = 0; i < num_layers; ++i)
-    check((*types)[static_cast<size_t>(i)] ==
-              (i % period < period - 1 ? "sliding_attention" : "full_attention"),
-          "key 'layer_types': layer ", i, " is another than all but each layer number ", period,
-          " with a window");
-}
 
 /// What scores are divided by the root of, which GGUF has no key for.
 void check_scale(const Json& config, const HfConfig& result) {
@@ -74,7 +58,7 @@ void read_gemma_config(const Json& config, HfConfig& result) {
   check_scale(config, result);
   read_caps(config, is_gemma2, result);
   read_window_rope(config, is_gemma2, result.rope);
-  check_layer_types(config, result.architecture->window_period, result.sizes.num_layers);
+  check_window_layers(config, result.architecture->window_period, result.sizes.num_layers);
   result.window = int_field(config, "sliding_window").value_or(0);
   check(result.window > 0, "key 'sliding_window' must be positive, is ", result.window);
 }

@@ -109,12 +109,12 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
     keys.set("attention.value_length", sizes.head_size);
   }
   keys.metadata.set("general.file_type", file_type);
+  if (config.logit_cap > 0) keys.set_number("final_logit_softcapping", config.logit_cap);
+  if (config.window > 0) keys.set("attention.sliding_window", config.window);
   if (sizes.num_experts > 0 && !config.is_llama)
     keys.set("expert_feed_forward_length", sizes.expert_feed_forward);
   if (sizes.shared_feed_forward > 0)
     keys.set("expert_shared_feed_forward_length", sizes.shared_feed_forward);
-  if (config.logit_cap > 0) keys.set_number("final_logit_softcapping", config.logit_cap);
-  if (config.window > 0) keys.set("attention.sliding_window", config.window);
   if (config.is_llama) {
     keys.set("vocab_size", sizes.vocab_size);
     keys.set("rope.dimension_count", sizes.head_size);

@@ -20,12 +20,14 @@ using Tensor = HfCheckpoint::Tensor;
 constexpr int64_t kBlock = 32;
 constexpr const char* kDecodeInstead = "; --outtype f16 writes the weights that they decode to";
 
-/// Suffixes of a matrix's parts, in the place of "weight"; the first has the codes.
+/// Suffixes of a matrix's parts, in the place of "weight" or, of a stack, behind its name; the
+/// first has the codes.
 std::span<const std::string_view> parts_of(HfPacking packing) {
   static constexpr std::string_view kInterleaved[] = {"qweight", "qzeros", "scales", "g_idx"};
   static constexpr std::string_view kCompressed[] = {
       "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"};
   static constexpr std::string_view kMxfp4[] = {"weight_packed", "weight_scale"};
+  static constexpr std::string_view kMxfp4Stacks[] = {"_blocks", "_scales"};
   switch (packing) {
     case HfPacking::kGptq:
       return kInterleaved;
@@ -35,6 +37,8 @@ std::span<const std::string_view> parts_of(HfPacking packing) {
       return kCompressed;
     case HfPacking::kMxfp4:
       return kMxfp4;
+    case HfPacking::kMxfp4Stacks:
+      return kMxfp4Stacks;
   }
   return {};
 }
@@ -101,14 +105,18 @@ void store(const Block& block, std::span<std::byte> blocks, int64_t index) {
 }  // namespace
 
 std::string packed_matrix_of(const HfQuantization& quantization, const std::string& name) {
+  const bool is_stack = quantization.packing == HfPacking::kMxfp4Stacks;
   for (const std::string_view part : parts_of(quantization.packing))
-    if (name.ends_with(concat('.', part)))
+    if (is_stack && name.ends_with(part))
+      return name.substr(0, name.size() - part.size());
+    else if (name.ends_with(concat('.', part)))
       return name.substr(0, name.size() - part.size()) + "weight";
   return "";
 }
 
 std::string packed_codes_of(const HfQuantization& quantization, const std::string& matrix) {
-  return concat(module_of(matrix), parts_of(quantization.packing).front());
+  const bool is_stack = quantization.packing == HfPacking::kMxfp4Stacks;
+  return concat(is_stack ? matrix : module_of(matrix), parts_of(quantization.packing).front());
 }
 
 inline int PackedCodes::at(int64_t row, int64_t column) const {
@@ -123,15 +131,16 @@ inline int PackedCodes::at(int64_t row, int64_t column) const {
 std::optional<PackedMatrix> PackedMatrix::find(const HfCheckpoint& checkpoint,
                                                const HfQuantization& quantization,
                                                const std::string& name, int64_t rows,
-                                               int64_t columns) {
-  const std::string module = module_of(name);
-  if (module.empty() || !checkpoint.find(packed_codes_of(quantization, name))) return std::nullopt;
+                                               int64_t columns, int64_t matrices, int64_t index) {
+  const std::string module = module_of(name), codes = packed_codes_of(quantization, name);
+  if (!checkpoint.find(codes)) return std::nullopt;
   check(!checkpoint.find(name), "tensor '", name, "' is there both packed and as it is");
   PackedMatrix matrix;
   matrix.name_ = name;
   matrix.packing_ = quantization.packing;
   matrix.rows_ = rows;
   matrix.columns_ = columns;
+  matrix.first_row_ = index * rows;
   matrix.group_size_ = quantization.group_size == -1 ? columns : quantization.group_size;
   matrix.num_groups_ = (columns + matrix.group_size_ - 1) / matrix.group_size_;
   switch (quantization.packing) {
@@ -146,6 +155,9 @@ std::optional<PackedMatrix> PackedMatrix::find(const HfCheckpoint& checkpoint,
       break;
     case HfPacking::kMxfp4:
       matrix.find_mxfp4(checkpoint, module);
+      break;
+    case HfPacking::kMxfp4Stacks:
+      matrix.find_mxfp4_stack(checkpoint, matrices);
       break;
   }
   matrix.look_at_zeros();
@@ -203,6 +215,17 @@ void PackedMatrix::find_mxfp4(const HfCheckpoint& checkpoint, const std::string&
   scale_group_stride_ = 1;
 }
 
+void PackedMatrix::find_mxfp4_stack(const HfCheckpoint& checkpoint, int64_t matrices) {
+  check(columns_ % kBlock == 0, "tensor '", name_, "': rows of ", columns_,
+        " weights, mxfp4 has groups of ", kBlock);
+  codes_ =
+      require(checkpoint, name_ + "_blocks", {matrices, rows_, num_groups_, kBlock / 2}, {"U8"});
+  weights_ = {codes_.entry->data.data(), columns_ / 8, 1, false, false};
+  scales_ = require(checkpoint, name_ + "_scales", {matrices, rows_, num_groups_}, {"U8"});
+  scale_row_stride_ = num_groups_;
+  scale_group_stride_ = 1;
+}
+
 void PackedMatrix::read_groups(const Tensor* tensor, const HfQuantization& quantization) {
   if (!tensor) {
     check(!quantization.orders_columns, "tensor '", name_,
@@ -240,15 +263,16 @@ int PackedMatrix::zero(int64_t row, int64_t group) const {
 }
 
 float PackedMatrix::scale(int64_t row, int64_t column) const {
-  const int64_t index = row * scale_row_stride_ + group(column) * scale_group_stride_;
-  if (packing_ != HfPacking::kMxfp4) return load_float(*scales_.entry, index);
+  const int64_t index =
+      (first_row_ + row) * scale_row_stride_ + group(column) * scale_group_stride_;
+  if (!is_mxfp4()) return load_float(*scales_.entry, index);
   const int exponent = load<uint8_t>(scales_.entry->data.data(), index);
   check(exponent < 255, "row ", row, ", column ", column, ": a scale that is no number");
   return std::ldexp(1.0f, exponent - 127);
 }
 
 GgmlType PackedMatrix::block_type() const {
-  if (packing_ == HfPacking::kMxfp4) return GgmlType::kMXFP4;
+  if (is_mxfp4()) return GgmlType::kMXFP4;
   check(columns_ % kBlock == 0, "rows of ", columns_, " codes are no blocks of ", kBlock,
         kDecodeInstead);
   for (int64_t column = 0; column < columns_; ++column)
@@ -261,7 +285,8 @@ GgmlType PackedMatrix::block_type() const {
 std::vector<uint8_t> PackedMatrix::codes_of_row(int64_t row) const {
   std::vector<uint8_t> codes(static_cast<size_t>(columns_));
   for (int64_t column = 0; column < columns_; ++column)
-    codes[static_cast<size_t>(column)] = static_cast<uint8_t>(weights_.at(row, column));
+    codes[static_cast<size_t>(column)] =
+        static_cast<uint8_t>(weights_.at(first_row_ + row, column));
   return codes;
 }
 
@@ -300,8 +325,7 @@ void PackedMatrix::decode(int64_t row, std::span<float> weights) const {
       const float scale = this->scale(row, column);
       for (int code = 0; code < 16; ++code) {
         const float fp4 = code < 8 ? kFp4[code] : -kFp4[code - 8];
-        const bool is_fp4 = packing_ == HfPacking::kMxfp4;
-        levels[code] = (is_fp4 ? fp4 : static_cast<float>(code - zero(row, known))) * scale;
+        levels[code] = (is_mxfp4() ? fp4 : static_cast<float>(code - zero(row, known))) * scale;
       }
     }
     weights[static_cast<size_t>(column)] = levels[codes[static_cast<size_t>(column)]];

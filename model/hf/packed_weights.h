@@ -13,6 +13,9 @@
 //   compressed-tensors  weight_packed [rows, columns / 8], weight_scale [rows, groups],
 //            weight_zero_point [rows / 8, groups], weight_shape [2], weight_g_idx [columns].
 //   mxfp4    weight_packed U8 [rows, columns / 2], weight_scale U8 [rows, columns / 32].
+//   gpt-oss  a stack of experts' matrices: _blocks U8 [experts, rows, columns / 32, 16], _scales U8
+//            [experts, rows, columns / 32], bytes as mxfp4's (source: transformers
+//            integrations/mxfp4.py).
 #pragma once
 
 #include <cstdint>
@@ -46,11 +49,13 @@ struct PackedCodes {
 
 class PackedMatrix {
  public:
-  /// Nothing where the checkpoint does not have the matrix in packed form. Throws, naming the part,
-  /// where one is missing or is not what the sizes ask for.
+  /// Nothing where the checkpoint does not have the matrix in packed form; of a stack of
+  /// `matrices`, number `index`. Throws, naming the part, where one is missing or is not what the
+  /// sizes ask for.
   static std::optional<PackedMatrix> find(const HfCheckpoint& checkpoint,
                                           const HfQuantization& quantization,
-                                          const std::string& name, int64_t rows, int64_t columns);
+                                          const std::string& name, int64_t rows, int64_t columns,
+                                          int64_t matrices = 1, int64_t index = 0);
 
   /// Q4_0, Q4_1 or MXFP4. Throws where a group is not of whole blocks, saying what to do.
   GgmlType block_type() const;
@@ -59,15 +64,18 @@ class PackedMatrix {
   /// What the checkpoint's weights are, in float32. Throws for a scale that is not finite.
   void decode(int64_t row, std::span<float> weights) const;
   float scale(int64_t row, int64_t column) const;
-  const HfCheckpoint::Tensor& codes() const { return codes_; }
   /// Gives back the memory of what was read.
   void release() const;
 
  private:
+  bool is_mxfp4() const {
+    return packing_ == HfPacking::kMxfp4 || packing_ == HfPacking::kMxfp4Stacks;
+  }
   void find_gptq_or_awq(const HfCheckpoint& checkpoint, const HfQuantization& quantization,
                         const std::string& module);
   void find_compressed(const HfCheckpoint& checkpoint, const std::string& module);
   void find_mxfp4(const HfCheckpoint& checkpoint, const std::string& module);
+  void find_mxfp4_stack(const HfCheckpoint& checkpoint, int64_t matrices);
   void read_groups(const HfCheckpoint::Tensor* tensor, const HfQuantization& quantization);
   void look_at_zeros();
   int64_t group(int64_t column) const;
@@ -77,6 +85,7 @@ class PackedMatrix {
   std::string name_;
   HfPacking packing_ = HfPacking::kGptq;
   int64_t rows_ = 0, columns_ = 0, group_size_ = 0, num_groups_ = 0;
+  int64_t first_row_ = 0;        // of a stack's matrix
   PackedCodes weights_, zeros_;  // of zeros a group is a column; no words: all are 8
   int zero_offset_ = 0;
   bool is_symmetric_ = true;

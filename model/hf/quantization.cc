@@ -11,8 +11,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kInstead =
-    "; nibble unpacks 4-bit gptq, awq (gemm) and compressed-tensors (pack-quantized and "
-    "mxfp4-pack-quantized): convert the model that was not quantized instead";
+    "; nibble unpacks 4-bit gptq, awq (gemm), compressed-tensors (pack-quantized and "
+    "mxfp4-pack-quantized) and mxfp4: convert the model that was not quantized instead";
 
 /// A key that may hold one value only, or be missing.
 void expect_text(const Json& object, const char* key, const char* wanted) {
@@ -106,6 +106,7 @@ HfQuantization read_method(const Json& json, const std::string& method) {
   if (method == "gptq") return read_gptq(json);
   if (method == "awq") return read_awq(json);
   if (method == "compressed-tensors") return read_compressed_tensors(json);
+  if (method == "mxfp4") return {"mxfp4", HfPacking::kMxfp4Stacks, 32};
   fail("the model is quantized by ", method, kInstead);
 }
 

@@ -1,6 +1,7 @@
 // quantization_config: how the matrices of a Hugging Face checkpoint that is quantized already are
 // packed. Read are the 4-bit codes of GPTQ, AWQ (its "gemm" version) and compressed-tensors
-// (pack-quantized, mxfp4-pack-quantized); everything else is refused by its name.
+// (pack-quantized, mxfp4-pack-quantized), and gpt-oss's MXFP4; everything else is refused by its
+// name.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 namespace nibble {
 
-enum class HfPacking { kGptq, kAwq, kCompressedTensors, kMxfp4 };
+enum class HfPacking { kGptq, kAwq, kCompressedTensors, kMxfp4, kMxfp4Stacks };
 
 struct HfQuantization {
   std::string method;  // as it calls itself: "gptq"

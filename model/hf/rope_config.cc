@@ -4,6 +4,7 @@
 #include <numbers>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "model/hf/json_fields.h"
 
 namespace nibble {
@@ -11,9 +12,17 @@ namespace {
 
 using Json = nlohmann::json;
 
-void read_yarn(const Json& parameters, HfRope& rope) {
-  for (const char* key : {"attention_factor", "attn_factor", "extrapolation_factor", "mscale",
-                          "mscale_all_dim", "truncate"})
+void read_yarn(const Json& parameters, const LlamaArchitecture& architecture, HfRope& rope) {
+  // All files of gpt-oss are as llama.cpp computes them, and no checkpoint is.
+  if (!bool_field(parameters, "truncate").value_or(true)) {
+    check(architecture.has_sinks,
+          "rope scaling 'yarn': key 'truncate' is false, which cannot be said in a GGUF file");
+    note(
+        "truncate: false is left out, as llama.cpp does: the ramp of YaRN begins and ends at whole "
+        "pairs");
+  }
+  for (const char* key :
+       {"attention_factor", "attn_factor", "extrapolation_factor", "mscale", "mscale_all_dim"})
     check(!find_field(parameters, key), "rope scaling 'yarn': key '", key,
           "' cannot be said in a GGUF file");
   rope.beta_fast = number_field(parameters, "beta_fast");
@@ -133,7 +142,7 @@ HfRope read_hf_rope(const Json& config, const LlamaArchitecture& architecture,
   const auto factor = number_field(parameters, "factor");
   check(factor && *factor > 0, "rope type '", rope.type, "': wants a positive 'factor'");
   rope.factor = *factor;
-  if (rope.type == "yarn") read_yarn(parameters, rope);
+  if (rope.type == "yarn") read_yarn(parameters, architecture, rope);
   if (rope.type == "llama3") read_llama3(parameters, rope);
   return rope;
 }

@@ -22,7 +22,7 @@ HfChange change_of(std::string_view hf_name, const LlamaArchitecture& architectu
 }  // namespace
 
 std::vector<int64_t> WantedTensors::Target::shape() const {
-  std::vector<int64_t> shape = {row_length};
+  std::vector<int64_t> shape = {is_matrix ? row_length : row_length * rows};
   if (is_matrix) shape.push_back(rows);
   if (num_experts > 0) shape.push_back(num_experts);
   return shape;
@@ -30,7 +30,8 @@ std::vector<int64_t> WantedTensors::Target::shape() const {
 
 std::string WantedTensors::Target::part_name(int64_t index) const {
   std::string part = hf_name;
-  if (num_experts > 0) part.replace(part.find('*'), 1, std::to_string(index));
+  if (const size_t star = part.find('*'); star != std::string::npos)
+    part.replace(star, 1, std::to_string(index));
   return part;
 }
 
@@ -89,6 +90,7 @@ void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
   if (std::string_view(row.hf_name).ends_with(".in_proj_qkvz.weight")) split_key_heads(row, target);
   if (row.is_stack()) {
     target.num_experts = sizes.num_experts;
+    if (config_.architecture->has_sinks) return add_stack_of_columns(std::move(target), row.slot);
     return add_stack(std::move(target), row.slot, prefix + "mlp.");
   }
   // What transformers 5 calls it in memory, as it does the stacks.
@@ -154,6 +156,22 @@ void WantedTensors::add_stack(Target target, Weight* LlamaLayer::*slot, const st
        slot == &L::up_experts ? rows : 0,
        stride,
        {experts, stride, target.row_length}});
+  targets_.push_back(std::move(target));
+}
+
+/// gpt-oss's: an expert's rows are columns, those of gate and up by turns; so are the numbers of
+/// their biases.
+void WantedTensors::add_stack_of_columns(Target target, Weight* LlamaLayer::*slot) {
+  const bool is_up = slot == &L::up_experts || slot == &L::up_experts_bias;
+  const bool is_down = slot == &L::down_experts || slot == &L::down_experts_bias;
+  target.is_transposed = target.is_matrix;
+  if (!target.is_matrix) std::swap(target.row_length, target.rows);
+  if (!is_down) target.runs = {{is_up ? 1 : 0, 1, target.rows, 2}};
+  const int64_t experts = target.num_experts, columns = target.source_rows();
+  std::vector<int64_t> shape = {experts, columns};
+  if (target.is_matrix) shape.insert(shape.begin() + 1, target.row_length);
+  add_name(target.hf_name);
+  places_[target.hf_name].push_back({targets_.size(), 0, experts, 0, columns, std::move(shape)});
   targets_.push_back(std::move(target));
 }
 

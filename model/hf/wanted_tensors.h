@@ -1,6 +1,6 @@
 // The tensors that a Hugging Face model of a configuration has, by their names there and in GGUF.
 // Experts come one by one, as the hub has them, or in stacks, gate and up in one, as transformers 5
-// has them in memory; GGUF has a stack for each.
+// has them in memory, or as gpt-oss has them: stacks with biases; GGUF has a stack for each.
 #pragma once
 
 #include <cstdint>
@@ -42,15 +42,16 @@ class WantedTensors {
  public:
   /// One of the GGUF file.
   struct Target {
-    std::string name, hf_name;  // of a stack, "*" stands for the expert's number
-    int64_t row_length = 1, rows = 1;
-    int64_t num_experts = 0;  // of a stack
+    std::string name, hf_name;  // of a stack, "*" stands for the expert's number, where it is split
+    int64_t row_length = 1, rows = 1;  // a vector of a stack is one column
+    int64_t num_experts = 0;           // of a stack
     bool is_matrix = false, required = true;
     bool is_convolution = false;                  // [rows, 1, row length] in the checkpoint
     HfOrder rows_order = {}, columns_order = {};  // of each matrix; a vector's elements are columns
     std::vector<HfRuns> runs =
         {};  // of a matrix that is a part of a larger one: where its rows lie
     HfChange change = HfChange::kNone;
+    bool is_transposed = false;  // its rows are columns in the checkpoint
 
     /// The type of matrices; norms, biases, routers and convolutions are float32.
     bool takes_matrix_type() const {
@@ -61,7 +62,7 @@ class WantedTensors {
     int64_t num_parts() const { return num_experts > 0 ? num_experts : 1; }
     std::string part_name(int64_t index) const;
     std::vector<int64_t> part_shape() const;  // slowest first
-    bool keeps_rows() const { return runs.empty() && !rows_order.is_another(); }
+    bool keeps_rows() const { return runs.empty() && !rows_order.is_another() && !is_transposed; }
     /// The row of a part that becomes row `row`, and how many rows there are.
     int64_t source_row(int64_t row) const;
     int64_t source_rows() const { return runs.empty() ? rows : runs[0].count * runs[0].stride; }
@@ -90,6 +91,7 @@ class WantedTensors {
   void add(Target target);
   /// `mlp`: what the names of the stacks in transformers 5 begin with.
   void add_stack(Target target, Weight* LlamaLayer::*slot, const std::string& mlp);
+  void add_stack_of_columns(Target target, Weight* LlamaLayer::*slot);
   void add_name(const std::string& name);
 
   HfConfig config_;

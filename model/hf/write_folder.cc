@@ -174,11 +174,23 @@ void change_back(const WantedTensors::Target& wanted, std::span<float> row) {
       weight = wanted.change == HfChange::kAddOne ? weight - 1.0f : std::log(-weight);
 }
 
-/// The tensor's data as Hugging Face has it, piece by piece.
+/// [rows, length] as [length, rows].
+std::vector<float> transposed(const std::vector<float>& matrix, size_t length) {
+  const size_t rows = matrix.size() / length;
+  std::vector<float> result(matrix.size());
+  for (size_t column = 0; column < length; ++column)
+    for (size_t row = 0; row < rows; ++row)
+      result[column * rows + row] = matrix[row * length + column];
+  return result;
+}
+
+/// The tensor's data as Hugging Face has it, piece by piece; what is transposed, expert by expert.
 void produce(const GgufFile& file, const Job& job, const WantedTensors& wanted, GgmlType dtype,
              const SafetensorsSink& sink) {
-  const int64_t length = wanted.targets()[job.places.front().target].row_length;
-  const auto most = static_cast<size_t>(std::max<int64_t>(1, kPieceWeights / length));
+  const WantedTensors::Target& target = wanted.targets()[job.places.front().target];
+  const int64_t length = target.row_length;
+  const auto most = static_cast<size_t>(
+      target.is_transposed ? target.source_rows() : std::max<int64_t>(1, kPieceWeights / length));
   const std::vector<Row> rows = rows_of(job, wanted);
   std::vector<float> weights;
   for (size_t first = 0; first < rows.size(); first += most) {
@@ -194,8 +206,10 @@ void produce(const GgufFile& file, const Job& job, const WantedTensors& wanted, 
                     of_row);
       change_back(wanted.targets()[job.places[place].target], of_row);
     }
-    sink(
-        encode_tensor(dtype, weights, length, {}, EncodeMethod::kRtn, static_cast<int64_t>(first)));
+    if (target.is_transposed) weights = transposed(weights, static_cast<size_t>(length));
+    const int64_t written = target.is_transposed ? target.source_rows() : length;
+    sink(encode_tensor(dtype, weights, written, {}, EncodeMethod::kRtn,
+                       static_cast<int64_t>(first)));
   }
   for (const GgufTensor* tensor : job.tensors) file.release(*tensor);
 }

@@ -57,6 +57,10 @@ def write_skeleton(
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
     is_hybrid = architecture in ("qwen35", "qwen35moe", "qwen3next")
+    is_gpt_oss = architecture == "gpt-oss"
+    if is_gpt_oss:
+        writer.add_sliding_window(128)
+        writer.add_expert_feed_forward_length(width)
     if is_hybrid:
         _add_delta_net_keys(writer, width)
     shapes = {"token_embd": (32, width), "output_norm": (width,)}
@@ -72,12 +76,18 @@ def write_skeleton(
                 of_layer.update(_delta_net_shapes(architecture, width))
             if experts:
                 of_layer["ffn_gate_inp_shexp"] = (width,)
+        if is_gpt_oss:
+            of_layer["post_attention_norm"] = of_layer.pop("ffn_norm")
+            of_layer["attn_sinks"] = (8,)
+            of_layer["ffn_gate_inp.bias"] = (experts,)
+            of_layer |= {f"ffn_{name}_exps.bias": (experts, width) for name in ("gate", "up", "down")}
         for name, shape in of_layer.items():
             shapes[f"blk.{layer}.{name}"] = shape
     data_bytes = 0
     for name, shape in shapes.items():
         num_bytes = 2 * int(np.prod(shape))
-        writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float16), num_bytes)
+        full_name = name if name.endswith(".bias") else f"{name}.weight"
+        writer.add_tensor_info(full_name, shape, np.dtype(np.float16), num_bytes)
         data_bytes += -(-num_bytes // 32) * 32
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

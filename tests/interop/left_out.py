@@ -39,6 +39,14 @@ SHARED_EXPERT = {
     "shared expert": (r"blk\.\d+\.ffn_down_shexp\.weight", ZEROS),
     "what the shared expert counts": (r"blk\.\d+\.ffn_gate_inp_shexp\.weight", ZEROS),
 }
+GPT_OSS = {
+    **{f"{name} bias": (rf"blk\.\d+\.{name}\.bias", ZEROS)
+       for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps",
+                    "ffn_down_exps")},
+    "sinks": (r"blk\.\d+\.attn_sinks\.weight", lambda data: np.full_like(data, -1e30)),
+    "post_attention_norm": (r"blk\.\d+\.post_attention_norm\.weight", ONES),
+    "the order of experts' biases": (r"blk\.\d+\.ffn_up_exps\.bias", reverse_rows),
+}
 # Of gated delta nets beside gated attention.
 HYBRID = {
     **{f"{name}": (rf"blk\.\d+\.{name}\.weight", ONES)

@@ -60,6 +60,45 @@ def shuffled_groups(columns, group_size, seed=0):
     return np.random.default_rng(seed).permutation(np.arange(columns) // group_size)
 
 
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+
+
+def mxfp4(rows):
+    """[..., n] in groups of 32: bytes of two codes [..., n / 32, 16], the first in the low half, powers of two [..., n / 32],
+    and what they stand for."""
+    groups = rows.reshape(*rows.shape[:-1], -1, 32)
+    exponents = np.floor(np.log2(np.abs(groups).max(-1))).astype(np.int32) - 2
+    sizes = np.ldexp(np.abs(groups), -exponents[..., None])
+    codes = np.abs(sizes[..., None] - FP4).argmin(-1).astype(np.uint8)
+    weights = np.copysign(np.ldexp(FP4[codes], exponents[..., None]), groups)
+    codes |= (np.signbit(groups) * 8).astype(np.uint8)
+    blocks = codes[..., ::2] | codes[..., 1::2] << 4
+    return blocks, (exponents + 127).astype(np.uint8), weights.reshape(rows.shape)
+
+
+def write_gpt_oss(source, out):
+    """source's experts, float32 as all else, as gpt-oss's makers published theirs, in out/packed; what they stand for in
+    out/unpacked, as transformers saves it."""
+    packed, unpacked = {}, {}
+    for name, weights in load_file(source / "model.safetensors").items():
+        packed[name] = unpacked[name] = weights
+        if re.search(r"experts\.(gate_up|down)_proj$", name):
+            del packed[name]
+            packed[f"{name}_blocks"], packed[f"{name}_scales"], rounded = mxfp4(np.ascontiguousarray(weights.swapaxes(1, 2)))
+            unpacked[name] = np.ascontiguousarray(rounded.swapaxes(1, 2))
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": [
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
+    write_folders(source, out, packed, unpacked, quantization)
+
+
+def write_folders(source, out, packed, unpacked, quantization):
+    config = json.loads((source / "config.json").read_text())
+    for kind, tensors, added in [("packed", packed, {"quantization_config": quantization}), ("unpacked", unpacked, {})]:
+        shutil.copytree(source, out / kind)
+        save_file(tensors, out / kind / "model.safetensors", metadata={"format": "pt"})
+        (out / kind / "config.json").write_text(json.dumps({**config, **added}))
+
+
 def write_checkpoint(source, out, method, group_size=32, symmetric=True, version=1, act_order=False, asymmetric=()):
     """source's block matrices packed, in out/packed; what they stand for in out/unpacked, all float32. asymmetric: names of
     those that are whatever the others are."""
@@ -79,8 +118,4 @@ def write_checkpoint(source, out, method, group_size=32, symmetric=True, version
         quantization |= {"version": "gemm", "zero_point": True}
     else:
         quantization |= {"desc_act": act_order, "sym": symmetric, "checkpoint_format": ["gptq", "gptq_v2"][version - 1]}
-    config = json.loads((source / "config.json").read_text())
-    for kind, tensors, added in [("packed", packed, {"quantization_config": quantization}), ("unpacked", unpacked, {})]:
-        shutil.copytree(source, out / kind)
-        save_file(tensors, out / kind / "model.safetensors", metadata={"format": "pt"})
-        (out / kind / "config.json").write_text(json.dumps({**config, **added}))
+    write_folders(source, out, packed, unpacked, quantization)

@@ -131,6 +131,28 @@ QWEN3_NEXT = {
     "shared_expert_intermediate_size": 512, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
 }  # fmt: skip
 
+# Of gpt-oss-20b, whose experts are in MXFP4 (quantization_config is left out here).
+GPT_OSS_20B = {
+    "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": 200002,
+    "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
+    "initializer_range": 0.02, "intermediate_size": 2880, "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4,
+    "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": False,
+    "pad_token_id": 199999, "rms_norm_eps": 1e-05, "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+    "swiglu_limit": 7.0, "tie_word_embeddings": False, "use_cache": True, "vocab_size": 201088,
+    "rope_scaling": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn",
+        "truncate": False,
+    },
+}  # fmt: skip
+# Windows that end within 64 positions. Of a base at which YaRN's ramp ends at a whole pair (and begins below 0): elsewhere
+# llama.cpp and nibble round its ends, transformers does not.
+SMALL_GPT_OSS = {
+    "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "head_dim": 32,
+    "num_local_experts": 8, "sliding_window": 24, "rope_theta": 487.53,
+    "rope_scaling": {**GPT_OSS_20B["rope_scaling"], "original_max_position_embeddings": 64},
+}
+
 # Several value heads for a key head; of the angles those that are large enough within 64 positions to be seen.
 SMALL_QWEN35 = {
     "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
@@ -160,4 +182,5 @@ def qwen35_pre_tokenizer():
 
 PUBLISHED = {"SmolLM3-3B": SMOLLM3_3B, "Phi-4-mini": PHI4_MINI, "Phi-3-mini": PHI3_MINI, "gemma-2-2b": GEMMA2_2B,
              "gemma-3-4b": GEMMA3_4B, "granite-3.3-2b": GRANITE_2B, "Mixtral-8x7B-v0.1": MIXTRAL, "Qwen3-30B-A3B": QWEN3_MOE,
-             "Qwen3.5": QWEN35, "Qwen3.5 with vision": QWEN35_WITH_VISION, "Qwen3.5 MoE": QWEN35_MOE, "Qwen3-Next": QWEN3_NEXT}
+             "Qwen3.5": QWEN35, "Qwen3.5 with vision": QWEN35_WITH_VISION, "Qwen3.5 MoE": QWEN35_MOE, "Qwen3-Next": QWEN3_NEXT,
+             "gpt-oss-20b": GPT_OSS_20B}

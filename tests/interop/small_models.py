@@ -1,7 +1,7 @@
 """Every family's real configuration, narrower and with fewer layers, with a tokenizer that was published: what transformers
 makes models of random weights from (make_model of test_convert.py)."""
 
-from published_configs import SMALL_QWEN3_NEXT, SMALL_QWEN35, SMALL_QWEN35_MOE, qwen35_pre_tokenizer
+from published_configs import SMALL_GPT_OSS, SMALL_QWEN3_NEXT, SMALL_QWEN35, SMALL_QWEN35_MOE, qwen35_pre_tokenizer
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -139,4 +139,5 @@ MODELS = {
     ),
     "qwen35moe": ("Qwen3.5 MoE", "qwen", SMALL_QWEN35_MOE, "bfloat16", "50GB"),
     "qwen3next": ("Qwen3-Next", "qwen", SMALL_QWEN3_NEXT, "float32", "50GB"),
+    "gpt-oss": ("gpt-oss-20b", "smollm2", {**SMALL_GPT_OSS, **SMOLLM2_TOKENS, "pad_token_id": 0}, "bfloat16", "50GB"),
 }

@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 import pytest
 
-from left_out import ALPHA_AND_BETA, ALPHA_WITH_BETA, EXPERTS, HYBRID, ONES, SHARED_EXPERT, ZEROS
+from left_out import ALPHA_AND_BETA, ALPHA_WITH_BETA, EXPERTS, GPT_OSS, HYBRID, ONES, SHARED_EXPERT, ZEROS
 from published_configs import PUBLISHED
 from small_models import MODELS, SMALL, tokenizer_files
 from test_model import BROKEN, TOLERANCE, bos_of, largest_difference, llama_log_probs
@@ -52,6 +52,7 @@ PARTS = {
     "qwen35": {**HYBRID, **ALPHA_AND_BETA},
     "qwen35moe": {**HYBRID, **ALPHA_AND_BETA, **EXPERTS, **SHARED_EXPERT},
     "qwen3next": {**HYBRID, **ALPHA_WITH_BETA, **EXPERTS, **SHARED_EXPERT},
+    "gpt-oss": {**EXPERTS, **GPT_OSS},
 }
 
 
@@ -303,6 +304,7 @@ def test_no_part_can_be_left_out(run_nibble, converted, name, part, tmp_path):
 SETTINGS = {
     "smollm3": {"layers without rotary positions": {"no_rope_layers": [1] * 5}},
     "gemma3 27b": {"the scale of scores": {"query_pre_attn_scalar": 32}},
+    "gpt-oss": {"the limits of gate and up": {"swiglu_limit": 1e9}, "the gate's slope": {"swiglu_alpha": 1.0}},
 }
 
 
@@ -327,6 +329,8 @@ KEYS = {
     "granite": ["attention.scale=float:0.25", "embedding_scale=float:1", "residual_scale=float:1", "logit_scale=float:1"],
     "mixtral": ["expert_used_count=int:1"],
     "qwen3moe": ["expert_used_count=int:1"],
+    "gpt-oss": ["expert_used_count=int:1", "attention.sliding_window=int:4096", "rope.scaling.factor=float:1",
+                "rope.scaling.original_context_length=int:512", "rope.freq_base=float:10000"],
     "phi4": ["rope.scaling.attn_factor=float:1", "rope.scaling.original_context_length=int:4096"],
     "qwen35": ["rope.dimension_count=int:16", "rope.freq_base=float:10000"],
     "qwen35moe": ["rope.dimension_count=int:16", "expert_used_count=int:1"],
@@ -404,7 +408,8 @@ def run_converter(converter, torch_env, folder, out, outtype, *arguments):
     + [("llama with biases", "bf16"), ("qwen2", "f16"), ("qwen3", "bf16"), ("gemma3", "f16"),
        ("smollm3", "bf16"), ("phi4", "bf16"), ("phi3", "f16"), ("gemma2", "f16"), ("gemma3 4b", "bf16"), ("granite", "bf16"),
        ("mixtral", "bf16"), ("mixtral", "f16"), ("qwen3moe", "f16"),
-       ("qwen35", "f16"), ("qwen35 with vision", "bf16"), ("qwen35moe", "bf16"), ("qwen3next", "f16"), ("qwen3next", "bf16")],
+       ("qwen35", "f16"), ("qwen35 with vision", "bf16"), ("qwen35moe", "bf16"), ("qwen3next", "f16"), ("qwen3next", "bf16"),
+       ("gpt-oss", "f16"), ("gpt-oss", "bf16")],
 )
 def test_keys_and_bytes_are_those_of_llama_cpps_converter(
     run_nibble, torch_env, converter, make_model, name, outtype, tmp_path
@@ -443,7 +448,9 @@ def are_same_bytes(name, ours, theirs):
     return np.abs(np.frombuffer(ours, np.int32) - np.frombuffer(theirs, np.int32)).max() <= 1
 
 
-@pytest.mark.parametrize("name, tensors", [("qwen35", "2 tensors mtp.*"), ("qwen35 with vision", "the tower that sees")])
+@pytest.mark.parametrize(
+    "name, tensors",
+    [("qwen35", "2 tensors mtp.*"), ("qwen35 with vision", "the tower that sees"), ("gpt-oss", "truncate: false is left out")])
 def test_what_is_left_out_is_named(run_nibble, make_model, tmp_path, name, tensors):
     result = run_nibble("convert", make_model(name), tmp_path / "ours.gguf")
     assert result.returncode == 0 and tensors in result.stderr, result.stderr
@@ -472,13 +479,13 @@ def test_auto_keeps_the_stored_type(run_nibble, torch_env, converter, make_model
 
 @pytest.mark.parametrize(
     "name", ["llama3", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma3", "smollm3", "phi4", "gemma2", "granite", "qwen35",
-             "qwen35moe", "qwen3next"])
+             "qwen35moe", "qwen3next", "gpt-oss"])
 def test_a_run_on_a_folder_ends_in_a_file_that_llama_cpp_runs(run_nibble, make_model, shared, tmp_path, name):
     text = tmp_path / "text.txt"
     text.write_text(text_of(shared).read_text()[:60_000])
     config = tmp_path / "run.yaml"
     # How many experts are used, where there are some.
-    mixture = {"mixtral": 2, "qwen3moe": 4, "qwen35moe": 4, "qwen3next": 4}.get(name)
+    mixture = {"mixtral": 2, "qwen3moe": 4, "qwen35moe": 4, "qwen3next": 4, "gpt-oss": 4}.get(name)
     config.write_text(
         f"""name: tiny
 model: {make_model(name)}

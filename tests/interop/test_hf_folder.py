@@ -10,12 +10,12 @@ from test_convert import (  # noqa: F401
     CTX, SENSITIVE, InFloat64, convert, converted, make_model, text_of, torch_env, transformers_log_probs,
 )
 from test_model import TOLERANCE, largest_difference
-from test_packed import checkpoint, decoded, source  # noqa: F401
+from test_packed import checkpoint, decoded, gpt_oss, source  # noqa: F401
 
 # Biases with queries and keys in llama's order; tied, with scaling; norms of 1 + w; halves turned; parts in one matrix;
-# stacks of experts; value heads in another order, and decays; parts of several matrices in one.
+# stacks of experts; value heads in another order, and decays; parts of several matrices in one; columns for rows.
 NAMES = ["llama with biases", "llama3", "gemma3", "qwen2", "smollm3", "phi3", "granite", "gemma2", "mixtral", "qwen3moe",
-         "qwen35", "qwen35moe", "qwen3next"]
+         "qwen35", "qwen35moe", "qwen3next", "gpt-oss"]
 
 
 def adds_one(name, tensor):
@@ -120,6 +120,15 @@ def test_of_a_packed_checkpoint(run_nibble, checkpoint, tmp_path):  # noqa: F811
     ours = tensors_of(out)
     for tensor, weights in tensors_of(unpacked).items():
         assert np.array_equal(ours[tensor], weights), tensor
+
+
+def test_of_stacks_in_mxfp4(run_nibble, gpt_oss, tmp_path):  # noqa: F811
+    packed, unpacked = gpt_oss
+    out = export(run_nibble, convert(run_nibble, packed, tmp_path / "packed.gguf"), tmp_path / "out", packed)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    ours, theirs = tensors_of(out), tensors_of(unpacked)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[tensor], weights) for tensor, weights in theirs.items())
 
 
 def test_of_a_training_run(run_nibble, source, shared, tmp_path):  # noqa: F811

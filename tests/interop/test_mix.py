@@ -125,6 +125,14 @@ def test_qwen35(file_types, tmp_path):
     assert_same_plans(skeletons(tmp_path, variants), file_types)
 
 
+def test_gpt_oss(file_types, tmp_path):
+    """As many experts as the published ones; rows that every block divides, and that super-blocks do not."""
+    assert assert_same_plans(skeletons(tmp_path, [
+        {"architecture": "gpt-oss", "layers": layers, "gqa": 8, "experts": experts, "width": width}
+        for layers, experts in [(24, 32), (36, 128)] for width in (256, 320)
+    ]), file_types) == 0
+
+
 def test_the_files_order_does_not_matter(file_types, tmp_path):
     assert_same_plans(skeletons(tmp_path, [{"layers": 12, "backwards": True}]), file_types)
 

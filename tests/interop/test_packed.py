@@ -13,12 +13,12 @@ import gguf_table
 import numpy as np
 import pytest
 from gguf.quants import dequantize
-from packed_checkpoints import write_checkpoint
-from published_configs import SMALL_QWEN3_NEXT, SMALL_QWEN35
+from packed_checkpoints import write_checkpoint, write_gpt_oss
+from published_configs import SMALL_GPT_OSS, SMALL_QWEN3_NEXT, SMALL_QWEN35
 from safetensors.numpy import load_file, save_file
 from small_models import SMOLLM2_TOKENS, tokenizer_files
 from test_convert import (  # noqa: F401
-    CTX, converter, convert, lay_folder, run_child, run_converter, text_of, torch_env,
+    CTX, Converted, contents_of, converter, convert, lay_folder, run_child, run_converter, text_of, torch_env,
 )
 from test_model import TOLERANCE, largest_difference, llama_log_probs
 
@@ -326,3 +326,64 @@ def test_codes_follow_rows_and_columns_to_other_places(run_nibble, shared, torch
     for tensor, weights in wanted.items():
         # Minimums are rounded to float16; nothing else is.
         assert np.abs(ours[tensor] - weights).max() <= (1e-3 if kinds[tensor] == "Q4_1" else 0), tensor
+
+
+@pytest.fixture(scope="session")
+def gpt_oss(shared, torch_env, tmp_path_factory):  # noqa: F811
+    """(packed folder, unpacked folder) of stacks in MXFP4."""
+    out = tmp_path_factory.mktemp("stacks")
+    folder = lay_folder(out / "gpt-oss", shared, "gpt-oss-20b", "smollm2",
+                        {**SMALL_GPT_OSS, **SMOLLM2_TOKENS, "pad_token_id": 0})
+    run_child(torch_env, "make", folder, 1, "float32", "50GB")
+    write_gpt_oss(folder, out)
+    run_child(torch_env, "unpack_mxfp4", out / "packed", out / "theirs.safetensors")
+    theirs, ours = load_file(out / "theirs.safetensors"), load_file(out / "unpacked" / "model.safetensors")
+    assert len(theirs) == 6 and all(np.array_equal(ours[name], weights) for name, weights in theirs.items())
+    return out / "packed", out / "unpacked"
+
+
+def test_stacks_in_mxfp4_are_those_of_llama_cpps_converter(
+    run_nibble, torch_env, converter, gpt_oss, tmp_path  # noqa: F811
+):
+    packed, unpacked = gpt_oss
+    run_converter(converter, torch_env, packed, tmp_path / "theirs.gguf", "f32")
+    result = run_nibble("convert", packed, tmp_path / "ours.gguf", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["largest_rounding"] == 0
+    (ours, a), (theirs, b) = contents_of(tmp_path / "ours.gguf"), contents_of(tmp_path / "theirs.gguf")
+    assert ours == theirs and list(ours) == list(theirs)
+    assert [row[:3] for row in a] == [row[:3] for row in b]
+    assert [row[0] for row, other in zip(a, b) if row[3] != other[3]] == []
+    assert [row[0] for row in a if row[2] == "MXFP4"] == [
+        f"blk.{layer}.ffn_{name}_exps.weight" for layer in range(3) for name in ("down", "gate", "up")]
+    plain = decoded(convert(run_nibble, packed, tmp_path / "f32.gguf", "--outtype", "f32"))
+    for tensor, weights in float32_of(run_nibble, unpacked, tmp_path).items():
+        assert np.array_equal(plain[tensor], weights), tensor
+
+
+def test_log_probs_of_stacks_in_mxfp4(run_nibble, torch_env, gpt_oss, shared, tmp_path):  # noqa: F811
+    packed, unpacked = gpt_oss
+    path = convert(run_nibble, packed, tmp_path / "packed.gguf")
+    model = Converted("packed", unpacked, path, shared, torch_env)
+    assert model.difference(run_nibble, tmp_path) < TOLERANCE
+    # llama.cpp rounds activations to 8 bits before it multiplies by these types.
+    assert model.difference(run_nibble, tmp_path, log_probs=lambda tokens: llama_log_probs(path, tokens, tmp_path)) < 2
+
+
+@pytest.mark.parametrize("part, change, complaint", [
+    ("gate_up_proj_scales", lambda data: None, "gate_up_proj_scales' is missing"),
+    ("gate_up_proj_scales", lambda data: data[:, :-1], "is U8 [8, 191, 2], config.json wants U8 [8, 192, 2]"),
+    ("down_proj_blocks", lambda data: data[:-1], "is U8 [7, 64, 3, 16], config.json wants U8 [8, 64, 3, 16]"),
+    ("down_proj_blocks", lambda data: data.astype(np.int8), "is I8 [8, 64, 3, 16], config.json wants U8"),
+    ("down_proj_blocks", lambda data: None, "down_proj_blocks'"),
+])
+def test_a_stack_in_mxfp4_that_is_not_whole_is_refused(run_nibble, gpt_oss, tmp_path, part, change, complaint):
+    folder = pathlib.Path(shutil.copytree(gpt_oss[0], tmp_path / "packed"))
+    tensors = load_file(folder / "model.safetensors")
+    name = f"model.layers.1.mlp.experts.{part}"
+    changed = change(tensors.pop(name))
+    if changed is not None:
+        tensors[name] = np.ascontiguousarray(changed)
+    save_file(tensors, folder / "model.safetensors")
+    result = run_nibble("convert", folder, tmp_path / "packed.gguf")
+    assert result.returncode == 1 and complaint in result.stderr, result.stderr

@@ -10,6 +10,7 @@ router_margins FOLDER TOKENS.npy OUT.npy: float32 [chunks, ctx], how far the las
 that a router chooses is before the next, in logits; the least of all layers.
 make_stacked FOLDER OUT DTYPE: a checkpoint of its experts as transformers has them in
 memory.
+unpack_mxfp4 FOLDER OUT.safetensors: its stacks in MXFP4 as transformers decodes them, float32.
 log_probs_half_gelu ...: the same with GELU looked up in float16, as ggml does on a CPU.
 """
 
@@ -32,10 +33,13 @@ def randomize(model, seed):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1:
-                values = 1 + 0.3 * values if "norm" in name else 0.5 * values
+            if parameter.dim() == 1 or name.endswith("_bias"):
+                values = 1 + 0.3 * values if "norm" in name else (2 if "sinks" in name else 0.5) * values
             elif "embed_tokens" in name or "lm_head" in name:
                 values *= 0.5
+            elif model.config.model_type == "gpt_oss" and ".experts." in name:
+                # Columns for rows; gates that come to both sides of their limit.
+                values *= (3 if "gate_up" in name else 1) * (2 / parameter.shape[-2]) ** 0.5
             else:
                 values *= (2 / parameter.shape[-1]) ** 0.5
             parameter.copy_(values)
@@ -100,6 +104,16 @@ def make_stacked(folder, out, dtype):
     save_file(state, pathlib.Path(out) / "model.safetensors", metadata={"format": "pt"})
 
 
+def unpack_mxfp4(folder, out):
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    tensors = safetensors.torch.load_file(pathlib.Path(folder) / "model.safetensors")
+    names = [name.removesuffix("_blocks") for name in tensors if name.endswith("_blocks")]
+    safetensors.torch.save_file({
+        name: convert_moe_packed_tensors(tensors[f"{name}_blocks"], tensors[f"{name}_scales"], dtype=torch.float32).contiguous()
+        for name in names}, out)
+
+
 def log_probs(folder, tokens, out, dtype="float32", activation=None):
     # Of experts, the other implementations know no float64.
     implementation = {"attn_implementation": "eager"} | ({"experts_implementation": "eager"} if dtype == "float64" else {})
@@ -116,7 +130,7 @@ def log_probs(folder, tokens, out, dtype="float32", activation=None):
 
 def main():
     torch.set_num_threads(1)
-    commands = {f.__name__: f for f in (make, make_stacked, log_probs, log_probs_half_gelu, router_margins)}
+    commands = {f.__name__: f for f in (make, make_stacked, unpack_mxfp4, log_probs, log_probs_half_gelu, router_margins)}
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:

@@ -87,6 +87,23 @@ TEST_P(Widths, AtenOperationsAgreeWithTheLoops) {
   }
 }
 
+TEST(ClampedSwiglu, AndItsGradientsOnBothSidesOfTheLimits) {
+  torch::manual_seed(1);
+  torch::Tensor gate = (7 * torch::randn({40, 50})).requires_grad_(true),
+                up = (7 * torch::randn({40, 50})).requires_grad_(true);
+  torch::Tensor gate64 = twin(gate), up64 = twin(up);
+  const torch::Tensor below = at::where(gate64 > 7, 7.0, gate64);
+  const torch::Tensor within = at::where(up64.abs() > 7, 7 * at::sign(up64), up64);
+  const torch::Tensor y = clamped_swiglu(gate, up),
+                      y64 = below / (1 + at::exp(-1.702 * below)) * (within + 1);
+  EXPECT_LT(relative_error(y.detach(), y64.detach()), kTolerance);
+  const torch::Tensor grad = torch::randn_like(y);
+  y.backward(grad);
+  y64.backward(grad.to(torch::kFloat64));
+  EXPECT_LT(relative_error(gate.grad(), gate64.grad()), kTolerance);
+  EXPECT_LT(relative_error(up.grad(), up64.grad()), kTolerance);
+}
+
 TEST(Swiglu, FarOutGatesNeitherOverflowNorVanish) {
   const torch::Tensor gate = torch::tensor({-1000.f, -90.f, -20.f, 0.f, 20.f, 90.f, 1000.f});
   const torch::Tensor y = swiglu(gate, torch::ones_like(gate));

@@ -79,7 +79,7 @@ class PlainLlama {
                                      : linear(attention(in, prefix, layer), prefix + "attn_output");
       x = x + tiny_.residual_scale * normed_after(attended, prefix + "post_attention_norm");
       const torch::Tensor normed =
-          norm(x, prefix + (tiny_.is_hybrid() ? "post_attention_norm" : "ffn_norm"));
+          norm(x, prefix + (tiny_.names_norm_by_attention() ? "post_attention_norm" : "ffn_norm"));
       if (tiny_.experts > 0) {
         x = x + mixture(normed, prefix);
         continue;
@@ -126,11 +126,15 @@ class PlainLlama {
     torch::Tensor sum = torch::zeros_like(x);
     for (int64_t e = 0; e < tiny_.experts; ++e) {
       const auto by = [&](const torch::Tensor& in, const char* name) {
-        return in.mm(weight(prefix + name + ".weight")[e].t());
+        const torch::Tensor y = in.mm(weight(prefix + name + ".weight")[e].t());
+        return tiny_.is_gpt_oss() ? y + weight(prefix + name + ".bias")[e] : y;
       };
-      sum =
-          sum + shares.narrow(1, e, 1) *
-                    by(activation(by(x, "ffn_gate_exps")) * by(x, "ffn_up_exps"), "ffn_down_exps");
+      const torch::Tensor gate = by(x, "ffn_gate_exps"), up = by(x, "ffn_up_exps");
+      const torch::Tensor active =
+          tiny_.is_gpt_oss()
+              ? gate.clamp_max(7) * at::sigmoid(1.702 * gate.clamp_max(7)) * (up.clamp(-7, 7) + 1)
+              : activation(gate) * up;
+      sum = sum + shares.narrow(1, e, 1) * by(active, "ffn_down_exps");
     }
     if (!tiny_.has_shared_expert()) return sum;
     const torch::Tensor wide =
@@ -167,9 +171,13 @@ class PlainLlama {
       const int64_t group = head / (tiny_.heads / tiny_.kv_heads);
       const torch::Tensor query = turned_head(head_of(q, head, prefix + "attn_q_norm"));
       const torch::Tensor key = turned_head(head_of(k, group, prefix + "attn_k_norm"));
-      const torch::Tensor scores = capped(query.mm(key.t()) * scale, tiny_.attention_cap);
-      heads.push_back(at::softmax(scores.masked_fill(unseen, -INFINITY), -1)
-                          .mm(v.narrow(1, group * size, size)));
+      torch::Tensor scores =
+          capped(query.mm(key.t()) * scale, tiny_.attention_cap).masked_fill(unseen, -INFINITY);
+      if (tiny_.is_gpt_oss())
+        scores =
+            at::cat({scores, weight(prefix + "attn_sinks.weight")[head].expand({length, 1})}, 1);
+      heads.push_back(
+          at::softmax(scores, -1).narrow(1, 0, length).mm(v.narrow(1, group * size, size)));
     }
     return gate.defined() ? at::cat(heads, 1) * gate : at::cat(heads, 1);
   }
@@ -285,7 +293,8 @@ INSTANTIATE_TEST_SUITE_P(
         std::make_tuple(true, false, 2, "smollm3"), std::make_tuple(false, false, 2, "phi3"),
         std::make_tuple(true, true, 2, "granite"), std::make_tuple(true, false, 2, "qwen35"),
         std::make_tuple(false, false, 1, "qwen35"), std::make_tuple(true, false, 2, "qwen35moe"),
-        std::make_tuple(false, false, 2, "qwen3next")));
+        std::make_tuple(false, false, 2, "qwen3next"), std::make_tuple(false, true, 2, "gpt-oss"),
+        std::make_tuple(true, true, 1, "gpt-oss")));
 
 TEST_F(LlamaTest, WeightsComeInFileOrder) {
   TinyLlama tiny;
@@ -332,7 +341,7 @@ class Architectures : public LlamaTest, public testing::WithParamInterface<const
 INSTANTIATE_TEST_SUITE_P(Llama, Architectures,
                          testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
                                          "gemma3", "smollm3", "phi3", "qwen35", "qwen35moe",
-                                         "qwen3next"));
+                                         "qwen3next", "gpt-oss"));
 
 TEST_P(Architectures, DocumentsOfARowAreSeparateRuns) {
   TinyLlama tiny;

@@ -58,7 +58,8 @@ class RecomputeTest : public testing::Test {
 };
 
 class Gradients : public RecomputeTest, public testing::WithParamInterface<const char*> {};
-INSTANTIATE_TEST_SUITE_P(RecomputeTest, Gradients, testing::Values("llama", "qwen35", "qwen3next"));
+INSTANTIATE_TEST_SUITE_P(RecomputeTest, Gradients,
+                         testing::Values("llama", "qwen35", "qwen3next", "gpt-oss"));
 
 TEST_P(Gradients, AreTheSameBits) {
   tiny_.take_architecture(GetParam());
@@ -93,7 +94,7 @@ class KeptBytes : public RecomputeTest, public testing::WithParamInterface<const
 INSTANTIATE_TEST_SUITE_P(RecomputeTest, KeptBytes,
                          testing::Values("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2",
                                          "gemma3", "smollm3", "phi3", "granite", "qwen35",
-                                         "qwen35moe", "qwen3next"));
+                                         "qwen35moe", "qwen3next", "gpt-oss"));
 
 TEST_P(KeptBytes, ActivationBytesAreWhatIsKept) {
   tiny_.take_architecture(GetParam());

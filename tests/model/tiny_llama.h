@@ -16,7 +16,7 @@ namespace nibble {
 struct TinyLlama {
   std::string architecture = "llama";
   int64_t layers = 2, width = 32, heads = 4, kv_heads = 2, feed_forward = 40, vocab = 50;
-  int64_t window = 0;  // of gemmas
+  int64_t window = 0;  // of gemmas and gpt-oss
   float attention_cap = 0, logit_cap = 0;
   // granite's
   float embedding_scale = 1, attention_scale = 0, residual_scale = 1, logit_scale = 1;
@@ -33,7 +33,7 @@ struct TinyLlama {
   int64_t head_size() const { return width / heads; }
   bool is_gemma() const { return architecture == "gemma2" || architecture == "gemma3"; }
   bool has_window(int64_t layer) const {
-    const int64_t period = architecture == "gemma2" ? 2 : 6;
+    const int64_t period = architecture == "gemma3" ? 6 : 2;
     return window > 0 && layer % period < period - 1;
   }
   /// qwen35, qwen35moe or qwen3next.
@@ -54,14 +54,23 @@ struct TinyLlama {
     return architecture != "llama" && architecture != "smollm3" && architecture != "granite";
   }
   bool is_fused() const { return architecture == "phi3"; }
+  bool is_gpt_oss() const { return architecture == "gpt-oss"; }
+  /// Its norm before the feed-forward is called post_attention_norm.
+  bool names_norm_by_attention() const { return is_hybrid() || is_gpt_oss(); }
   /// "mixtral" is a llama with experts. gemma3: seven layers, of which one has no window, and a
   /// rotation of its own. gemma2: three, of which one has no window, and caps well within what
   /// scores and logits reach. smollm3: five, of which one turns no heads. phi3: six of a head's
   /// eight elements turned. qwen35 and its relatives: five layers, of which one attends and turns
-  /// half of each head.
+  /// half of each head. gpt-oss: three layers, of which one has no window.
   void take_architecture(const std::string& name) {
     architecture = name == "mixtral" ? "llama" : name;
-    if (name == "mixtral" || name == "qwen3moe" || (is_hybrid() && name != "qwen35")) experts = 6;
+    if (name == "mixtral" || name == "qwen3moe" || is_gpt_oss() ||
+        (is_hybrid() && name != "qwen35"))
+      experts = 6;
+    if (is_gpt_oss()) {
+      layers = 3;
+      window = 6;
+    }
     if (name == "smollm3" || is_hybrid()) layers = 5;
     if (is_hybrid()) turned = head_size() / 2;
     if (name == "phi3") extra.set("phi3.rope.dimension_count", static_cast<uint32_t>(turned = 6));
@@ -85,8 +94,9 @@ struct TinyLlama {
   }
   int64_t expert_feed_forward() const { return architecture == "llama" ? feed_forward : 24; }
   /// gemma3, phi3 and qwen35 have no biases, and the others but llama and granite have some of q, k
-  /// and v at most.
+  /// and v at most; gpt-oss has all of attention's in any case.
   bool has_bias(const std::string& name) const {
+    if (is_gpt_oss()) return true;
     return biases && !is_gemma() && !is_fused() && !is_hybrid() &&
            (architecture == "llama" || architecture == "granite" || name == "attn_q" ||
             name == "attn_k" || name == "attn_v");
@@ -177,13 +187,21 @@ struct TinyLlama {
         add(prefix + "attn_k_norm.weight", {head_size()});
       }
       if (!has_delta_net(layer)) linear("attn_output", width, width);
-      if (is_gemma() || is_hybrid()) add(prefix + "post_attention_norm.weight", {width});
-      if (!is_hybrid()) add(prefix + "ffn_norm.weight", {width});
+      if (is_gpt_oss()) add(prefix + "attn_sinks.weight", {heads});
+      if (is_gemma() || names_norm_by_attention())
+        add(prefix + "post_attention_norm.weight", {width});
+      if (!names_norm_by_attention()) add(prefix + "ffn_norm.weight", {width});
       if (experts > 0) {
         add(prefix + "ffn_gate_inp.weight", {width, experts});
         add(prefix + "ffn_gate_exps.weight", {width, expert_feed_forward(), experts});
         add(prefix + "ffn_up_exps.weight", {width, expert_feed_forward(), experts});
         add(prefix + "ffn_down_exps.weight", {expert_feed_forward(), width, experts});
+        if (is_gpt_oss()) {
+          add(prefix + "ffn_gate_inp.bias", {experts});
+          add(prefix + "ffn_gate_exps.bias", {expert_feed_forward(), experts});
+          add(prefix + "ffn_up_exps.bias", {expert_feed_forward(), experts});
+          add(prefix + "ffn_down_exps.bias", {width, experts});
+        }
         if (has_shared_expert()) {
           // A vector, or a matrix of one row: files have both.
           const std::string router = prefix + "ffn_gate_inp_shexp.weight";

@@ -284,6 +284,54 @@ TEST(HfConfig, RefusesMixturesThatAGgufFileWouldNotSay) {
   EXPECT_EQ(metadata.get_int("qwen3moe.expert_feed_forward_length"), 768);
 }
 
+/// gpt-oss-20b's.
+Json gpt_oss() {
+  return Json::parse(R"({"architectures": ["GptOssForCausalLM"], "attention_bias": true,
+    "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "max_position_embeddings": 131072, "num_attention_heads": 64, "num_experts_per_tok": 4,
+    "num_hidden_layers": 4, "num_key_value_heads": 8, "num_local_experts": 32,
+    "rms_norm_eps": 1e-05, "rope_theta": 150000, "sliding_window": 128, "swiglu_limit": 7.0,
+    "tie_word_embeddings": false, "vocab_size": 201088, "rope_scaling": {"beta_fast": 32.0,
+    "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+    "rope_type": "yarn", "truncate": false}})");
+}
+
+TEST(HfConfig, GptOssSaysItsWindowAndItsExperts) {
+  const GgufMetadata metadata = hf_model_metadata(read_hf_config(gpt_oss()), 1);
+  EXPECT_EQ(metadata.get_int("gpt-oss.attention.sliding_window"), 128);
+  EXPECT_EQ(metadata.get_int("gpt-oss.expert_feed_forward_length"), 2880);
+  EXPECT_EQ(metadata.get_int("gpt-oss.attention.key_length"), 64);
+  EXPECT_EQ(metadata.get_string("gpt-oss.rope.scaling.type"), "yarn");
+}
+
+TEST(HfConfig, RefusesAGptOssThatLlamaCppWouldComputeOtherwise) {
+  const Change changes[] = {
+      {"swiglu_limit", "5.0", "'swiglu_limit': 5; a gpt-oss file has 7"},
+      {"swiglu_alpha", "1.0", "'swiglu_alpha': 1; a gpt-oss file has 1.702"},
+      {"attention_bias", "false", "'attention_bias' is false"},
+      {"sliding_window", "null", "'sliding_window'"},
+      {"hidden_act", R"("gelu")", "'hidden_act'"},
+      {"rope_scaling", "null", "has no 'rope_scaling' and no 'rope_parameters'"},
+      {"layer_types",
+       R"(["full_attention", "sliding_attention", "full_attention", "full_attention"])",
+       "'layer_types': layer 0"},
+      {"num_local_experts", "2000", "2000 experts"},
+  };
+  for (const Change& change : changes) {
+    Json config = gpt_oss();
+    config[change.key] = Json::parse(change.value);
+    EXPECT_NE(refusal(config).find(change.message), std::string::npos)
+        << change.key << ": " << change.value << ": " << refusal(config);
+  }
+  // Of another family YaRN with such a ramp is no GGUF file's.
+  Json llama = llama3();
+  llama["rope_scaling"] = gpt_oss()["rope_scaling"];
+  EXPECT_NE(refusal(llama).find("'truncate' is false"), std::string::npos) << refusal(llama);
+  llama["rope_scaling"]["truncate"] = true;
+  EXPECT_EQ(refusal(llama), "was taken");
+}
+
 /// Qwen3.5 0.8B's: a model of text and images, of which the text's part is converted.
 Json qwen35() {
   return Json::parse(R"({"architectures": ["Qwen3_5ForConditionalGeneration"],
