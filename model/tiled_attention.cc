@@ -73,7 +73,7 @@ class TiledAttention : public torch::autograd::Function<TiledAttention> {
       const torch::Tensor scores =
           masked_scores(piece, bounded_scores(piece, grouped, k, rule), rule);
       torch::Tensor sums = at::logsumexp(scores, {-1});
-      if (sinks.defined()) sums = at::logaddexp(sums, sinks.view({k.size(1), -1, 1}));
+      if (sinks.numel() > 0) sums = at::logaddexp(sums, sinks.view({k.size(1), -1, 1}));
       const torch::Tensor shares =
           at::exp(scores - sums.unsqueeze(-1)).to(q.scalar_type()).flatten(2, 3);
       grouped_out.narrow(3, piece.begin, piece.rows)
@@ -133,7 +133,9 @@ class TiledAttention : public torch::autograd::Function<TiledAttention> {
 
 torch::Tensor tiled_attention(const torch::Tensor& q, const torch::Tensor& k,
                               const torch::Tensor& v, const AttentionRule& rule) {
-  return TiledAttention::apply(q, k, v, rule.sinks, rule.window, rule.scale, rule.cap);
+  // An argument of a differentiable function cannot be undefined.
+  const torch::Tensor sinks = rule.sinks.defined() ? rule.sinks : at::empty({0}, q.options());
+  return TiledAttention::apply(q, k, v, sinks, rule.window, rule.scale, rule.cap);
 }
 
 }  // namespace nibble

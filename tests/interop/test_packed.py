@@ -366,8 +366,12 @@ def test_log_probs_of_stacks_in_mxfp4(run_nibble, torch_env, gpt_oss, shared, tm
     path = convert(run_nibble, packed, tmp_path / "packed.gguf")
     model = Converted("packed", unpacked, path, shared, torch_env)
     assert model.difference(run_nibble, tmp_path) < TOLERANCE
-    # llama.cpp rounds activations to 8 bits before it multiplies by these types.
-    assert model.difference(run_nibble, tmp_path, log_probs=lambda tokens: llama_log_probs(path, tokens, tmp_path)) < 2
+    # llama.cpp rounds activations to 8 bits before it multiplies by this type, whereupon some positions go to other experts;
+    # two texts are 3.9 apart, this 0.07.
+    plain = convert(run_nibble, packed, tmp_path / "f32.gguf", "--outtype", "f32")
+    tokens = np.arange(2 * CTX, dtype=np.int32).reshape(2, CTX)
+    ours, exact = llama_log_probs(path, tokens, tmp_path), llama_log_probs(plain, tokens, tmp_path)
+    assert np.median(np.abs(ours - exact)) < 0.2
 
 
 @pytest.mark.parametrize("part, change, complaint", [

@@ -192,7 +192,6 @@ TEST(HfQuantizationTest, WhatIsNotUnpackedIsRefusedByName) {
       {R"({"quant_method": "bitsandbytes"})", "quantized by bitsandbytes"},
       {R"({"quant_method": "hqq"})", "quantized by hqq"},
       {R"({"quant_method": "fp8", "weight_block_size": [128, 128]})", "quantized by fp8"},
-      {R"({"quant_method": "mxfp4"})", "quantized by mxfp4"},
       {R"({})", "a method without a name"},
       {R"({"quant_method": "gptq", "bits": 8, "group_size": 128})", "codes of 8 bits"},
       {R"({"quant_method": "gptq", "bits": 3, "group_size": 128})", "codes of 3 bits"},
