@@ -34,7 +34,7 @@ std::string family_lines() {
 std::string introduction() {
   return "Converts a downloaded Hugging Face folder (config.json, safetensors, tokenizer) into one "
          "GGUF\nfile. 4-bit codes of GPTQ, AWQ and compressed-tensors (also mxfp4) become Q4_0, "
-         "Q4_1 or MXFP4\nas they are.\n" +
+         "Q4_1 or MXFP4\nas they are, so do gpt-oss's experts in MXFP4.\n" +
          family_lines();
 }
 

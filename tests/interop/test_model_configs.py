@@ -55,6 +55,7 @@ MODELS = {
     "smollm3_3b": PUBLISHED["SmolLM3-3B"],
     "phi4_mini": PUBLISHED["Phi-4-mini"],
     "gemma2_2b": PUBLISHED["gemma-2-2b"],
+    "gpt_oss_20b": PUBLISHED["gpt-oss-20b"],
     "mistral_7b": llama(4096, 14336, 32, 32, 8, 128, 32768, False, "Mistral"),
 }
 TYPES = ["Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K", "Q2_0"]
