@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -58,10 +59,27 @@ int64_t bytes_of(int64_t values, GgmlType type) {
   return values / info.block_size * info.block_bytes;
 }
 
-int64_t kv_bytes_of_a_layer(const Lengths& lengths, const ServingOptions& options) {
-  const int64_t cells = (options.context + kCellsTogether - 1) / kCellsTogether * kCellsTogether;
+int64_t kv_bytes_of_a_layer(const Lengths& lengths, const ServingOptions& options,
+                            int64_t positions) {
+  const int64_t cells = (positions + kCellsTogether - 1) / kCellsTogether * kCellsTogether;
   return bytes_of(cells * lengths.key, options.kv_type) +
          bytes_of(cells * lengths.value, options.kv_type);
+}
+
+/// Of so many layers in a row all but the last attend to a window, 0: none does (sources: llama.cpp
+/// src/models/{gemma2,gemma3,openai-moe}.cpp).
+int64_t window_period(std::string_view architecture) {
+  if (architecture == "gemma3") return 6;
+  return architecture == "gemma2" || architecture == "gpt-oss" ? 2 : 0;
+}
+
+/// Positions whose keys and values a layer with a window keeps: llama.cpp's programs do without
+/// --swa-full (source: src/llama-kv-cache-iswa.cpp).
+int64_t window_positions(const GgufMetadata& metadata, const std::string& architecture,
+                         const ServingOptions& options) {
+  const int64_t window = metadata.get_int_or(architecture + ".attention.sliding_window",
+                                             architecture == "gemma2" ? 4096 : 0);
+  return window > 0 ? std::min(options.context, window + options.batch) : options.context;
 }
 
 /// What a recurrent layer keeps, however long the context: what its convolution still looks at, and
@@ -76,7 +94,13 @@ int64_t state_bytes(const GgufTensor& kernel, const GgufMetadata& metadata) {
 std::vector<int64_t> cache_bytes_of_layers(const GgufFile& source, const Lengths& lengths,
                                            const ServingOptions& options) {
   std::vector<int64_t> layers(static_cast<size_t>(lengths.layers),
-                              kv_bytes_of_a_layer(lengths, options));
+                              kv_bytes_of_a_layer(lengths, options, options.context));
+  const std::string architecture = source.metadata().get_string("general.architecture");
+  const auto period = static_cast<size_t>(window_period(architecture));
+  const int64_t in_window = kv_bytes_of_a_layer(
+      lengths, options, window_positions(source.metadata(), architecture, options));
+  for (size_t i = 0; period > 0 && i < layers.size(); ++i)
+    if (i % period < period - 1) layers[i] = in_window;
   for (size_t i = 0; i < layers.size(); ++i)
     if (const auto* kernel = source.find_tensor(concat("blk.", i, ".ssm_conv1d.weight")))
       layers[i] = state_bytes(*kernel, source.metadata());

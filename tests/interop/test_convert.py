@@ -522,6 +522,17 @@ def test_a_load_balance_wants_experts(run_nibble, make_model, shared, tmp_path):
     assert "has no experts" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt-oss"])
+def test_caches_of_windows_are_those_that_llama_cpp_allocates(run_nibble, run_llama, converted, name):
+    """Layers with a window keep what a batch and the window before it have."""
+    path = converted(name).path
+    _, log = run_llama("llama-completion", "-m", path, "-c", 4096, "-n", 1, "-p", "a", "-no-cnv", "-v", "-ub", 512,
+                       until="compute buffer size is")
+    taken = sum(float(size) for size in re.findall(r"KV buffer size += +([\d.]+) MiB", log)[-2:])
+    said = json.loads(run_nibble("recommend", path, "--ctx", 4096, "--json").stdout)["types"][0]["kv_bytes"]
+    assert abs(said / 2**20 - taken) < 0.011  # two numbers of two decimals
+
+
 def test_caches_of_qwen35_are_those_that_llama_cpp_allocates(run_nibble, run_llama, converted):
     """Keys and values of its one layer that attends, and the states of the others, which do not grow with the context."""
     path = converted("qwen35").path

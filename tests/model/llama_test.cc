@@ -420,17 +420,19 @@ TEST_P(Architectures, CachesOfSeveralTextsAreApart) {
   read({{0, 29}, {1, 1}, {2, 1}});
 }
 
-class Mixtures : public LlamaTest, public testing::WithParamInterface<bool> {};
-INSTANTIATE_TEST_SUITE_P(Llama, Mixtures, testing::Bool());
+class Mixtures : public LlamaTest,
+                 public testing::WithParamInterface<std::tuple<bool, const char*>> {};
+INSTANTIATE_TEST_SUITE_P(Llama, Mixtures,
+                         testing::Combine(testing::Bool(), testing::Values("qwen3moe", "gpt-oss")));
 
 TEST_P(Mixtures, LoadBalanceIsTransformersLossAndItsGradient) {
   constexpr double kWeight = 0.3;
   TinyLlama tiny;
-  tiny.take_architecture("qwen3moe");
+  tiny.take_architecture(std::get<1>(GetParam()));
   const auto model = load(tiny);
   PlainLlama plain(*model, tiny);
   for (Weight* weight : model->weights()) weight->value.requires_grad_(true);
-  model->set_activation_checkpointing(GetParam());
+  model->set_activation_checkpointing(std::get<0>(GetParam()));
   model->set_load_balance(kWeight);
   const torch::Tensor tokens = some_tokens(1, 20);
   const torch::Tensor logits = model->logits({tokens, {}})[0], wanted = plain.logits(tokens[0]);
