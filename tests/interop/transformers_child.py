@@ -11,6 +11,7 @@ that a router chooses is before the next, in logits; the least of all layers.
 make_stacked FOLDER OUT DTYPE: a checkpoint of its experts as transformers has them in
 memory.
 unpack_mxfp4 FOLDER OUT.safetensors: its stacks in MXFP4 as transformers decodes them, float32.
+gradients FOLDER TOKENS.npy OUT: those of the mean cross-entropy, saved in OUT as the weights of a model.
 log_probs_half_gelu ...: the same with GELU looked up in float16, as ggml does on a CPU.
 """
 
@@ -128,9 +129,24 @@ def log_probs(folder, tokens, out, dtype="float32", activation=None):
     np.save(out, logits.log_softmax(-1).numpy())
 
 
+def gradients(folder, tokens, out):
+    model = auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    tokens = torch.from_numpy(np.load(tokens)).long()
+    logits = model(tokens).logits[0, :-1]
+    torch.nn.functional.cross_entropy(logits, tokens[0, 1:]).backward()
+    given = (pathlib.Path(out) / "config.json").read_text()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    model.save_pretrained(out)
+    (pathlib.Path(out) / "config.json").write_text(given)
+
+
 def main():
     torch.set_num_threads(1)
-    commands = {f.__name__: f for f in (make, make_stacked, unpack_mxfp4, log_probs, log_probs_half_gelu, router_margins)}
+    commands = {f.__name__: f for f in (make, make_stacked, unpack_mxfp4, gradients, log_probs, log_probs_half_gelu, router_margins)}
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:
