@@ -108,12 +108,17 @@ std::vector<TensorSpec> llama_tensors(const LlamaOptions& options) {
   if (architecture.has_long_rope)
     for (const char* name : {kRopeDivisorsLong, kRopeDivisorsShort})
       specs.push_back({name, pairs, false});
-  for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
+  const int64_t layers = sizes.num_layers + options.mtp_layers;
+  for (int64_t layer = 0; layer < layers; ++layer)
     for (const LlamaTensorRow& row : llama_tensor_rows())
       if (const Presence presence = row.presence(architecture, sizes.delta.is_in(layer));
           presence != Presence::kNone)
         specs.push_back(
             spec(layer_tensor(layer, row), row.row_length, row.rows, presence, row.is_stack()));
+  for (int64_t layer = sizes.num_layers; layer < layers; ++layer)
+    for (const LlamaModelTensor& tensor : llama_mtp_tensors())
+      specs.push_back(spec(concat("blk.", layer, '.', tensor.name), tensor.row_length, tensor.rows,
+                           tensor.presence));
   return specs;
 }
 

@@ -110,11 +110,14 @@ void read_scales(const GgufMetadata& metadata, LlamaOptions& options) {
 
 void read_delta_net(const GgufMetadata& metadata, LlamaOptions& options) {
   const std::string& architecture = options.shape.architecture;
+  int64_t& layers = options.shape.num_layers;
+  options.delta = read_delta_net_sizes(metadata, architecture, layers);
   const std::string key = architecture + ".nextn_predict_layers";
-  check(metadata.get_int_or(key, 0) == 0, "key '", key,
-        "' is set: nibble has no layers that predict further tokens; llama.cpp's converter leaves "
-        "them out with --no-mtp, nibble convert always");
-  options.delta = read_delta_net_sizes(metadata, architecture, options.shape.num_layers);
+  options.mtp_layers = metadata.get_int_or(key, 0);
+  check(options.mtp_layers >= 0 && options.mtp_layers < layers, "key '", key, "' is ",
+        options.mtp_layers, ", of ", layers, " layers");
+  layers -= options.mtp_layers;
+  options.delta.layers.resize(static_cast<size_t>(layers));
   options.delta.shares_neighbours = options.architecture.keeps_value_heads;
 }
 

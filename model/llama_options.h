@@ -14,6 +14,8 @@ namespace nibble {
 
 struct LlamaOptions {
   ModelShape shape;
+  /// That predict further tokens: blocks of the file after the model's, which has no part in them.
+  int64_t mtp_layers = 0;
   int64_t first_block = 0;  // of a model that has some of them: shape.num_layers from here on
   int64_t num_heads = 0, num_kv_heads = 0, head_size = 0, feed_forward = 0;
   /// Of a mixture: experts that a position goes through, and how wide each of them is.

@@ -167,6 +167,13 @@ constexpr LlamaModelTensor kModelTensors[] = {
     {kOutput, "lm_head.weight", kWidth, LlamaSize::kVocab, Presence::kOptional},
 };
 
+constexpr LlamaModelTensor kMtpTensors[] = {
+    {"nextn.eh_proj.weight", "mtp.fc.weight", LlamaSize::kTwoWidths, kWidth, Presence::kRequired},
+    {"nextn.enorm.weight", "mtp.pre_fc_norm_embedding.weight", kWidth, kOne, Presence::kRequired},
+    {"nextn.hnorm.weight", "mtp.pre_fc_norm_hidden.weight", kWidth, kOne, Presence::kRequired},
+    {"nextn.shared_head_norm.weight", "mtp.norm.weight", kWidth, kOne, Presence::kOptional},
+};
+
 constexpr LlamaArchitecture kArchitectures[] = {
     {.name = "llama", .bit = kLlama},
     {.name = "qwen2", .bit = kQwen2, .turns_halves = true},
@@ -226,6 +233,8 @@ int64_t LlamaSizes::of(LlamaSize size) const {
       return 1;
     case LlamaSize::kWidth:
       return width;
+    case LlamaSize::kTwoWidths:
+      return 2 * width;
     case LlamaSize::kVocab:
       return vocab_size;
     case LlamaSize::kQuery:
@@ -275,6 +284,8 @@ Presence LlamaTensorRow::presence(const LlamaArchitecture& architecture, bool ha
 std::span<const LlamaTensorRow> llama_tensor_rows() { return kRows; }
 
 std::span<const LlamaModelTensor> llama_model_tensors() { return kModelTensors; }
+
+std::span<const LlamaModelTensor> llama_mtp_tensors() { return kMtpTensors; }
 
 std::span<const LlamaArchitecture> llama_architectures() { return kArchitectures; }
 

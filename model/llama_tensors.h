@@ -55,6 +55,7 @@ enum class LlamaSize {
   kOne,
   kSingle,  // a matrix of one row
   kWidth,
+  kTwoWidths,
   kVocab,
   kQuery,
   kKey,
@@ -157,6 +158,10 @@ struct LlamaArchitecture {
 std::span<const LlamaTensorRow> llama_tensor_rows();
 /// But for the divisors of angles, which are no part of Hugging Face's checkpoints.
 std::span<const LlamaModelTensor> llama_model_tensors();
+/// What a layer that predicts further tokens (MTP) has besides the tensors of one that attends, of
+/// architectures with delta nets: GGUF's names after "blk.<n>." where n counts on from the model's
+/// layers, checkpoints' names (source: llama.cpp src/models/qwen35.cpp).
+std::span<const LlamaModelTensor> llama_mtp_tensors();
 std::span<const LlamaArchitecture> llama_architectures();
 /// By GGUF's name; nullptr when nibble does not have it. One name can stand for two: a llama, and a
 /// llama with experts (Mixtral).

@@ -107,7 +107,9 @@ int run_convert(int argc, char** argv) {
                         text()->default_value("auto"), "TYPE")(
       "adapter", "folder of a PEFT LoRA adapter, merged in float32", text(), "FOLDER")(
       "pre", "llama.cpp's name of the pre-tokenizer, where the folder's is not recognized", text(),
-      "NAME")("json", "print one JSON object on stdout")("q,quiet", "no progress bar, no notes");
+      "NAME")("mtp",
+              "with the layers that predict further tokens (mtp.*): carried through, not trained")(
+      "json", "print one JSON object on stdout")("q,quiet", "no progress bar, no notes");
   add_part_size_option(options);
   options.add_options("words")("folder", "", text())("out", "", text());
   options.parse_positional({"folder", "out"});
@@ -121,7 +123,8 @@ int run_convert(int argc, char** argv) {
   const HfConverted result =
       convert_hf(folder, out,
                  {type_argument(*arguments), text_or_empty(*arguments, "pre"),
-                  text_or_empty(*arguments, "adapter"), part_size_argument(*arguments)});
+                  text_or_empty(*arguments, "adapter"), part_size_argument(*arguments),
+                  arguments->count("mtp") > 0});
   if (arguments->count("json") > 0)
     std::cout << result_json(result);
   else

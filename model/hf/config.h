@@ -32,6 +32,8 @@ struct HfConfig {
   double attention_cap = 0, logit_cap = 0;  // of scores and of logits; 0: none
   /// granite's multipliers; logits are divided by theirs.
   double attention_scale = 1, embedding_scale = 1, residual_scale = 1, logit_scale = 1;
+  /// That predict further tokens and are converted too.
+  int64_t mtp_layers = 0;
   /// qwen35's: each such layer attends, where sizes.delta.layers says nothing else.
   int64_t full_attention_interval = 0;
 };

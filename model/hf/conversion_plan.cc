@@ -28,8 +28,8 @@ bool is_left_out(const std::string& name) {
          name.ends_with(".attention.bias");
 }
 
-/// Qwen3.5's layers that predict further tokens.
-bool predicts_further(const std::string& name, const HfConfig& config) {
+/// Of the layers that predict further tokens, of families that have them.
+bool is_of_mtp(const std::string& name, const HfConfig& config) {
   return config.architecture->delta_bit != 0 && name.starts_with("mtp.");
 }
 
@@ -50,8 +50,8 @@ class Planner {
     const std::string name = text_tensor_name(matrix.empty() ? tensor.entry->name : matrix);
     if (name.empty()) has_other_parts_ = true;
     if (name.empty() || is_left_out(name)) return true;
-    if (predicts_further(name, config_)) {
-      ++num_further_;
+    if (config_.mtp_layers == 0 && is_of_mtp(name, config_)) {
+      ++num_mtp_;
       return true;
     }
     const auto places = wanted_.find(name);
@@ -75,9 +75,10 @@ class Planner {
   void note_left_out() const {
     if (has_other_parts_)
       note(source_.folder, ": the tower that sees is left out: the file holds the language model");
-    if (num_further_ > 0)
-      note(source_.folder, ": ", num_further_,
-           " tensors mtp.* are left out: the file predicts one token at a time");
+    if (num_mtp_ > 0)
+      note(source_.folder, ": ", num_mtp_,
+           " tensors mtp.* are left out: the file predicts one token at a time; nibble convert "
+           "--mtp carries them through");
   }
 
   /// Those that the checkpoint has.
@@ -145,7 +146,7 @@ class Planner {
   std::vector<HfJob> jobs_;
   std::set<std::string> replaced_;
   bool has_other_parts_ = false;
-  int64_t num_further_ = 0;
+  int64_t num_mtp_ = 0;
 };
 
 /// The type that has the codes of all parts as they are.
@@ -237,6 +238,20 @@ bool HfSource::is_made_up_bias(const Tensor& tensor) const {
   const std::string matrix = name.substr(0, name.size() - kBias.size()) + ".weight";
   return checkpoint.find(packed_codes_of(*quantization, matrix)) &&
          std::all_of(data.begin(), data.end(), [](std::byte byte) { return byte == std::byte{}; });
+}
+
+int64_t HfSource::count_mtp_layers(const HfConfig& config) const {
+  bool found = false;
+  for (const Tensor& tensor : checkpoint.tensors()) {
+    const std::string name = text_tensor_name(tensor.entry->name);
+    if (!is_of_mtp(name, config)) continue;
+    found = true;
+    check(!name.starts_with("mtp.layers.") || name.starts_with("mtp.layers.0."), frame_of(tensor),
+          ": is of a second layer that predicts further tokens; llama.cpp loads files of one");
+  }
+  check(found, folder, ": a ", config.family,
+        " without tensors mtp.*: there are no layers that predict further tokens");
+  return 1;
 }
 
 GgmlType HfSource::stored_type() const {

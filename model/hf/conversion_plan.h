@@ -31,6 +31,9 @@ struct HfSource {
   /// Whether it is the bias of zeros that GPTQ's programs gave each packed matrix, which the model
   /// does not have.
   bool is_made_up_bias(const HfCheckpoint::Tensor& tensor) const;
+  /// Layers that predict further tokens. Throws where there are none, or more than one: llama.cpp
+  /// loads no file of them.
+  int64_t count_mtp_layers(const HfConfig& config) const;
   /// The type of the first matrix by name that is not packed, which stands for all.
   GgmlType stored_type() const;
 };

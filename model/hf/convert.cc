@@ -289,8 +289,9 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   const std::string config_path = folder + "/config.json";
   const auto json = read_json_file(config_path);
   check(json.has_value(), folder, ": has no config.json: no folder of a Hugging Face model");
-  const HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
+  HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
   HfSource source{folder, HfCheckpoint::open(folder), read_hf_quantization(folder, *json), {}};
+  if (options.has_mtp) config.mtp_layers = source.count_mtp_layers(config);
   if (!options.adapter.empty()) source.adapter = HfAdapter::open(options.adapter);
   HfConverted result;
   result.family = config.family;

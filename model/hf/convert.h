@@ -27,6 +27,7 @@ struct HfConversion {
   std::string pre;  // tokenizer.ggml.pre, where the tokenizer is not recognized; "": by itself
   std::string adapter{};       // folder of a PEFT adapter to merge; "": none
   int64_t max_part_bytes = 0;  // of tensor data in one file; 0: there is one
+  bool has_mtp = false;        // with the layers that predict further tokens
 };
 
 /// How far packed weights were moved, by scales and minimums that float16 cannot hold.

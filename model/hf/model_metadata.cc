@@ -69,14 +69,15 @@ GgufMetadata gemma2_metadata(const HfConfig& config, uint32_t file_type) {
 
 void set_delta_net(const HfConfig& config, Keys& keys) {
   const DeltaNetSizes& delta = config.sizes.delta;
+  if (config.mtp_layers > 0) keys.set("nextn_predict_layers", config.mtp_layers);
+  std::vector<uint8_t> recurrent(delta.layers.begin(), delta.layers.end());
+  for (int64_t i = 0; i < config.mtp_layers; ++i) recurrent.push_back(0);
   keys.set("ssm.conv_kernel", delta.kernel);
   keys.set("ssm.state_size", delta.head_size);
   keys.set("ssm.group_count", delta.key_heads);
   keys.set("ssm.time_step_rank", delta.value_heads);
   keys.set("ssm.inner_size", delta.value());
-  keys.set_array(
-      "attention.recurrent_layers",
-      {GgufValueType::kBool, std::vector<uint8_t>(delta.layers.begin(), delta.layers.end())});
+  keys.set_array("attention.recurrent_layers", {GgufValueType::kBool, std::move(recurrent)});
   keys.set("full_attention_interval", config.full_attention_interval);
   keys.set("rope.dimension_count", config.rope.dimensions);
   // What the configuration class takes where nothing is said.
@@ -92,7 +93,7 @@ GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type) {
   if (config.architecture->name == "gemma2") return gemma2_metadata(config, file_type);
   Keys keys(config);
   const LlamaSizes& sizes = config.sizes;
-  keys.set("block_count", sizes.num_layers);
+  keys.set("block_count", sizes.num_layers + config.mtp_layers);
   keys.set("context_length", config.context_length);
   keys.set("embedding_length", sizes.width);
   if (sizes.feed_forward > 0) keys.set("feed_forward_length", sizes.feed_forward);

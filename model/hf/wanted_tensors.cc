@@ -14,9 +14,9 @@ using L = LlamaLayer;
 HfChange change_of(std::string_view hf_name, const LlamaArchitecture& architecture) {
   if (hf_name.ends_with(".A_log")) return HfChange::kMinusExp;
   const bool adds_one = architecture.is_gemma || architecture.delta_bit != 0;
-  return adds_one && hf_name.ends_with("norm.weight") && hf_name != "linear_attn.norm.weight"
-             ? HfChange::kAddOne
-             : HfChange::kNone;
+  const bool is_norm = hf_name.ends_with("norm.weight") || hf_name.starts_with("mtp.pre_fc_norm_");
+  return adds_one && is_norm && hf_name != "linear_attn.norm.weight" ? HfChange::kAddOne
+                                                                     : HfChange::kNone;
 }
 
 }  // namespace
@@ -50,17 +50,28 @@ int64_t WantedTensors::Target::source_row(int64_t row) const {
 }
 
 WantedTensors::WantedTensors(const HfConfig& config) : config_(config) {
-  for (const LlamaModelTensor& tensor : llama_model_tensors()) {
-    if (config_.architecture->is_always_tied && std::string_view(tensor.name) == kOutput) continue;
-    Target target{tensor.name, tensor.hf_name, config_.sizes.of(tensor.row_length),
-                  config_.sizes.of(tensor.rows)};
-    target.is_matrix = tensor.rows != LlamaSize::kOne;
-    target.required = tensor.presence == Presence::kRequired || !config_.tied;
-    target.change = change_of(tensor.hf_name, *config_.architecture);
-    add(std::move(target));
+  for (const LlamaModelTensor& tensor : llama_model_tensors())
+    if (!config_.architecture->is_always_tied || std::string_view(tensor.name) != kOutput)
+      add_single(tensor, "");
+  const int64_t layers = config_.sizes.num_layers;
+  for (int64_t layer = 0; layer < layers; ++layer)
+    for (const LlamaTensorRow& row : llama_tensor_rows())
+      add_layer(row, layer, concat("model.layers.", layer, '.'));
+  for (int64_t i = 0; i < config_.mtp_layers; ++i) {
+    for (const LlamaTensorRow& row : llama_tensor_rows())
+      add_layer(row, layers + i, concat("mtp.layers.", i, '.'));
+    for (const LlamaModelTensor& tensor : llama_mtp_tensors())
+      add_single(tensor, concat("blk.", layers + i, '.'));
   }
-  for (int64_t layer = 0; layer < config_.sizes.num_layers; ++layer)
-    for (const LlamaTensorRow& row : llama_tensor_rows()) add_layer(row, layer);
+}
+
+void WantedTensors::add_single(const LlamaModelTensor& tensor, const std::string& prefix) {
+  Target target{prefix + tensor.name, tensor.hf_name, config_.sizes.of(tensor.row_length),
+                config_.sizes.of(tensor.rows)};
+  target.is_matrix = tensor.rows != LlamaSize::kOne;
+  target.required = std::string_view(tensor.name) != kOutput || !config_.tied;
+  target.change = change_of(tensor.hf_name, *config_.architecture);
+  add(std::move(target));
 }
 
 std::span<const WantedTensors::Place> WantedTensors::find(const std::string& hf_name) const {
@@ -68,7 +79,7 @@ std::span<const WantedTensors::Place> WantedTensors::find(const std::string& hf_
   return found == places_.end() ? std::span<const Place>() : found->second;
 }
 
-void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
+void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer, const std::string& prefix) {
   const LlamaSizes& sizes = config_.sizes;
   const Presence presence = row.presence(*config_.architecture, sizes.delta.is_in(layer));
   const bool bias = presence == Presence::kOptional;
@@ -76,7 +87,6 @@ void WantedTensors::add_layer(const LlamaTensorRow& row, int64_t layer) {
                             ? config_.attention_biases
                             : config_.feed_forward_biases;
   if (presence == Presence::kNone || (bias && !has_bias)) return;
-  const std::string prefix = concat("model.layers.", layer, '.');
   Target target{concat("blk.", layer, '.', row.name), prefix + row.hf_name,
                 sizes.of(row.row_length), sizes.of(row.rows)};
   target.is_matrix = row.rows != LlamaSize::kOne;

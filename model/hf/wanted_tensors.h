@@ -85,7 +85,9 @@ class WantedTensors {
   std::span<const Place> find(const std::string& hf_name) const;
 
  private:
-  void add_layer(const LlamaTensorRow& row, int64_t layer);
+  /// `prefix`: what its names in the checkpoint begin with.
+  void add_layer(const LlamaTensorRow& row, int64_t layer, const std::string& prefix);
+  void add_single(const LlamaModelTensor& tensor, const std::string& prefix);
   void order_value_heads(const LlamaTensorRow& row, Target& target) const;
   void split_key_heads(const LlamaTensorRow& row, Target& target) const;
   void add(Target target);

@@ -68,6 +68,15 @@ bool is_same(const GgufMetadata& file, const GgufMetadata& wanted, const std::st
   return is_number ? file.get_float(key) == wanted.get_float(key) : *file.find(key) == value;
 }
 
+/// With --mtp convert.cc makes files of one such layer.
+int64_t mtp_layers_of(const GgufFile& file, const LlamaArchitecture& architecture) {
+  const std::string key = concat(architecture.name, ".nextn_predict_layers");
+  const int64_t found = file.metadata().get_int_or(key, 0);
+  check(found == 0 || found == 1, file.path(), ": key '", key, "' is ", found,
+        "; a folder has one such layer");
+  return found;
+}
+
 /// That both say the same of the model, as far as the file says it.
 void check_same_model(const GgufMetadata& file, const HfConfig& config) {
   const std::string architecture = file.get_string("general.architecture");
@@ -303,7 +312,9 @@ HfWritten write_hf_folder(const GgufFile& file, const std::string& out, const Hf
   const std::string config_path = writing.like + "/config.json";
   const auto json = read_json_file(config_path);
   check(json.has_value(), writing.like, ": has no config.json: no folder of a Hugging Face model");
-  const HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
+  HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
+  if (config.architecture->delta_bit != 0)
+    config.mtp_layers = mtp_layers_of(file, *config.architecture);
   check(!json->contains("text_config"), config_path,
         ": the model sees too, and the file holds its language model only");
   const WantedTensors wanted(config);

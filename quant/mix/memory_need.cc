@@ -104,6 +104,10 @@ std::vector<int64_t> cache_bytes_of_layers(const GgufFile& source, const Lengths
   for (size_t i = 0; i < layers.size(); ++i)
     if (const auto* kernel = source.find_tensor(concat("blk.", i, ".ssm_conv1d.weight")))
       layers[i] = state_bytes(*kernel, source.metadata());
+  // Layers that predict further tokens attend in a context of their own, where one is asked for.
+  const int64_t mtp = source.metadata().get_int_or(architecture + ".nextn_predict_layers", 0);
+  for (int64_t i = 0; i < std::min(mtp, lengths.layers); ++i)
+    layers[static_cast<size_t>(lengths.layers - 1 - i)] = 0;
   return layers;
 }
 

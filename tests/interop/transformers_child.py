@@ -62,16 +62,22 @@ def make(folder, seed, dtype, shard_size):
         (folder / "config.json").write_text(given)  # as transformers 4 wrote it
     (folder / "generation_config.json").unlink(missing_ok=True)
     weights = folder / "model.safetensors"
-    if "mtp_num_hidden_layers" in given and weights.exists():
-        add_further_token_layer(weights)
+    if "linear_num_key_heads" in given and weights.exists():
+        add_mtp_layer(weights)
 
 
-def add_further_token_layer(weights):
-    """Of the layers that predict further tokens, which transformers does not have, enough to be left out."""
+def add_mtp_layer(weights):
+    """The layer that predicts further tokens, which transformers does not have: one that attends, and four tensors of its
+    own."""
     tensors = safetensors.torch.load_file(weights)
-    width = tensors["model.norm.weight"].shape[0]
-    tensors["mtp.fc.weight"] = torch.ones(width, 2 * width)
-    tensors["mtp.layers.0.input_layernorm.weight"] = torch.ones(width)
+    attends = next(name for name in tensors if name.endswith("self_attn.q_proj.weight")).split("self_attn")[0]
+    norm = tensors["model.norm.weight"]
+    like = {name.replace(attends, "mtp.layers.0."): tensor for name, tensor in tensors.items() if name.startswith(attends)}
+    like["mtp.fc.weight"] = norm.new_empty(len(norm), 2 * len(norm))
+    like |= {f"mtp.{name}.weight": norm for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+    generator = torch.Generator().manual_seed(len(tensors))
+    for name, tensor in like.items():
+        tensors[name] = (0.2 * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
     safetensors.torch.save_file(tensors, weights, {"format": "pt"})
 
 

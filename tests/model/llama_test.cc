@@ -616,8 +616,16 @@ TEST_F(LlamaTest, MistakesInTheFileAreNamed) {
   tiny.take_architecture("qwen35");
   tiny.missing = {"blk.2.ssm_conv1d.weight"};
   expect_complaint(tiny, {"blk.2.ssm_conv1d.weight", "[4 x 48]", "missing"});
+
+  // Of five layers one that predicts further tokens has attention and four tensors more.
+  tiny = {};
+  tiny.take_architecture("qwen35");
   tiny.extra.set("qwen35.nextn_predict_layers", uint32_t{1});
-  expect_complaint(tiny, {"qwen35.nextn_predict_layers", "predict further tokens"});
+  expect_complaint(tiny, {"blk.4.attn_q.weight", "missing"});
+  tiny.extra.set("qwen35.nextn_predict_layers", uint32_t{5});
+  expect_complaint(tiny, {"qwen35.nextn_predict_layers", "5, of 5 layers"});
+  tiny.extra.set("qwen35.nextn_predict_layers", int32_t{-1});
+  expect_complaint(tiny, {"qwen35.nextn_predict_layers", "-1, of 5 layers"});
 
   tiny = {};
   tiny.extra.set("llama.expert_count", uint32_t{8});
