@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <span>
 #include <utility>
@@ -10,21 +11,38 @@
 
 #include "base/checksum.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "base/progress.h"
 #include "base/version.h"
 #include "export/parity.h"
 #include "export/sha256.h"
 #include "quant/format/rows.h"
+#include "quant/mix/rules.h"
 
 namespace nibble {
 namespace {
+
+// Blocks and the hash of what they decode to.
+struct Packed {
+  std::vector<std::byte> blocks;
+  uint64_t hash = 0;
+};
 
 // One tensor on its way: what the plan wants, where its values come from.
 struct Job {
   const GgufTensor* source;
   const TrainedTensor* trained;  // nullptr: the source's values are kept
   GgmlType target;
+  std::optional<Packed> rounded = {};  // in the place of the source's values
 };
+
+// Whether it is of the last blocks, which predict further tokens and which no run trains.
+bool is_of_mtp(const std::string& tensor, const GgufMetadata& metadata) {
+  const std::string prefix = metadata.get_string_or("general.architecture", "") + '.';
+  const int64_t layers = metadata.get_int_or(prefix + "nextn_predict_layers", 0);
+  const std::optional<int64_t> block = layer_of(tensor);
+  return layers > 0 && block && *block >= metadata.get_int(prefix + "block_count") - layers;
+}
 
 // "[64, 512]", without the trailing sizes of 1 that make no difference.
 std::string shape_text(std::vector<int64_t> shape) {
@@ -71,11 +89,38 @@ std::vector<std::byte> copy_bytes(std::span<const std::byte> bytes) {
   return {bytes.begin(), bytes.end()};
 }
 
-// Blocks and the hash of what they decode to.
-struct Packed {
-  std::vector<std::byte> blocks;
-  uint64_t hash = 0;
-};
+std::vector<float> decoded(const GgufTensor& tensor) {
+  std::vector<float> weights(tensor.num_weights());
+  decode_tensor(tensor.type, tensor.data, weights);
+  return weights;
+}
+
+// As nibble quantize does it.
+Packed round_untrained(const GgufTensor& source, GgmlType target) {
+  Packed packed;
+  packed.blocks =
+      encode_tensor(target, decoded(source), source.row_length(), {}, EncodeMethod::kSearch);
+  std::vector<float> weights(source.num_weights());
+  decode_tensor(target, packed.blocks, weights);
+  packed.hash = content_hash(weights);
+  return packed;
+}
+
+// What predicts further tokens, where the plan does not keep its values.
+void round_mtp(const GgufFile& source, std::vector<Job>& jobs) {
+  int64_t count = 0;
+  for (Job& job : jobs) {
+    const bool is_kept = job.target == job.source->type || job.target == GgmlType::kF32;
+    if (job.trained || is_kept || !is_of_mtp(job.source->name, source.metadata())) continue;
+    job.rounded = with_frame(concat("tensor '", job.source->name, "'"),
+                             [&] { return round_untrained(*job.source, job.target); });
+    ++count;
+  }
+  if (count > 0)
+    note(
+        count,
+        " tensors that predict further tokens are carried through, rounded: they were not trained");
+}
 
 Packed pack_trained(const TrainedTensor& tensor, int64_t row_length) {
   const torch::Tensor wanted = materialized(tensor);
@@ -91,8 +136,7 @@ Packed pack_trained(const TrainedTensor& tensor, int64_t row_length) {
 }
 
 Packed pack_untrained(const GgufTensor& source, GgmlType target) {
-  std::vector<float> weights(source.num_weights());
-  decode_tensor(source.type, source.data, weights);
+  const std::vector<float> weights = decoded(source);
   Packed packed;
   packed.blocks = target == source.type ? copy_bytes(source.data)
                                         : encode_tensor(target, weights, source.row_length(), {},
@@ -103,7 +147,8 @@ Packed pack_untrained(const GgufTensor& source, GgmlType target) {
   return packed;
 }
 
-Packed pack(const Job& job) {
+Packed pack(Job& job) {
+  if (job.rounded) return std::move(*job.rounded);
   return with_frame(concat("tensor '", job.source->name, "'"), [&] {
     return job.trained != nullptr ? pack_trained(*job.trained, job.source->row_length())
                                   : pack_untrained(*job.source, job.target);
@@ -115,13 +160,10 @@ Packed pack(const Job& job) {
 std::vector<uint64_t> tensor_hashes(const std::vector<Job>& jobs) {
   std::vector<uint64_t> hashes;
   for (const Job& job : jobs) {
-    if (job.trained != nullptr) {
+    if (job.trained != nullptr)
       hashes.push_back(job.trained->materialized_hash);
-      continue;
-    }
-    std::vector<float> weights(job.source->num_weights());
-    decode_tensor(job.source->type, job.source->data, weights);
-    hashes.push_back(content_hash(weights));
+    else
+      hashes.push_back(job.rounded ? job.rounded->hash : content_hash(decoded(*job.source)));
   }
   return hashes;
 }
@@ -180,20 +222,23 @@ ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
                               const Checkpoint& checkpoint, const std::string& out_path,
                               const ExportInfo& info) {
   const auto start = std::chrono::steady_clock::now();
-  const std::vector<Job> jobs = plan_jobs(source, plan, checkpoint);
+  std::vector<Job> jobs = plan_jobs(source, plan, checkpoint);
+  round_mtp(source, jobs);
   std::vector<GgufWriter::Tensor> table;
   for (const Job& job : jobs) table.push_back({job.source->name, job.source->shape, job.target});
   GgufWriter writer(out_path, make_metadata(source, plan, checkpoint, info, tensor_hashes(jobs)),
                     table, info.max_part_bytes);
   ExportStats stats;
   stats.paths = writer.paths();
+  int64_t num_weights = 0;
   Progress progress("export", static_cast<int64_t>(jobs.size()), "tensors");
-  for (const Job& job : jobs) {
+  for (Job& job : jobs) {
+    if (!job.rounded) stats.weights_checked += job.source->num_weights();
     const Packed packed = pack(job);
     writer.write(packed.blocks);
     stats.num_tensors += 1;
     stats.num_trained += job.trained != nullptr;
-    stats.weights_checked += job.source->num_weights();
+    num_weights += job.source->num_weights();
     stats.tensor_bytes += static_cast<int64_t>(packed.blocks.size());
     progress.update(stats.num_tensors);
   }
@@ -201,7 +246,7 @@ ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
   for (const std::string& path : stats.paths)
     stats.file_bytes += static_cast<int64_t>(std::filesystem::file_size(path));
   stats.bits_per_weight = 8.0 * static_cast<double>(stats.tensor_bytes) /
-                          static_cast<double>(std::max<int64_t>(1, stats.weights_checked));
+                          static_cast<double>(std::max<int64_t>(1, num_weights));
   stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return stats;
 }

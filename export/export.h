@@ -1,7 +1,8 @@
 // From a trained checkpoint to the GGUF file that ships. Codes and scales are derived, never
 // searched for again: every tensor's blocks are decoded and compared, weight by weight and with the
 // hash that was stored when the checkpoint was evaluated, before the file gets its name. What the
-// run did not train is carried over with its values unchanged.
+// run did not train is carried over with its values unchanged, but for layers that predict further
+// tokens, which no run trains: they are rounded as nibble quantize rounds.
 //
 // Metadata: the source's, tokenizer included, with general.file_type, general.quantization_version
 // and these of nibble's own:
@@ -44,7 +45,8 @@ struct ExportStats {
 /// tensor's blocks and weights at a time beside the checkpoint. Throws Error, and leaves an old
 /// file as it was, for a tensor whose blocks do not decode to its W^ or whose W^ has not the stored
 /// hash (tensor, row, column, wanted, found), for one that plan, checkpoint and source do not agree
-/// on, and for one that the plan quantizes but the run did not train, unless nothing is lost by it.
+/// on, and for one that the plan quantizes but the run did not train, unless nothing is lost by it
+/// or it predicts further tokens.
 ExportStats export_checkpoint(const GgufFile& source, const Plan& plan,
                               const Checkpoint& checkpoint, const std::string& out_path,
                               const ExportInfo& info);

@@ -38,10 +38,10 @@ def _add_delta_net_keys(writer, width):
 
 
 def write_skeleton(
-    path, *, layers, gqa=1, experts=0, tied=False, width=256, architecture="llama", fused=False, backwards=False
+    path, *, layers, gqa=1, experts=0, tied=False, width=256, architecture="llama", fused=False, backwards=False, mtp=0
 ):
     """A model of float16 zeros, which take no space on disk: 8 heads, gqa of them per K and V. fused: Q, K and V are
-    one matrix; backwards: the last layer comes first."""
+    one matrix; backwards: the last layer comes first; mtp: how many of the layers, the last ones, predict further tokens."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(layers)
     writer.add_context_length(256)
@@ -53,6 +53,8 @@ def write_skeleton(
     writer.add_layer_norm_eps(1e-5)
     writer.add_vocab_size(32)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    if mtp:
+        writer.add_nextn_predict_layers(mtp)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
@@ -71,7 +73,9 @@ def write_skeleton(
         if is_hybrid:
             attention = [name for name in of_layer if name.startswith("attn_")]
             of_layer["attn_q"] = (2 * width, width)
-            if layer % 4 < 3:
+            if layer >= layers - mtp:
+                of_layer |= {"nextn.eh_proj": (width, 2 * width), "nextn.enorm": (width,)}
+            elif layer % 4 < 3:
                 of_layer = {name: shape for name, shape in of_layer.items() if name not in attention}
                 of_layer.update(_delta_net_shapes(architecture, width))
             if experts:

@@ -125,6 +125,14 @@ def test_qwen35(file_types, tmp_path):
     assert_same_plans(skeletons(tmp_path, variants), file_types)
 
 
+def test_layers_that_predict_further_tokens(file_types, tmp_path):
+    assert_same_plans(skeletons(tmp_path, [
+        {"architecture": architecture, "layers": layers + 1, "mtp": 1, "gqa": 8, "experts": experts, "width": width}
+        for architecture, layers, experts in [("qwen35", 24, 0), ("qwen35moe", 40, 4), ("qwen3next", 48, 4)]
+        for width in (256, 320)
+    ]), file_types)
+
+
 def test_gpt_oss(file_types, tmp_path):
     """As many experts as the published ones; rows that every block divides, and that super-blocks and Q1_0's do not."""
     refused = assert_same_plans(skeletons(tmp_path, [

@@ -121,3 +121,41 @@ def test_what_cannot_be_carried_through_is_named(run_nibble, make_model, change,
     result = run_nibble("convert", folder, tmp_path / "out.gguf", "--mtp")
     assert result.returncode == 1 and said in result.stderr, result.stderr
     assert not (tmp_path / "out.gguf").exists()
+
+
+CARRIED = "tensors that predict further tokens are carried through, rounded: they were not trained"
+
+
+@pytest.mark.parametrize("name", ["qwen35", "qwen3next"])
+def test_training_leaves_it_and_export_rounds_it(run_nibble, pair, shared, name, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(text_of(shared).read_text()[:60_000])
+    exported = []
+    for path in pair(name):
+        config, out = tmp_path / f"{path.stem}.yaml", tmp_path / f"{path.stem}-q4.gguf"
+        config.write_text(
+            f"""model: {path}
+output: {tmp_path / path.stem}
+quant: {{type: Q4_0}}
+data: {{files: ["{text}"], sequence_length: {CTX}}}
+batch_tokens: {CTX}
+max_tokens: {2 * CTX}
+"""
+        )
+        run(run_nibble, "train", config)
+        exported.append((run(run_nibble, "export", tmp_path / path.stem, out).stderr, out))
+        run(run_nibble, "verify", out, "--against", tmp_path / path.stem)
+    (said_without, without), (said, with_mtp) = exported
+    assert CARRIED in said and CARRIED not in said_without
+    assert np.array_equal(*(llama_log_probs(path, some_tokens(), tmp_path) for path in (without, with_mtp)))
+
+    trained, carried = tensors_in(without), tensors_in(with_mtp)
+    run(run_nibble, "quantize", "-q", pair(name)[1], tmp_path / "search.gguf", "Q4_0")
+    search = tensors_in(tmp_path / "search.gguf")
+    source = tensors_in(pair(name)[1])
+    rounded = [tensor for tensor in carried.keys() - trained.keys() if carried[tensor].tensor_type != source[tensor].tensor_type]
+    assert "blk.5.nextn.eh_proj.weight" in rounded and len(rounded) == int(re.search(rf"(\d+) {CARRIED}", said).group(1))
+    for tensor, packed in carried.items():
+        wanted = trained.get(tensor, search[tensor])
+        assert packed.tensor_type == wanted.tensor_type and packed.data.tobytes() == wanted.data.tobytes(), tensor
+    assert any(trained[tensor].data.tobytes() != search[tensor].data.tobytes() for tensor in trained)
