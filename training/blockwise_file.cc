@@ -1,5 +1,6 @@
 #include "training/blockwise_file.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <utility>
@@ -19,9 +20,10 @@ class OnDemand {
 
   std::optional<std::vector<std::byte>> bytes(const PlanEntry& entry) {
     const std::optional<int64_t> block = layer_of(entry.tensor);
-    for (; block && trained_ <= *block; ++trained_) keep(stage_.train_block().tensors);
+    const int64_t last = std::min(block.value_or(-1), stage_.num_blocks() - 1);
+    for (; trained_ <= last; ++trained_) keep(stage_.train_block().tensors);
     auto found = kept_.extract(entry.tensor);
-    if (found.empty()) return std::nullopt;  // a constant, which no model trains
+    if (found.empty()) return std::nullopt;  // what no model trains
     return std::move(found.mapped());
   }
 

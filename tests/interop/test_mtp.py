@@ -159,3 +159,17 @@ max_tokens: {2 * CTX}
         wanted = trained.get(tensor, search[tensor])
         assert packed.tensor_type == wanted.tensor_type and packed.data.tobytes() == wanted.data.tobytes(), tensor
     assert any(trained[tensor].data.tobytes() != search[tensor].data.tobytes() for tensor in trained)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "blockwise"])
+def test_methods_that_look_at_texts_round_it_as_search_does(run_nibble, pair, shared, method, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(text_of(shared).read_text()[:20_000])
+    quantized = []
+    for path in pair("qwen35"):
+        quantized.append(tmp_path / f"{path.stem}-q4.gguf")
+        run(run_nibble, "quantize", "-q", path, quantized[-1], "Q4_0", "--method", method, "--calibration", text,
+            "--calibration-tokens", 1024)
+    run(run_nibble, "quantize", "-q", pair("qwen35")[1], tmp_path / "search.gguf", "Q4_0")
+    without, with_mtp, search = map(tensors_in, (*quantized, tmp_path / "search.gguf"))
+    assert all(packed.data.tobytes() == without.get(name, search[name]).data.tobytes() for name, packed in with_mtp.items())
