@@ -1,5 +1,5 @@
-"""The layer of Qwen3.5 and Qwen3-Next that predicts further tokens: llama.cpp's own converter makes the same file of it,
-llama.cpp loads it, and everything that nibble computes is what it computes without."""
+"""The layer of Qwen3.5 and Qwen3-Next that predicts further tokens: llama.cpp's own converter makes the same file of
+it, llama.cpp loads it, and everything that nibble computes is what it computes without."""
 
 import json
 import re
@@ -114,7 +114,8 @@ def renamed(folder, out, change):
 @pytest.mark.parametrize("change, said", [
     (lambda name: None if name.startswith("mtp.") else name, "a Qwen3_5ForCausalLM without tensors mtp.*"),
     (lambda name: None if name == "mtp.fc.weight" else name, "tensor 'mtp.fc.weight' is missing"),
-    (lambda name: name.replace("mtp.layers.0.mlp.up", "mtp.layers.1.mlp.up"), "tensor 'mtp.layers.1.mlp.up_proj.weight'"),
+    (lambda name: name.replace("mtp.layers.0.mlp.up", "mtp.layers.1.mlp.up"),
+     "tensor 'mtp.layers.1.mlp.up_proj.weight'"),
 ])
 def test_what_cannot_be_carried_through_is_named(run_nibble, make_model, change, said, tmp_path):  # noqa: F811
     folder = renamed(make_model("qwen35"), tmp_path / "model", change)
@@ -153,8 +154,10 @@ max_tokens: {2 * CTX}
     run(run_nibble, "quantize", "-q", pair(name)[1], tmp_path / "search.gguf", "Q4_0")
     search = tensors_in(tmp_path / "search.gguf")
     source = tensors_in(pair(name)[1])
-    rounded = [tensor for tensor in carried.keys() - trained.keys() if carried[tensor].tensor_type != source[tensor].tensor_type]
-    assert "blk.5.nextn.eh_proj.weight" in rounded and len(rounded) == int(re.search(rf"(\d+) {CARRIED}", said).group(1))
+    rounded = [tensor for tensor in carried.keys() - trained.keys()
+               if carried[tensor].tensor_type != source[tensor].tensor_type]
+    assert "blk.5.nextn.eh_proj.weight" in rounded
+    assert len(rounded) == int(re.search(rf"(\d+) {CARRIED}", said).group(1))
     for tensor, packed in carried.items():
         wanted = trained.get(tensor, search[tensor])
         assert packed.tensor_type == wanted.tensor_type and packed.data.tobytes() == wanted.data.tobytes(), tensor
@@ -172,4 +175,5 @@ def test_methods_that_look_at_texts_round_it_as_search_does(run_nibble, pair, sh
             "--calibration-tokens", 1024)
     run(run_nibble, "quantize", "-q", pair("qwen35")[1], tmp_path / "search.gguf", "Q4_0")
     without, with_mtp, search = map(tensors_in, (*quantized, tmp_path / "search.gguf"))
-    assert all(packed.data.tobytes() == without.get(name, search[name]).data.tobytes() for name, packed in with_mtp.items())
+    for name, packed in with_mtp.items():
+        assert packed.data.tobytes() == without.get(name, search[name]).data.tobytes(), name

@@ -67,12 +67,14 @@ def make(folder, seed, dtype, shard_size):
 
 
 def add_mtp_layer(weights):
-    """The layer that predicts further tokens, which transformers does not have: one that attends, and four tensors of its
-    own."""
+    """The layer that predicts further tokens, which transformers does not have: one that attends, and four tensors of
+    its own."""
     tensors = safetensors.torch.load_file(weights)
     attends = next(name for name in tensors if name.endswith("self_attn.q_proj.weight")).split("self_attn")[0]
     norm = tensors["model.norm.weight"]
-    like = {name.replace(attends, "mtp.layers.0."): tensor for name, tensor in tensors.items() if name.startswith(attends)}
+    like = {
+        name.replace(attends, "mtp.layers.0."): tensor for name, tensor in tensors.items() if name.startswith(attends)
+    }
     like["mtp.fc.weight"] = norm.new_empty(len(norm), 2 * len(norm))
     like |= {f"mtp.{name}.weight": norm for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
     generator = torch.Generator().manual_seed(len(tensors))
