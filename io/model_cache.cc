@@ -131,7 +131,8 @@ std::string find_model(const std::string& given) {
   const std::optional<Repository> repository = parse_repository(given);
   if (!repository) return given;
   const fs::path snapshot = snapshot_of(*repository);
-  if (repository->tag.empty() && fs::exists(snapshot / "config.json", error))
+  const bool is_there = !snapshot.empty();  // "" would be the working folder
+  if (is_there && repository->tag.empty() && fs::exists(snapshot / "config.json", error))
     return snapshot.string();
   const std::vector<fs::path> files = gguf_files(*repository, snapshot);
   if (files.empty())

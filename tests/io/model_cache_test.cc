@@ -96,6 +96,14 @@ TEST_F(ModelCache, WhatLlamaCppDownloadedBefore) {
   EXPECT_EQ(find_model("o/n-GGUF:q8_0"), file);
 }
 
+TEST_F(ModelCache, TheWorkingFolderIsNoSnapshot) {
+  const fs::path before = fs::current_path();
+  write_file(folder_.file("config.json"), "{}");
+  fs::current_path(folder_.path());
+  EXPECT_NE(refusal("o/n").find("hf download o/n"), std::string::npos) << refusal("o/n");
+  fs::current_path(before);
+}
+
 TEST_F(ModelCache, ABrokenLinkIsNoFile) {
   fs::remove(fs::canonical(add("o--n", "c", "n.gguf")));
   EXPECT_NE(refusal("o/n").find("hf download o/n"), std::string::npos);
