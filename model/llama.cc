@@ -449,29 +449,40 @@ torch::Tensor Llama::attended_next(size_t layer, const torch::Tensor& x,
 }
 
 torch::Tensor Llama::delta_net_next(size_t layer, const torch::Tensor& x,
-                                    const std::vector<NextTokens>& texts) const {
+                                    const std::vector<NextTokens>& texts,
+                                    const std::vector<DocumentChunks>& chunks) const {
   std::vector<torch::Tensor> parts;
   int64_t first = 0;
-  for (const NextTokens& text : texts) {
-    const int64_t start = text.cache->length(), count = text.tokens.size(0);
-    const DocumentChunks chunks = chunk_documents(
-        {at::arange(start, start + count, torch::kInt64), {count}, count}, device());
-    parts.push_back(delta_net(layers_[layer], x.narrow(0, first, count), chunks,
-                              &dynamic_cast<LlamaCache&>(*text.cache).state(layer)));
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const int64_t count = texts[i].tokens.size(0);
+    parts.push_back(delta_net(layers_[layer], x.narrow(0, first, count), chunks[i],
+                              &dynamic_cast<LlamaCache&>(*texts[i].cache).state(layer)));
     first += count;
   }
   return at::cat(parts);
 }
 
+std::vector<DocumentChunks> Llama::chunks_next(const std::vector<NextTokens>& texts) const {
+  std::vector<DocumentChunks> chunks;
+  if (options_.delta.layers.empty()) return chunks;
+  for (const NextTokens& text : texts) {
+    const int64_t start = text.cache->length(), count = text.tokens.size(0);
+    chunks.push_back(chunk_documents(
+        {at::arange(start, start + count, torch::kInt64), {count}, count}, device()));
+  }
+  return chunks;
+}
+
 torch::Tensor Llama::hidden_next(const std::vector<NextTokens>& texts) {
   const torch::NoGradGuard no_grad;
   const Rotations all = rotations_next(texts);
+  const std::vector<DocumentChunks> chunks = chunks_next(texts);
   std::vector<torch::Tensor> tokens;
   for (const NextTokens& text : texts) tokens.push_back(text.tokens.to(device()));
   torch::Tensor x = embedded(at::cat(tokens));
   for (size_t i = 0; i < layers_.size(); ++i) {
     const torch::Tensor attended =
-        has_delta_net(i) ? delta_net_next(i, x, texts) : attended_next(i, x, texts, all);
+        has_delta_net(i) ? delta_net_next(i, x, texts, chunks) : attended_next(i, x, texts, all);
     x = finish_block(layers_[i], x, attended, nullptr);
   }
   for (const NextTokens& text : texts)

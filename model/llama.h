@@ -85,7 +85,10 @@ class Llama : public Model {
   torch::Tensor attended_next(size_t layer, const torch::Tensor& x,
                               const std::vector<NextTokens>& texts, const Rotations& all) const;
   torch::Tensor delta_net_next(size_t layer, const torch::Tensor& x,
-                               const std::vector<NextTokens>& texts) const;
+                               const std::vector<NextTokens>& texts,
+                               const std::vector<DocumentChunks>& chunks) const;
+  /// Of each text, for layers with a delta net; none where there are no such layers.
+  std::vector<DocumentChunks> chunks_next(const std::vector<NextTokens>& texts) const;
   /// Its first matmuls.
   static std::vector<Weight*> delta_projections(const LlamaLayer& layer);
   bool has_delta_net(size_t layer) const { return options_.delta.is_in(block_of(layer)); }
