@@ -5,6 +5,7 @@
 #include <cxxopts.hpp>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -12,6 +13,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "model/hf/config.h"
+#include "model/hf/vision_tower.h"
 #include "recipes/arguments.h"
 #include "recipes/recipe.h"
 
@@ -78,21 +80,32 @@ void print_result(const HfConverted& result) {
     print_rounding(result);
 }
 
-std::string result_json(const HfConverted& result) {
-  const nlohmann::ordered_json json = {
-      {"name", result.paths.front()},
-      {"files", result.paths},
-      {"family", result.family},
-      {"type", type_name(result.matrix_type)},
-      {"weights", result.num_weights},
-      {"tensors", result.num_tensors},
-      {"bytes", result.bytes},
-      {"packed_matrices", result.num_packed},
-      {"merged_matrices", result.num_merged},
-      {"largest_rounding", result.rounding.largest},
-      {"largest_rounding_in_steps", result.rounding.largest_in_steps},
-      {"peak_bytes", peak_memory_bytes()},
-      {"seconds", result.seconds}};
+void print_tower(const HfConverted& tower) {
+  std::cout << concat(tower.paths.front(), ": the tower that sees, ", tower.num_weights,
+                      " weights in ", tower.num_tensors,
+                      " tensors, as they were; llama.cpp takes it with --mmproj\n");
+}
+
+std::string result_json(const HfConverted& result, const std::optional<HfConverted>& tower) {
+  nlohmann::ordered_json json = {{"name", result.paths.front()},
+                                 {"files", result.paths},
+                                 {"family", result.family},
+                                 {"type", type_name(result.matrix_type)},
+                                 {"weights", result.num_weights},
+                                 {"tensors", result.num_tensors},
+                                 {"bytes", result.bytes},
+                                 {"packed_matrices", result.num_packed},
+                                 {"merged_matrices", result.num_merged},
+                                 {"largest_rounding", result.rounding.largest},
+                                 {"largest_rounding_in_steps", result.rounding.largest_in_steps},
+                                 {"peak_bytes", peak_memory_bytes()},
+                                 {"seconds", result.seconds}};
+  if (tower)
+    json["mmproj"] = {{"name", tower->paths.front()},
+                      {"type", type_name(tower->matrix_type)},
+                      {"weights", tower->num_weights},
+                      {"tensors", tower->num_tensors},
+                      {"bytes", tower->bytes}};
   return json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -109,7 +122,9 @@ int run_convert(int argc, char** argv) {
       "pre", "llama.cpp's name of the pre-tokenizer, where the folder's is not recognized", text(),
       "NAME")("mtp",
               "with the layers that predict further tokens (mtp.*): carried through, not trained")(
-      "json", "print one JSON object on stdout")("q,quiet", "no progress bar, no notes");
+      "mmproj", "also the tower that sees, as the second file that llama.cpp takes by that name",
+      text(), "FILE.gguf")("json", "print one JSON object on stdout")("q,quiet",
+                                                                      "no progress bar, no notes");
   add_part_size_option(options);
   options.add_options("words")("folder", "", text())("out", "", text());
   options.parse_positional({"folder", "out"});
@@ -120,15 +135,21 @@ int run_convert(int argc, char** argv) {
   Progress::set_quiet(quiet);
   const std::string folder = model_argument(*arguments, "folder", "FOLDER");
   const std::string out = required(*arguments, "out", "OUT.gguf");
+  const std::string mmproj = text_or_empty(*arguments, "mmproj");
+  if (mmproj == out) fail_usage("--mmproj: is OUT.gguf too; the tower is a file of its own");
+  const auto type = type_argument(*arguments);
+  std::optional<HfConverted> tower;
+  if (!mmproj.empty()) tower = convert_vision_tower(folder, mmproj, type);
   const HfConverted result =
       convert_hf(folder, out,
-                 {type_argument(*arguments), text_or_empty(*arguments, "pre"),
-                  text_or_empty(*arguments, "adapter"), part_size_argument(*arguments),
-                  arguments->count("mtp") > 0});
-  if (arguments->count("json") > 0)
-    std::cout << result_json(result);
-  else
-    print_result(result);
+                 {type, text_or_empty(*arguments, "pre"), text_or_empty(*arguments, "adapter"),
+                  part_size_argument(*arguments), arguments->count("mtp") > 0, !mmproj.empty()});
+  if (arguments->count("json") > 0) {
+    std::cout << result_json(result, tower);
+    return 0;
+  }
+  print_result(result);
+  if (tower) print_tower(*tower);
   return 0;
 }
 

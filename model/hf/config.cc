@@ -196,6 +196,9 @@ LlamaSizes read_sizes(const Json& config, const Family& family,
   return sizes;
 }
 
+constexpr std::string_view kModel = "model.", kOuter = "language_model.",
+                           kInner = "model.language_model.";
+
 }  // namespace
 
 std::string hf_family_names() {
@@ -209,10 +212,15 @@ std::string text_tensor_name(const std::string& name) {
   for (const char* part : {"vision_tower.", "multi_modal_projector.", "model.vision_tower.",
                            "model.multi_modal_projector.", "model.visual."})
     if (name.starts_with(part)) return "";
-  constexpr std::string_view kOuter = "language_model.", kInner = "model.language_model.";
   if (name.starts_with(kOuter)) return name.substr(kOuter.size());
-  if (name.starts_with(kInner)) return concat("model.", name.substr(kInner.size()));
+  if (name.starts_with(kInner)) return concat(kModel, name.substr(kInner.size()));
   return name;
+}
+
+std::string outer_tensor_name(const std::string& text_name, bool inner) {
+  if (!inner) return concat(kOuter, text_name);
+  return text_name.starts_with(kModel) ? concat(kInner, text_name.substr(kModel.size()))
+                                       : text_name;
 }
 
 HfConfig read_hf_config(const Json& given) {

@@ -48,6 +48,10 @@ HfConfig read_hf_config(const nlohmann::json& config);
 /// "language_model.model.norm.weight" is "model.norm.weight". "" for what belongs to another part.
 std::string text_tensor_name(const std::string& name);
 
+/// The way back, in the style that a checkpoint of several parts has: `inner` where its language
+/// model is "model.language_model.*" and "lm_head.weight", else "language_model.*".
+std::string outer_tensor_name(const std::string& text_name, bool inner);
+
 /// The keys <architecture>.* and general.file_type, in the order of llama.cpp's converter.
 GgufMetadata hf_model_metadata(const HfConfig& config, uint32_t file_type);
 

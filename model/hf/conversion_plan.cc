@@ -73,8 +73,10 @@ class Planner {
 
   /// Says what it met and left out.
   void note_left_out() const {
-    if (has_other_parts_)
-      note(source_.folder, ": the tower that sees is left out: the file holds the language model");
+    if (has_other_parts_ && !source_.has_tower)
+      note(source_.folder,
+           ": the tower that sees is left out: the file holds the language model; nibble convert "
+           "--mmproj FILE writes it");
     if (num_mtp_ > 0)
       note(source_.folder, ": ", num_mtp_,
            " tensors mtp.* are left out: the file predicts one token at a time; nibble convert "

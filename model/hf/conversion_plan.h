@@ -23,6 +23,7 @@ struct HfSource {
   HfCheckpoint checkpoint;
   std::optional<HfQuantization> quantization;
   std::optional<HfAdapter> adapter;
+  bool has_tower = false;  // of what sees, in a file of its own
 
   /// The matrix that `name` is a part of, "" where it is a tensor as it is.
   std::string packed_matrix(const std::string& name) const {

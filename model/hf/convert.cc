@@ -290,7 +290,11 @@ HfConverted convert_hf(const std::string& folder, const std::string& out,
   const auto json = read_json_file(config_path);
   check(json.has_value(), folder, ": has no config.json: no folder of a Hugging Face model");
   HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
-  HfSource source{folder, HfCheckpoint::open(folder), read_hf_quantization(folder, *json), {}};
+  HfSource source{folder,
+                  HfCheckpoint::open(folder),
+                  read_hf_quantization(folder, *json),
+                  {},
+                  options.has_tower};
   if (options.has_mtp) config.mtp_layers = source.count_mtp_layers(config);
   if (!options.adapter.empty()) source.adapter = HfAdapter::open(options.adapter);
   HfConverted result;

@@ -28,6 +28,7 @@ struct HfConversion {
   std::string adapter{};       // folder of a PEFT adapter to merge; "": none
   int64_t max_part_bytes = 0;  // of tensor data in one file; 0: there is one
   bool has_mtp = false;        // with the layers that predict further tokens
+  bool has_tower = false;      // the part that sees is in a file of its own
 };
 
 /// How far packed weights were moved, by scales and minimums that float16 cannot hold.

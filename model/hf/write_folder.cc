@@ -9,6 +9,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <span>
 #include <unordered_map>
@@ -19,8 +20,10 @@
 #include "base/progress.h"
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
+#include "model/hf/checkpoint.h"
 #include "model/hf/config.h"
 #include "model/hf/json_fields.h"
+#include "model/hf/vision_tower.h"
 #include "model/hf/wanted_tensors.h"
 #include "quant/format/rows.h"
 
@@ -34,11 +37,13 @@ using OrderedJson = nlohmann::ordered_json;
 // As in convert.cc.
 constexpr int64_t kPieceWeights = int64_t{1} << 16;
 
-/// One tensor of the folder, and what of the file it is made of.
+/// One tensor of the folder, and what of the file it is made of; or one that is carried through
+/// from the other folder.
 struct Job {
   std::string name;  // Hugging Face's
   std::span<const WantedTensors::Place> places;
-  std::vector<const GgufTensor*> tensors;  // of the places' targets
+  std::vector<const GgufTensor*> tensors{};  // of the places' targets
+  const HfCheckpoint::Tensor* carried = nullptr;
 
   const std::vector<int64_t>& shape() const { return places.front().shape; }
   int64_t num_weights() const {
@@ -135,14 +140,25 @@ void check_tensors(const GgufFile& file, const HfConfig& config, const WantedTen
   }
 }
 
-std::vector<Job> plan_jobs(const GgufFile& file, const WantedTensors& wanted) {
+/// `parts`: the checkpoint of a model of several parts, nullptr where the language model is all.
+std::vector<Job> plan_jobs(const GgufFile& file, const WantedTensors& wanted,
+                           const HfCheckpoint* parts) {
   std::vector<Job> jobs;
+  const auto is_inner = [](const HfCheckpoint::Tensor& tensor) {
+    return tensor.entry->name.starts_with("model.");
+  };
+  const bool inner =
+      parts && std::any_of(parts->tensors().begin(), parts->tensors().end(), is_inner);
   for (const std::string& name : wanted.names()) {
-    Job job{name, wanted.find(name), {}};
+    Job job{parts ? outer_tensor_name(name, inner) : name, wanted.find(name)};
     for (const WantedTensors::Place& place : job.places)
       job.tensors.push_back(file.find_tensor(wanted.targets()[place.target].name));
     if (job.tensors.front()) jobs.push_back(std::move(job));
   }
+  if (!parts) return jobs;
+  for (const HfCheckpoint::Tensor& tensor : parts->tensors())
+    if (is_of_vision_tower(tensor.entry->name))
+      jobs.push_back({tensor.entry->name, {}, {}, &tensor});
   return jobs;
 }
 
@@ -163,10 +179,12 @@ std::vector<Row> rows_of(const Job& job, const WantedTensors& wanted) {
 }
 
 SafetensorsEntry entry_of(const Job& job, GgmlType dtype) {
+  if (job.carried) return *job.carried->entry;
   return {job.name, dtype_name(dtype), job.shape(), {}};
 }
 
 int64_t bytes_of(const Job& job, GgmlType dtype) {
+  if (job.carried) return std::ssize(job.carried->entry->data);
   return job.num_weights() * ggml_type_info(dtype).block_bytes;
 }
 
@@ -196,6 +214,10 @@ std::vector<float> transposed(const std::vector<float>& matrix, size_t length) {
 /// The tensor's data as Hugging Face has it, piece by piece; what is transposed, expert by expert.
 void produce(const GgufFile& file, const Job& job, const WantedTensors& wanted, GgmlType dtype,
              const SafetensorsSink& sink) {
+  if (job.carried) {
+    sink(job.carried->entry->data);
+    return job.carried->file->release(*job.carried->entry);
+  }
   const WantedTensors::Target& target = wanted.targets()[job.places.front().target];
   const int64_t length = target.row_length;
   const auto most = static_cast<size_t>(
@@ -303,6 +325,10 @@ void write_config(OrderedJson config, const std::string& folder, GgmlType dtype)
   config.erase("quantization_config");
   config.erase("torch_dtype");
   config["dtype"] = torch_name(dtype);
+  if (config.contains("text_config")) {
+    config["text_config"].erase("torch_dtype");
+    config["text_config"]["dtype"] = torch_name(dtype);
+  }
   write_file(folder + "/config.json", config.dump(2) + '\n');
 }
 
@@ -315,14 +341,14 @@ HfWritten write_hf_folder(const GgufFile& file, const std::string& out, const Hf
   HfConfig config = with_frame(config_path, [&] { return read_hf_config(*json); });
   if (config.architecture->delta_bit != 0)
     config.mtp_layers = mtp_layers_of(file, *config.architecture);
-  check(!json->contains("text_config"), config_path,
-        ": the model sees too, and the file holds its language model only");
+  std::optional<HfCheckpoint> parts;
+  if (json->contains("text_config")) parts = HfCheckpoint::open(writing.like);
   const WantedTensors wanted(config);
   const std::vector<Job> jobs = with_frame(file.path(), [&] {
     check_same_model(file.metadata(), config);
     check_rope_tensors(file, config);
     check_tensors(file, config, wanted);
-    return plan_jobs(file, wanted);
+    return plan_jobs(file, wanted, parts ? &*parts : nullptr);
   });
   std::error_code error;
   check(!fs::exists(out, error) || fs::is_empty(out, error), out, ": is there already");

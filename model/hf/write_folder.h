@@ -1,7 +1,7 @@
 // A GGUF file as a Hugging Face folder: the inverse of convert.h, from the same table. Weights are
 // what the file's blocks decode to, with the rows of q and k in Hugging Face's order; config.json,
-// the tokenizer and all else is copied from a folder of the same model. Tensors pass through in
-// pieces: the folder may be larger than memory.
+// the tokenizer and all else is copied from a folder of the same model, with the bytes of a tower
+// that sees. Tensors pass through in pieces: the folder may be larger than memory.
 #pragma once
 
 #include <cstdint>

@@ -168,6 +168,9 @@ SMALL_QWEN3_NEXT = {
     **{key: value for key, value in SMALL_QWEN35_MOE.items() if key != "rope_parameters"}, "rope_theta": 500,
 }
 
+# What says how pictures are prepared; of gemma-3's, with as few positions as the small tower has.
+PICTURES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.25], "image_seq_length": 4}
+
 
 def qwen35_pre_tokenizer():
     """As in Qwen3.5's tokenizer.json: its expression is in transformers, which is not imported, as torch would be with it."""
