@@ -38,10 +38,10 @@ struct Known {
 
 const std::vector<Known>& known_pre_tokenizers() {
   static const std::vector<Known> kKnown = {
-      {"gpt-2", {kGpt2Bytes}, false},          {"smollm", {kDigits, kGpt2Bytes}, false},
-      {"qwen2", {kQwen2, kBytes}, false},      {"llama-bpe", {kLlama3, kBytes}, true},
-      {"smaug-bpe", {kLlama3, kBytes}, false}, {"tekken", {kTekken, kBytes}, true},
-      {"gpt-4o", {kO200k, kBytes}, false},     {"qwen35", {kQwen35, kBytes}, false},
+      {"gpt-2", {kGpt2Bytes}, false},      {"smollm", {kDigits, kGpt2Bytes}, false},
+      {"qwen2", {kQwen2, kBytes}, false},  {"llama-bpe", {kLlama3, kBytes}, true},
+      {"dbrx", {kLlama3, kBytes}, false},  {"tekken", {kTekken, kBytes}, true},
+      {"gpt-4o", {kO200k, kBytes}, false}, {"qwen35", {kQwen35, kBytes}, false},
   };
   return kKnown;
 }

@@ -1,6 +1,9 @@
 """Every family's real configuration, narrower and with fewer layers, with a tokenizer that was published: what transformers
 makes models of random weights from (make_model of test_convert.py)."""
 
+from functools import partial
+
+from openai_vocabularies import tokenizer_json
 from published_configs import SMALL_GPT_OSS, SMALL_QWEN3_NEXT, SMALL_QWEN35, SMALL_QWEN35_MOE, qwen35_pre_tokenizer
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -8,7 +11,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "nu
 # Short enough that 64 positions see every part of the scaling.
 LLAMA3_SCALING = {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 64,
                   "rope_type": "llama3"}
-# Of a model of another family that gets SmolLM2's tokenizer.
+# Of a model of another family that gets SmolLM2's tokenizer: a third of Qwen's tokens, which its other models have.
 SMOLLM2_TOKENS = {"vocab_size": 49152, "bos_token_id": 0, "eos_token_id": 0}
 
 
@@ -20,9 +23,15 @@ PHI3_ADDED = {
 
 
 def tokenizer_files(name):
-    """{file of a model folder: file of ../shared/data/hf, what it holds, or such a file and what is otherwise in it}."""
+    """{file of a model folder: file of ../shared/data/hf, what it holds, what makes that, or such a file and what is otherwise
+    in it}."""
     return {
         "smollm2": {"tokenizer.json": "SmolLM2-135M/tokenizer.derived.json"},
+        # In a model whose family has a class of its own.
+        "smollm2 fast": {
+            "tokenizer.json": "SmolLM2-135M/tokenizer.derived.json",
+            "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"},
+        },
         "mistral": {"tokenizer.model": "Mistral-7B-Instruct-v0.2/tokenizer.model"},
         "mistral json": {file: f"Mistral-7B-Instruct-v0.3/{file}" for file in ("tokenizer.json", "tokenizer_config.json")},
         "qwen": {
@@ -47,6 +56,16 @@ def tokenizer_files(name):
         "qwen35": {
             "tokenizer.json": ("Qwen3-4B/tokenizer.derived.json", {"pre_tokenizer": qwen35_pre_tokenizer()}),
             "tokenizer_config.json": "Qwen3-4B/tokenizer_config.json",
+        },
+        "o200k": {
+            "tokenizer.json": partial(tokenizer_json, "o200k_base"),
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|startoftext|>",
+                                      "eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
+        },
+        "cl100k": {
+            "tokenizer.json": partial(tokenizer_json, "cl100k_base"),
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>",
+                                      "eos_token": "<|endoftext|>"},
         },
         "qwen merges": {file: f"Qwen3-4B/{file}" for file in ("vocab.json", "merges.txt", "tokenizer_config.json")},
     }[name]
@@ -74,8 +93,8 @@ MODELS = {
     # A layer's experts in several files.
     "mixtral": ("Mixtral-8x7B-v0.1", "mistral", {}, "bfloat16", "200KB"),
     "qwen3moe": (
-        "Qwen3-30B-A3B", "qwen",
-        {"head_dim": 32, "moe_intermediate_size": 64, "num_experts": 12, "num_experts_per_tok": 4}, "float32", "50GB",
+        "Qwen3-30B-A3B", "smollm2 fast",
+        {**SMOLLM2_TOKENS, "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 12, "num_experts_per_tok": 4}, "float32", "50GB",
     ),
     # Seven layers, of which one has no window; half of the 64 positions lie beyond a window's end.
     "gemma3": (
@@ -129,7 +148,7 @@ MODELS = {
          "rope_scaling": {"type": "longrope", "long_factor": [8.0] * 8, "short_factor": [1.0, 1.1, 1.4, 1.7, 2.0, 2.0, 2.5, 3.0]}},
         "float32", "50GB",
     ),
-    "qwen35": ("Qwen3.5", "qwen", SMALL_QWEN35, "float32", "50GB"),
+    "qwen35": ("Qwen3.5", "smollm2 fast", {**SMALL_QWEN35, **SMOLLM2_TOKENS}, "float32", "50GB"),
     "qwen35 with vision": (
         "Qwen3.5 with vision", "qwen",
         {**SMALL, **SMALL_QWEN35, "linear_num_value_heads": 6, "tie_word_embeddings": False,
@@ -138,6 +157,6 @@ MODELS = {
         "bfloat16", "10MB",
     ),
     "qwen35moe": ("Qwen3.5 MoE", "qwen", SMALL_QWEN35_MOE, "bfloat16", "50GB"),
-    "qwen3next": ("Qwen3-Next", "qwen", SMALL_QWEN3_NEXT, "float32", "50GB"),
+    "qwen3next": ("Qwen3-Next", "smollm2 fast", {**SMALL_QWEN3_NEXT, **SMOLLM2_TOKENS}, "float32", "50GB"),
     "gpt-oss": ("gpt-oss-20b", "smollm2", {**SMALL_GPT_OSS, **SMOLLM2_TOKENS, "pad_token_id": 0}, "bfloat16", "50GB"),
 }

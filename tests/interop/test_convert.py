@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from left_out import ALPHA_AND_BETA, ALPHA_WITH_BETA, EXPERTS, GPT_OSS, HYBRID, ONES, SHARED_EXPERT, ZEROS
-from published_configs import PUBLISHED
+from published_configs import PICTURES, PUBLISHED
 from small_models import MODELS, SMALL, tokenizer_files
 from test_model import BROKEN, TOLERANCE, bos_of, largest_difference, llama_log_probs
 
@@ -99,12 +99,14 @@ def lay_folder(folder, shared, config, tokenizer, changes):
     else:
         changes = {**SMALL, **changes}
     (folder / "config.json").write_text(json.dumps({**given, **changes}))
+    if "vision_config" in given:
+        (folder / "preprocessor_config.json").write_text(json.dumps(PICTURES))
     for file, source in tokenizer_files(tokenizer).items():
         if isinstance(source, tuple):
             name, otherwise = source
             (folder / file).write_text(json.dumps({**json.loads((shared / "hf" / name).read_text()), **otherwise}))
-        elif isinstance(source, dict):
-            (folder / file).write_text(json.dumps(source))
+        elif isinstance(source, dict) or callable(source):
+            (folder / file).write_text(json.dumps(source() if callable(source) else source))
         else:
             shutil.copy(shared / "hf" / source, folder / file)
     return folder

@@ -1,12 +1,16 @@
 """nibble convert on folders whose weights do not matter: tokenizers, memory, mistakes."""
 
+import argparse
 import json
+import pathlib
+import unicodedata
 
+import gguf_table
 import numpy as np
 import pytest
-
 from small_models import tokenizer_files
-from test_convert import convert, lay_folder, text_of
+from test_convert import convert, converter, lay_folder, run_converter, text_of, torch_env  # noqa: F401
+from test_tokenizer import NASTY
 
 
 def write_empty_weights(folder):
@@ -37,6 +41,17 @@ def write_empty_weights(folder):
     return max(4 * int(np.prod(shape)) for shape in shapes.values())
 
 
+def mixed_text(shared):
+    """Two megabytes: an encyclopedia, code, emoji, many scripts, control characters; composed, since GGUF cannot say that a
+    tokenizer does that first."""
+    files = [text_of(shared), shared / "text" / "calibration" / "groups_merged_419k.txt", pathlib.Path(argparse.__file__)]
+    nasty = [data.decode() for name, data in NASTY.items() if name not in ("not UTF-8", "special tokens")]
+    stories = (shared / "text" / "tinystories" / "valid_v1_nosep.txt").read_text()
+    # No space at the start: where one is added, llama.cpp adds it to a space too, the library does not.
+    text = "\n".join([*(path.read_text() for path in files), *nasty, stories]).lstrip()[:2_000_000]
+    return unicodedata.normalize("NFC", text)
+
+
 @pytest.mark.parametrize(
     "config, tokenizer, changes",
     [
@@ -47,24 +62,39 @@ def write_empty_weights(folder):
         ("Qwen3-4B", "qwen35", {}),
         ("gemma-3-270m-it", "gemma json", {"vocab_size": 32768, "query_pre_attn_scalar": 16, "head_dim": 16,
                                            "layer_types": ["sliding_attention"] * 2}),
+        ("SmolLM2-135M", "o200k", {"vocab_size": 201088}),
+        ("SmolLM2-135M", "cl100k", {"vocab_size": 100352}),
     ],
-    ids=["smollm2", "mistral json", "qwen", "qwen merges", "qwen35", "gemma json"],
+    ids=["smollm2", "mistral json", "qwen", "qwen merges", "qwen35", "gemma json", "o200k", "cl100k"],
 )
 def test_token_ids_are_those_of_the_tokenizers_library(run_nibble, shared, tmp_path, config, tokenizer, changes):
     tokenizers = pytest.importorskip("tokenizers")
     folder = lay_folder(tmp_path / "model", shared, config, tokenizer, changes)
     write_empty_weights(folder)
     path = convert(run_nibble, folder, tmp_path / "model.gguf")
-    text = tmp_path / "text.txt"
-    # No space at the start: where one is added, llama.cpp adds it to a space too, the library does not.
-    text.write_text(text_of(shared).read_text()[:200_000].lstrip() + "\tdef f(x):\n\n  return x['a'] != 3.14159  # emoji 🙂 日本語 हिन्दी में\n")
+    text = mixed_text(shared)
+    if tokenizer == "o200k":  # whose marks end a word in llama.cpp's reading of the expression, and so here
+        text = "".join(character for character in text if not unicodedata.category(character).startswith("M"))
+    (tmp_path / "text").write_bytes(text.encode())
     source = folder / "tokenizer.json"
     if not source.exists():
         source = shared / "hf" / tokenizer_files("qwen")["tokenizer.json"]
-    theirs = tokenizers.Tokenizer.from_file(str(source)).encode(text.read_text(), add_special_tokens=False)
-    result = run_nibble("tokenize", path, text, "--no-special", "--json")
+    theirs = tokenizers.Tokenizer.from_file(str(source)).encode(text, add_special_tokens=False)
+    result = run_nibble("tokenize", path, tmp_path / "text", "--no-special", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["ids"] == theirs.ids
+
+
+@pytest.mark.parametrize("tokenizer, vocab_size, pre", [("o200k", 201088, b"gpt-4o"), ("cl100k", 100352, b"dbrx")])
+def test_openais_vocabularies_have_the_keys_of_llama_cpps_converter(
+    run_nibble, torch_env, converter, shared, tmp_path, tokenizer, vocab_size, pre  # noqa: F811
+):
+    folder = lay_folder(tmp_path / "model", shared, "SmolLM2-135M", tokenizer, {"vocab_size": vocab_size})
+    write_empty_weights(folder)
+    run_converter(converter, torch_env, folder, tmp_path / "theirs.gguf", "f16")
+    convert(run_nibble, folder, tmp_path / "ours.gguf", "--outtype", "f16")
+    ours, theirs = (gguf_table.read(tmp_path / file)[0] for file in ("ours.gguf", "theirs.gguf"))
+    assert ours == theirs and ours["tokenizer.ggml.pre"][1] == pre
 
 
 def test_memory_is_that_of_two_tensors(run_nibble, shared, tmp_path):

@@ -51,16 +51,16 @@ TEST(PreTokenizerName, KnowsTheExpressionsOfTheFamilies) {
   EXPECT_EQ(name_of({kDigits, bytes(true)}), "smollm");
   EXPECT_EQ(name_of({split(kQwen2), bytes(false)}), "qwen2");
   EXPECT_EQ(name_of({split(kLlama3), bytes(false)}, true), "llama-bpe");
-  EXPECT_EQ(name_of({split(kLlama3), bytes(false)}, false), "smaug-bpe");
+  EXPECT_EQ(name_of({split(kLlama3), bytes(false)}, false), "dbrx");
   EXPECT_EQ(name_of({split(kO200k), bytes(false)}), "gpt-4o");
 }
 
 TEST(PreTokenizerName, NamesWhatItsOwnTokenizerHas) {
   for (const std::string name :
-       {"gpt-2", "smollm", "qwen2", "llama-bpe", "smaug-bpe", "tekken", "gpt-4o", "qwen35"})
+       {"gpt-2", "smollm", "qwen2", "llama-bpe", "dbrx", "tekken", "gpt-4o", "qwen35"})
     EXPECT_NO_THROW(find_pre_tokenizer(name)) << name;
   EXPECT_TRUE(find_pre_tokenizer("llama-bpe").ignore_merges);
-  EXPECT_FALSE(find_pre_tokenizer("smaug-bpe").ignore_merges);
+  EXPECT_FALSE(find_pre_tokenizer("dbrx").ignore_merges);
 }
 
 TEST(PreTokenizerName, RefusesWhatCutsOtherwise) {
