@@ -6,6 +6,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -68,8 +69,9 @@ struct Contestant {
   Learner learner;
   std::vector<StepTimes> steps;
 
-  Contestant(Model& model, Model* teacher, const Plan& plan, const TrainOptions& options)
-      : student(copy_model(model), &plan, options.quant), learner(student, teacher, options) {}
+  Contestant(std::unique_ptr<Model> model, Model* teacher, const Plan& plan,
+             const TrainOptions& options)
+      : student(std::move(model), &plan, options.quant), learner(student, teacher, options) {}
 };
 
 /// What is timed must be right: every W^ is what its blocks decode to.
@@ -170,10 +172,12 @@ Json bench_training(const std::string& path, const TrainOptions& options, int64_
   plan_options.allow_requantize = true;
   const Plan plan = make_plan(file, plan_options);
   const std::unique_ptr<Model> teacher = load_model(file, torch_device(options.device));
-  Contestant quantized(*teacher, teacher.get(), plan, options);
+  // Both before the first learner, which may cast the teacher's matrices.
+  std::unique_ptr<Model> first = copy_model(*teacher), second = copy_model(*teacher);
+  Contestant quantized(std::move(first), teacher.get(), plan, options);
   TrainOptions plain_options = options;
   plain_options.quant.type = "none";
-  Contestant plain(*teacher, teacher.get(), plan, plain_options);
+  Contestant plain(std::move(second), teacher.get(), plan, plain_options);
   verify(quantized.student);
 
   const std::vector<Batch> batches =

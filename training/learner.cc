@@ -49,6 +49,14 @@ torch::Tensor counted(const torch::Tensor& rows, const torch::Tensor& positions)
   return positions.defined() ? rows.index_select(0, positions.to(rows.device())) : rows;
 }
 
+/// Whether the processor multiplies bfloat16 faster than float32: with AMX, or where AVX512_BF16
+/// does twice the products of float32 at once, as on AMD's. Intel's does as many at once, and the
+/// rows must be packed first: half the speed of float32 in the end (docs/architecture.md).
+bool multiplies_bfloat16_faster() {
+  return __builtin_cpu_supports("amx-bf16") ||
+         (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd"));
+}
+
 bool all_finite(const torch::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
 
 /// Gradients of the positions that count, with zeros at the others.
@@ -65,10 +73,8 @@ torch::Tensor at_all_positions(const torch::Tensor& gradients, const Batch& batc
 torch::Dtype parse_compute_dtype(const std::string& name, torch::Device device) {
   if (name == "float32") return torch::kFloat32;
   if (name == "bfloat16") return torch::kBFloat16;
-  // Where the processor has no bfloat16 dot product, bfloat16 matmuls are slower than float32 ones.
   if (name == "auto")
-    return device.is_cuda() || __builtin_cpu_supports("avx512bf16") ? torch::kBFloat16
-                                                                    : torch::kFloat32;
+    return device.is_cuda() || multiplies_bfloat16_faster() ? torch::kBFloat16 : torch::kFloat32;
   fail_usage("no dtype '", name, "' for training; auto, float32 or bfloat16",
              did_you_mean(name, {"auto", "float32", "bfloat16"}));
 }

@@ -77,7 +77,7 @@ class Learner {
   AdamW optimizer_;
 };
 
-/// "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it natively. Throws Error
+/// "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it faster. Throws Error
 /// (usage) for another name.
 torch::Dtype parse_compute_dtype(const std::string& name, torch::Device device);
 

@@ -1,15 +1,18 @@
 """nibble's training and torchao's QAT (int4 weights, groups of 32) of the same llama on the same text for the same steps,
 both exported to Q4_0 and measured against the original. Prints a table, or with --json one object.
 
-    python tests/bench/torchao_qat.py MODEL.gguf TRAIN.txt HELD_OUT.txt [--tokens N] [--rates 1e-3,3e-4,1e-4] ...
+    python tests/bench/torchao_qat.py MODEL.gguf TRAIN.txt HELD_OUT.txt [--tokens N] [--rates 1e-3,3e-4,1e-4,3e-5] ...
 
-Needs torchao (pip install --no-deps torchao). Both distil the original by KL with AdamW, linear warm-up and a cosine.
+Needs torchao in a folder of its own (pip install --no-deps --target FOLDER torchao; PYTHONPATH=FOLDER): beside transformers it
+slows every import of that. Both distil the original by KL with AdamW, linear warm-up and a cosine.
 torchao fake-quantizes the matrices that are Q4_0 in the file, with each of its two int4 grids (the symmetric one knows
-embeddings too), and gets each rate: the best is what counts. Its weights become Q4_0 by llama-quantize's rules and by the better of nibble's encoders. Steps are timed
+embeddings too), and gets each rate: the best is what counts. Q4_0 is made of its weights and of what its grid made of them (which the search packs
+without loss where it can be, as from the symmetric grid but for the scales' fp16), by llama-quantize's rules and by the search; the best of the four counts. Steps are timed
 one by one, beside nothing else, and medians compared.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -105,17 +108,18 @@ def sequences_of(options, base):
     return np.random.default_rng(1).permutation(rows)[:wanted]
 
 
-def train_torchao(options, base, types, grid, rate, out):
-    """Writes the trained weights as F32; seconds of each step."""
+def train_torchao(options, base, types, grid, rate, folder):
+    """Writes the trained weights and the rounded ones as F32; seconds of each step."""
     import torch
     from torchao.quantization import quantize_
 
     torch.manual_seed(1)
+    name = f"{grid} {rate}"
     teacher, student = load(base).eval(), load(base).train()
     names = q4_0_modules(student, types)
     known = torch.nn.Linear if grid == "Int4WeightOnlyConfig" else (torch.nn.Linear, torch.nn.Embedding)
-    quantize_(student, torchao_configs()[grid], filter_fn=lambda module, name: name in names and isinstance(module, known))
-    optimizer = torch.optim.AdamW(student.parameters(), lr=rate, betas=BETAS, weight_decay=0.0, fused=True)
+    quantize_(student, torchao_configs()[grid], filter_fn=lambda module, path: path in names and isinstance(module, known))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=float(rate), betas=BETAS, weight_decay=0.0, fused=True)
     batches = sequences_of(options, base).reshape(-1, options.batch // options.sequence, options.sequence)
     dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
     seconds = []
@@ -125,7 +129,7 @@ def train_torchao(options, base, types, grid, rate, out):
         share = max(0.0, (progress - WARMUP) / (1 - WARMUP))
         factor = min(progress / WARMUP, FINAL_RATIO + (1 - FINAL_RATIO) * 0.5 * (1 + math.cos(math.pi * share)))
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
+            group["lr"] = float(rate) * factor
         tokens = torch.from_numpy(batch)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             with torch.no_grad():
@@ -137,15 +141,28 @@ def train_torchao(options, base, types, grid, rate, out):
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begin)
-    write_weights(base, student, out)
+    state = student.state_dict()
+    write_weights(base, state, student.config, trained_file(folder, name, "weights"))
+    write_weights(base, state | rounded_weights(student), student.config, trained_file(folder, name, "rounded"))
     return seconds
 
 
-def write_weights(base, model, out):
-    """A copy of the F32 file with the model's weights; rows of q and k in GGUF's order."""
+def trained_file(folder, name, kind):
+    return folder / f"{name} {kind}.gguf"
+
+
+def rounded_weights(model):
+    import torch
+
+    with torch.no_grad():
+        return {f"{name}.weight": module.weight_fake_quantizer(module.weight) for name, module in model.named_modules()
+                if getattr(module, "weight_fake_quantizer", None) is not None}
+
+
+def write_weights(base, state, config, out):
+    """A copy of the F32 file with these weights; rows of q and k in GGUF's order."""
     shutil.copy(base, out)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(out, "r+").tensors}
-    state, config = model.state_dict(), model.config
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     for layer in range(config.num_hidden_layers):
         prefix, theirs = f"blk.{layer}.", f"model.layers.{layer}."
@@ -179,8 +196,7 @@ def run_child(request):
     seconds = {}
     for grid in torchao_configs():
         for rate in options.rates.split(","):
-            seconds[f"{grid} {rate}"] = train_torchao(
-                options, pathlib.Path(given["base"]), given["types"], grid, float(rate), folder / f"{grid} {rate}.gguf")
+            seconds[f"{grid} {rate}"] = train_torchao(options, pathlib.Path(given["base"]), given["types"], grid, rate, folder)
     (folder / "seconds.json").write_text(json.dumps(seconds))
 
 
@@ -201,11 +217,12 @@ def measure(options, folder):
         nibble("quantize", base, folder / f"ptq {method}.gguf", "Q4_0", "--method", method)
         result[f"PTQ, {method}"] = {"mean_kld": figures(options, base, [folder / f"ptq {method}.gguf"])[0]}
     for name, seconds in theirs.items():
-        files = [folder / f"{name} {method}.gguf" for method in ("ggml", "search")]
-        for method, file in zip(("ggml", "search"), files):
-            nibble("quantize", folder / "torchao" / f"{name}.gguf", file, "Q4_0", "--method", method)
-        klds = figures(options, base, files)
-        result[f"torchao {name}"] = {"mean_kld": min(klds), "mean_kld_ggml": klds[0], "seconds": statistics.median(seconds)}
+        ways = list(itertools.product(("weights", "rounded"), ("ggml", "search")))
+        files = [folder / f"{name} {kind} {method}.gguf" for kind, method in ways]
+        for (kind, method), file in zip(ways, files):
+            nibble("quantize", trained_file(folder / "torchao", name, kind), file, "Q4_0", "--method", method)
+        mean_kld, way = min(zip(figures(options, base, files), map(", ".join, ways)))
+        result[f"torchao {name} ({way})"] = {"mean_kld": mean_kld, "seconds": statistics.median(seconds)}
     return result
 
 
@@ -226,11 +243,13 @@ def main():
     parser.add_argument("--batch", type=int, default=1024, help="tokens of a step")
     parser.add_argument("--sequence", type=int, default=256)
     parser.add_argument("--chunks", type=int, default=64, help="of the held-out text, of --sequence tokens")
-    parser.add_argument("--rates", default="1e-3,3e-4,1e-4", help="torchao's learning rates")
+    parser.add_argument("--rates", default="1e-3,3e-4,1e-4,3e-5", help="torchao's learning rates")
     parser.add_argument("--nibble-rate", type=float, default=4e-3, help="relative to the distance between levels")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.tokens % options.batch:
+        parser.error(f"--tokens {options.tokens} is no multiple of --batch {options.batch}")
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, pathlib.Path(folder))
     print(json.dumps(result)) if options.json else print_table(result)
