@@ -43,6 +43,7 @@ struct RunConfig {
   std::string name;           // default: the YAML file's name without its ending
   std::string model;          // a GGUF file, a Hugging Face folder, or "": new_model
   std::string adapter;        // folder of a PEFT adapter of the latter; "": none
+  bool mtp = false;           // convert the latter with its layers that predict further tokens
   NewModelOptions new_model;  // what to make and train from scratch
   SelfTextOptions self;       // of the entry "self" in data.files
   MixOptions mix;             // its keys stand under quant

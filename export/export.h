@@ -23,9 +23,6 @@
 
 namespace nibble {
 
-/// The version of ggml's quantized layouts that llama.cpp asks for.
-inline constexpr uint32_t kQuantizationVersion = 2;
-
 struct ExportInfo {
   std::string method = "qat";
   std::string config_hash;     // SHA-256 of the resolved configuration; "": no such key

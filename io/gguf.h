@@ -22,6 +22,10 @@
 
 namespace nibble {
 
+/// general.quantization_version: of ggml's quantized layouts (GGML_QNT_VERSION in
+/// ggml/include/ggml.h).
+inline constexpr uint32_t kQuantizationVersion = 2;
+
 enum class GgufValueType : uint32_t {
   kUint8 = 0,
   kInt8,

@@ -443,9 +443,7 @@ void check_inputs(const RunConfig& config) {
 std::string run_all(Run& run) {
   const auto start = std::chrono::steady_clock::now();
   check_runnable(run.config);
-  run.config.model =
-      model_file(run.config.model, run.config.adapter, run.config.output, run.resume);
-  run.config.adapter.clear();  // it is in the file now
+  convert_model(run.config, run.resume);
   check_inputs(run.config);
   create_folders(run.config.output);
   run.name = run.report.model = model_name(run.config.model);

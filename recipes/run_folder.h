@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "configs/config.h"
 #include "io/atomic_file.h"
 #include "model/hf/convert.h"
 
@@ -38,17 +39,22 @@ inline std::string run_original_path(const std::string& run_dir) {
   return run_dir + "/base-f32.gguf";
 }
 
-/// The GGUF file of a configuration's model: itself, or what a Hugging Face folder, with an adapter
-/// where one is named, is converted to in the run folder, anew except where a stopped run is gone
-/// on with.
-inline std::string model_file(const std::string& model, const std::string& adapter,
-                              const std::string& run_dir, bool resume) {
-  if (!is_hf_folder(model)) return model;
-  const std::string path = run_dir + '/' + hf_folder_name(model) + ".gguf";
-  if (resume && std::filesystem::exists(path)) return path;
-  create_folders(run_dir);
-  convert_hf(model, path, {std::nullopt, "", adapter});
-  return path;
+/// A Hugging Face folder as model becomes the GGUF file in the run folder that it is converted to,
+/// with what the configuration wants merged and carried through; anew except where a stopped run is
+/// gone on with. Other models stay.
+inline void convert_model(RunConfig& config, bool resume) {
+  if (!is_hf_folder(config.model)) return;
+  const std::string path = config.output + '/' + hf_folder_name(config.model) + ".gguf";
+  if (!resume || !std::filesystem::exists(path)) {
+    create_folders(config.output);
+    HfConversion options;
+    options.adapter = config.adapter;
+    options.has_mtp = config.mtp;
+    convert_hf(config.model, path, options);
+  }
+  config.model = path;
+  config.adapter.clear();  // they are in the file now
+  config.mtp = false;
 }
 
 /// The checkpoint named "last" or "best"; "": the one that ships, which is best where there is one,

@@ -180,9 +180,7 @@ int run_train(int argc, char** argv) {
     return 0;
   }
   const bool resume = arguments->count("resume") > 0;
-  if (!config.makes_model())
-    config.model = model_file(config.model, config.adapter, config.output, resume);
-  config.adapter.clear();  // it is in the file now
+  convert_model(config, resume);
   const GgufFile source =
       GgufFile::open(config.makes_model() ? make_new_model(config, resume) : config.model);
   const Plan plan = run_plan(config, source);

@@ -80,7 +80,7 @@ class Planner {
     if (num_mtp_ > 0)
       note(source_.folder, ": ", num_mtp_,
            " tensors mtp.* are left out: the file predicts one token at a time; nibble convert "
-           "--mtp carries them through");
+           "--mtp carries them through, as mtp: true does in a configuration");
   }
 
   /// Those that the checkpoint has.

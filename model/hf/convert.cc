@@ -32,7 +32,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/include/ggml.h
 // As in quant/mix/quantize_file.cc: 256 kB as float32, which stay in a core's second-level cache.
 constexpr int64_t kPieceWeights = int64_t{1} << 16;
 
@@ -275,7 +274,7 @@ GgufMetadata make_metadata(const std::string& folder, const Json& json, const Hf
 
 bool is_hf_folder(const std::string& path) {
   std::error_code ignored;
-  return std::filesystem::exists(path + "/config.json", ignored);
+  return !path.empty() && std::filesystem::exists(path + "/config.json", ignored);
 }
 
 std::string hf_folder_name(const std::string& folder) {

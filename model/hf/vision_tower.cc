@@ -27,7 +27,6 @@ namespace {
 using Json = nlohmann::json;
 using Shape = std::vector<int64_t>;  // slowest first
 
-constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/include/ggml.h
 constexpr size_t kPieceWeights = size_t{1} << 16;
 
 /// One tensor of the file. `index` and `count`: of parts of the checkpoint's tensor, [a, b, count,

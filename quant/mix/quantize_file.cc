@@ -18,7 +18,6 @@
 namespace nibble {
 namespace {
 
-constexpr uint32_t kQuantizationVersion = 2;  // GGML_QNT_VERSION in ggml/include/ggml.h
 // Rows are handled in pieces of about this many weights: 256 kB as float32, which stay in a core's
 // second-level cache.
 constexpr int64_t kPieceWeights = int64_t{1} << 16;

@@ -127,6 +127,27 @@ def test_what_cannot_be_carried_through_is_named(run_nibble, make_model, change,
 CARRIED = "tensors that predict further tokens are carried through, rounded: they were not trained"
 
 
+def short_run(model, text, out):
+    return f"""model: {model}
+output: {out}
+quant: {{type: Q4_0}}
+data: {{files: ["{text}"], sequence_length: {CTX}}}
+batch_tokens: {CTX}
+max_tokens: {2 * CTX}
+"""
+
+
+def test_a_configuration_takes_it_from_a_folder(run_nibble, make_model, pair, shared, tmp_path):  # noqa: F811
+    text, config = text_of(shared), tmp_path / "run.yaml"
+    config.write_text("mtp: true\n" + short_run(make_model("qwen35"), text, tmp_path / "run"))
+    run(run_nibble, "train", config)
+    assert CARRIED in run(run_nibble, "export", tmp_path / "run", tmp_path / "out.gguf").stderr
+    assert "blk.5.nextn.eh_proj.weight" in tensors_in(tmp_path / "out.gguf")
+    config.write_text("mtp: true\n" + short_run(pair("qwen35")[1], text, tmp_path / "run"))
+    result = run_nibble("train", config)
+    assert result.returncode == 2 and f"{config}:1:6: mtp: is for a Hugging Face folder" in result.stderr, result.stderr
+
+
 @pytest.mark.parametrize("name", ["qwen35", "qwen3next"])
 def test_training_leaves_it_and_export_rounds_it(run_nibble, pair, shared, name, tmp_path):
     text = tmp_path / "text.txt"
@@ -134,15 +155,7 @@ def test_training_leaves_it_and_export_rounds_it(run_nibble, pair, shared, name,
     exported = []
     for path in pair(name):
         config, out = tmp_path / f"{path.stem}.yaml", tmp_path / f"{path.stem}-q4.gguf"
-        config.write_text(
-            f"""model: {path}
-output: {tmp_path / path.stem}
-quant: {{type: Q4_0}}
-data: {{files: ["{text}"], sequence_length: {CTX}}}
-batch_tokens: {CTX}
-max_tokens: {2 * CTX}
-"""
-        )
+        config.write_text(short_run(path, text, tmp_path / path.stem))
         run(run_nibble, "train", config)
         exported.append((run(run_nibble, "export", tmp_path / path.stem, out).stderr, out))
         run(run_nibble, "verify", out, "--against", tmp_path / path.stem)
