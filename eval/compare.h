@@ -60,7 +60,8 @@ Comparison compare(const CompareEntry& base, const std::vector<CompareEntry>& mo
 
 /// One JSON object: base, text, ctx, chunks, base_ppl, ..., models: [...], differences: [...].
 std::string comparison_json(const Comparison& comparison);
-/// A table for a terminal, and the paired differences; with a name in `about`, its own alone.
-std::string comparison_table(const Comparison& comparison, const std::string& about = "");
+/// A table for a terminal, and the paired differences: those of the model named `asked` alone; by
+/// default all of up to three models, and of more those of the one with the lowest KLD.
+std::string comparison_table(const Comparison& comparison, const std::string& asked = "");
 
 }  // namespace nibble

@@ -1,4 +1,5 @@
 // How a comparison is written: as JSON for a program, as a table for a person.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -75,6 +76,18 @@ std::string align(const std::vector<std::vector<std::string>>& rows) {
   return text;
 }
 
+// Pairs of more models are more lines than anybody reads.
+constexpr size_t kMostModelsInPairs = 3;
+
+/// Whose paired differences are shown where nobody is asked for; "": everybody's.
+std::string closest_of_many(const Comparison& comparison) {
+  if (comparison.models.size() <= kMostModelsInPairs) return "";
+  const auto closest = std::min_element(
+      comparison.models.begin(), comparison.models.end(),
+      [](const ModelFigures& a, const ModelFigures& b) { return a.mean_kld < b.mean_kld; });
+  return closest->name;
+}
+
 }  // namespace
 
 std::string comparison_json(const Comparison& comparison) {
@@ -97,7 +110,8 @@ std::string comparison_json(const Comparison& comparison) {
   return json.dump(2, ' ', false, Json::error_handler_t::replace);
 }
 
-std::string comparison_table(const Comparison& comparison, const std::string& about) {
+std::string comparison_table(const Comparison& comparison, const std::string& asked) {
+  const std::string about = asked.empty() ? closest_of_many(comparison) : asked;
   std::string text = concat("base ", comparison.base, ": PPL ",
                             with_err("%.4f", comparison.base_ppl, comparison.base_ppl_err), " (",
                             format("%.4f", comparison.base_ppl_16bit), " through 16 bits); ",

@@ -135,7 +135,8 @@ bool Checkpoint::has_stored_codes() const {
 
 FakeQuantizer restore_quantizer(const TrainedTensor& tensor) {
   if (tensor.blocks.defined()) {
-    FakeQuantizer stored(tensor.name, require_decoder(tensor.type), tensor.blocks);
+    FakeQuantizer stored(tensor.name, require_decoder(tensor.type), tensor.blocks,
+                         tensor.mode == ScaleMode::kLearned);
     check(stored.scale_ratios().defined() == tensor.scale_ratios.defined(), "tensor '", tensor.name,
           "': stored blocks of ", type_name(tensor.type),
           tensor.scale_ratios.defined() ? " have no scales that train" : " without scale ratios");

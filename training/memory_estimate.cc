@@ -23,11 +23,12 @@ constexpr int64_t kFloat = sizeof(float);
 constexpr int64_t kBfloat16 = 2;
 
 struct Counts {
-  int64_t weights = 0;         // of all tensors whose W^ stays in memory
-  int64_t masters = 0;         // of those that train on a grid
-  int64_t scales = 0;          // of those
-  int64_t blocks = 0;          // bytes of stored ones
-  int64_t largest = 0;         // weights of the largest tensor
+  int64_t weights = 0;  // of all tensors whose W^ stays in memory
+  int64_t masters = 0;  // of those that train on a grid
+  int64_t scales = 0;   // of those
+  int64_t blocks = 0;   // bytes of stored ones
+  int64_t largest = 0;  // weights of the largest tensor
+  int64_t largest_trained = 0;
   int64_t parameters = 0;      // that the optimizer moves, but for scales
   int64_t trained_scales = 0;  // of scales, those that are not frozen
   int64_t training_state = 0;  // what the way of training keeps besides
@@ -39,6 +40,7 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
   for (const PlanEntry& entry : plan.entries) {
     const int64_t weights = source.tensor(entry.tensor).num_weights();
     const bool trains = !frozen.match(entry.tensor);
+    if (trains) counts.largest_trained = std::max(counts.largest_trained, weights);
     const bool quantized = quant.type != "none" && entry.target != GgmlType::kF32;
     if (!(quantized && quant.weights == "scales")) counts.weights += weights;
     counts.largest = std::max(counts.largest, weights);
@@ -58,7 +60,7 @@ Counts count(const GgufFile& source, const Plan& plan, const QuantOptions& quant
       counts.blocks += entry.bytes_as(entry.target);
     else
       counts.masters += weights;
-    if (quant.scales == "dynamic" || (stored && format.has_byte_scales)) continue;
+    if (quant.scales == "dynamic" || (stored && (format.has_byte_scales || !trains))) continue;
     const int64_t scales = weights / format.block_size * format.num_scales;
     counts.scales += scales;
     if (trains) counts.trained_scales += scales;
@@ -157,10 +159,13 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   estimate.optimizer = kFloat * 2 * (moved + trained_scales);
   const int64_t slopes = model_shape(source).logit_cap > 0;  // of capped logits
   estimate.logits = kFloat * (outputs + slopes) * chunk * vocab;
-  // Output matrices as the loss multiplies them, where they are cast or made for it.
-  const int64_t made = stored + (distils && options.stream_teacher);
+  // Output matrices as the loss multiplies them, where they are cast or made for it, and the
+  // gradient of one that trains.
+  const int64_t made = stored + (has_teacher && options.stream_teacher);
+  const bool output_trains = !NamePatterns(options.quant.frozen).match(output->tensor);
   if (dtype != torch::kFloat32)
-    estimate.logits += kBfloat16 * (outputs * vocab * width + chunk * vocab + vocab * width);
+    estimate.logits +=
+        kBfloat16 * (outputs * vocab * width + chunk * vocab + output_trains * vocab * width);
   else
     estimate.logits += kFloat * made * vocab * width;
 
@@ -179,11 +184,11 @@ MemoryEstimate estimate_memory(const GgufFile& source, const Plan& plan,
   // that are made on use come and go between activations, whose places are then too small for other
   // ones: half of the largest, for the student's and for the teacher's. Peaks were 5 % below to 8 %
   // above the sum.
-  const int64_t at_loss = activations + kFloat * vocab * width;
+  const int64_t at_loss = activations + output_trains * kFloat * vocab * width;
   // With stored codes and factors of low rank a weight's gradient is gone before the next one is
   // made.
   const bool mapped = stored || options.quant.weights == "lora";
-  const int64_t at_end = kFloat * (moved + trained_scales + (mapped ? counts.largest : 0));
+  const int64_t at_end = kFloat * (moved + trained_scales + (mapped ? counts.largest_trained : 0));
   estimate.activations = activations;
   estimate.gradients = std::max(at_loss, at_end) + std::min(at_loss, at_end) / 2 +
                        made * kFloat * counts.largest / 2 - estimate.activations;
@@ -200,10 +205,11 @@ int64_t asking_bytes(const GgufFile& teacher, const TrainOptions& options) {
   const int64_t positions = std::min(options.micro_batch_tokens, options.batch_tokens);
   const int64_t chunk = std::min(options.loss.chunk_positions, positions);
   int64_t logits = kFloat * chunk * shape.vocab_size;
+  if (options.stream_teacher) logits += kFloat * shape.vocab_size * shape.width;
   if (dtype != torch::kFloat32)
     logits += kBfloat16 * (chunk * shape.vocab_size + shape.vocab_size * shape.width);
   // Without a gradient a block's activations are gone when the next one's come.
-  return teacher_bytes(teacher, dtype, /*streamed=*/false) + logits +
+  return teacher_bytes(teacher, dtype, options.stream_teacher) + logits +
          positions * activation_bytes(teacher, dtype).block + kFloat * kMaxMeasured * shape.width;
 }
 

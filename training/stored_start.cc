@@ -32,17 +32,17 @@ torch::Tensor block_tensor(std::span<const std::byte> bytes, std::vector<int64_t
   return blocks;
 }
 
-FakeQuantizer stored_quantizer(const Weight& weight, GgmlType type, const StartingPoints& start,
-                               EncodeMethod method) {
+FakeQuantizer stored_quantizer(const Weight& weight, GgmlType type, bool learns,
+                               const StartingPoints& start, EncodeMethod method) {
   const Format& format = require_decoder(type);
+  const auto stored = [&](std::span<const std::byte> bytes) -> FakeQuantizer {
+    return {weight.name, format, block_tensor(bytes, weight.value.sizes().vec()), learns};
+  };
   const auto found = start.find(weight.name);
-  if (found == start.end())
-    return {weight.name, format,
-            block_tensor(ptq_blocks(weight, type, method), weight.value.sizes().vec())};
+  if (found == start.end()) return stored(ptq_blocks(weight, type, method));
   const StartingPoint& point = found->second;
-  if (point.blocks.defined()) return {weight.name, format, point.blocks};
-  return {weight.name, format,
-          block_tensor(encoded(format, point.weights, point.scales), weight.value.sizes().vec())};
+  if (point.blocks.defined()) return {weight.name, format, point.blocks, learns};
+  return stored(encoded(format, point.weights, point.scales));
 }
 
 std::unique_ptr<Model> load_stored(const std::string& path, StartingPoints& start) {

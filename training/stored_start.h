@@ -20,9 +20,9 @@ namespace nibble {
 torch::Tensor block_tensor(std::span<const std::byte> bytes, std::vector<int64_t> sizes);
 
 /// The blocks of a weight as `type`: those that its starting point has or stands for, else what PTQ
-/// by `method` makes of its value. Throws Error naming the tensor.
-FakeQuantizer stored_quantizer(const Weight& weight, GgmlType type, const StartingPoints& start,
-                               EncodeMethod method);
+/// by `method` makes of its value. Its scales train if `learns`. Throws Error naming the tensor.
+FakeQuantizer stored_quantizer(const Weight& weight, GgmlType type, bool learns,
+                               const StartingPoints& start, EncodeMethod method);
 
 /// A file's model, on the CPU, whose matrices stay in the file (ModelPart::on_use), and its blocks
 /// as starting points: of all its weights that are not F32. Throws what load_model() throws.

@@ -126,7 +126,8 @@ Student::Student(std::unique_ptr<Model> model, const Plan* plan, const QuantOpti
       continue;
     }
     if (scales_only) {
-      trainable.quantizer.emplace(stored_quantizer(*weight, entry->target, start, initial));
+      trainable.quantizer.emplace(
+          stored_quantizer(*weight, entry->target, !frozen, start, initial));
       continue;
     }
     // Scales that do not train are as they were found; those that follow the weights still do.

@@ -154,9 +154,10 @@ TeacherCache::TeacherCache(const GgufFile& source, const TrainOptions& options,
   asked_bytes_ = resident_memory_bytes() + asking_bytes(*teacher, options);
   const int64_t limit = resident_memory_bytes() + available_memory_bytes();
   check(options.device.cuda || asked_bytes_ <= limit, "asking the teacher needs about ",
-        format_bytes(asked_bytes_), " of memory, and there is ", format_bytes(limit),
-        ": make the teacher cache on a machine with more, or take a smaller teacher");
-  make(teacher.load(options), options, identity);
+        format_bytes(asked_bytes_), " of memory, and there is ", format_bytes(limit), ": ",
+        options.stream_teacher ? "" : "set stream_teacher: true, ",
+        "make the teacher cache on a machine with more, or take a smaller teacher");
+  make(teacher.load(options, {.on_use = options.stream_teacher}), options, identity);
   give_back_freed_memory();
   open(identity);
 }

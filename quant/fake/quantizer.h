@@ -43,10 +43,11 @@ class FakeQuantizer {
   FakeQuantizer(std::string name, const Format& format, ScaleMode mode, torch::Tensor weights,
                 torch::Tensor scale_ratios, torch::Tensor initial_scales);
   /// Stored blocks, kept and not copied: uint8 on the CPU, of the weights' shape, but for the last
-  /// size, a row's bytes. Their scales start as they are and train where the format's can; a format
-  /// whose scales are bytes, or that has none, may be one that is only decoded. Throws Error naming
-  /// the tensor for a row that is no whole number of blocks and for scales that are not finite.
-  FakeQuantizer(std::string name, const Format& format, torch::Tensor blocks);
+  /// size, a row's bytes. Their scales start as they are and train if `learns`, where the format's
+  /// can; else there is nothing but the blocks. A format whose scales are bytes, or that has none,
+  /// may be one that is only decoded. Throws Error naming the tensor for a row that is no whole
+  /// number of blocks and for scales that are not finite.
+  FakeQuantizer(std::string name, const Format& format, torch::Tensor blocks, bool learns);
 
   const std::string& name() const { return name_; }
   const Format& format() const { return *format_; }

@@ -25,19 +25,24 @@ void check_blocks(const std::string& name, const Format& format, const torch::Te
 
 }  // namespace
 
-FakeQuantizer::FakeQuantizer(std::string name, const Format& format, torch::Tensor blocks)
+FakeQuantizer::FakeQuantizer(std::string name, const Format& format, torch::Tensor blocks,
+                             bool learns)
     : name_(std::move(name)),
       format_(&format),
       mode_(ScaleMode::kFrozen),
       stored_(std::move(blocks)) {
   check_blocks(name_, format, stored_);
   if (format.num_scales == 0 || format.has_byte_scales) return;
-  mode_ = ScaleMode::kLearned;
   std::vector<int64_t> sizes = stored_.sizes().vec();
   sizes.back() = sizes.back() / format.block_bytes * format.num_scales;
   initial_scales_ = torch::empty(sizes);
-  scale_ratios_ = torch::ones(sizes);
   read_initial_scales();
+  if (!learns) {
+    initial_scales_ = torch::Tensor();
+    return;
+  }
+  mode_ = ScaleMode::kLearned;
+  scale_ratios_ = torch::ones(sizes);
 }
 
 void FakeQuantizer::copy_blocks(const torch::Tensor& blocks) {

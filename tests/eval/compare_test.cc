@@ -180,5 +180,18 @@ TEST_F(EvalTest, JsonAndTableNameEveryModel) {
   EXPECT_EQ(comparison_table(found, "three").find("two - one: "), std::string::npos);
 }
 
+TEST_F(EvalTest, OfManyModelsTheTableHasTheDifferencesFromTheClosest) {
+  const std::string base = write("base.gguf", text_llama()),
+                    other = write("other.gguf", text_llama(2));
+  const Comparison found = compare(
+      {"base", base}, {{"a", other}, {"b", other}, {"c", base}, {"d", other}}, text_, kOptions);
+  EXPECT_EQ(found.differences.size(), 6u);
+  const std::string table = comparison_table(found);
+  for (const char* line : {"\nc - a: ", "\nc - b: ", "\nd - c: "})
+    EXPECT_NE(table.find(line), std::string::npos) << table;
+  for (const char* line : {"\nb - a: ", "\nd - a: ", "\nd - b: "})
+    EXPECT_EQ(table.find(line), std::string::npos) << table;
+}
+
 }  // namespace
 }  // namespace nibble

@@ -89,6 +89,11 @@ TEST_F(MemoryEstimateTest, StoredCodesHaveNoMastersMomentsOrGradients) {
   EXPECT_LE(estimate().gradients, full.gradients);
   options_.stream_teacher = true;
   EXPECT_EQ(estimate().weights, 4 * (2 * norms + 2 * scales) + blocks);
+  const MemoryEstimate all = estimate();
+  options_.quant.frozen = {"."};  // nothing but blocks
+  EXPECT_EQ(estimate().weights, 4 * (2 * norms) + blocks);
+  EXPECT_EQ(estimate().optimizer, 0);
+  EXPECT_LT(estimate().gradients, all.gradients);
 }
 
 TEST_F(MemoryEstimateTest, ActivationsFollowTheMicroBatchAndTheirCheckpointing) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -194,6 +195,32 @@ TEST_F(StoredScalesTest, AFileIsTheStartBitForBit) {
     EXPECT_TRUE(std::equal(blocks.begin(), blocks.end(), stored.data.begin(), stored.data.end()))
         << tensor.name;
   }
+}
+
+TEST_F(StoredScalesTest, WhatIsFrozenIsItsBlocksAlone) {
+  options_.quant.frozen = {"ffn_"};
+  const std::unique_ptr<Student> student = new_student();
+  Learner learner(*student, teacher_.get(), options_);
+  const std::vector<TrainedTensor> before = snapshot(*student);
+  for (int step = 0; step < 3; ++step) learner.step({batch_}, 1);
+  const std::vector<TrainedTensor> after = student->tensors();
+  int64_t num_frozen = 0;
+  for (size_t i = 0; i < after.size(); ++i) {
+    if (after[i].name.find("ffn_") == std::string::npos || !after[i].blocks.defined()) continue;
+    ++num_frozen;
+    EXPECT_EQ(after[i].mode, ScaleMode::kFrozen) << after[i].name;
+    EXPECT_FALSE(after[i].scale_ratios.defined()) << after[i].name;
+    EXPECT_EQ(after[i].materialized_hash, before[i].materialized_hash) << after[i].name;
+    const std::vector<std::byte> blocks = restore_quantizer(after[i]).blocks();
+    EXPECT_EQ(std::memcmp(blocks.data(), before[i].blocks.const_data_ptr(), blocks.size()), 0)
+        << after[i].name;
+  }
+  EXPECT_EQ(num_frozen, 15);  // of five blocks
+  const std::unique_ptr<Student> other = new_student();
+  other->restore(after);
+  const std::vector<TrainedTensor> restored = other->tensors();
+  for (size_t i = 0; i < after.size(); ++i)
+    EXPECT_EQ(restored[i].materialized_hash, after[i].materialized_hash) << after[i].name;
 }
 
 TEST_F(StoredScalesTest, RefusesAPlanWithoutScalesThatTrain) {

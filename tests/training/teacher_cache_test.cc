@@ -22,6 +22,7 @@
 #include "model/model.h"
 #include "tests/io/temporary_folder.h"
 #include "training/learner.h"
+#include "training/memory_estimate.h"
 
 namespace nibble {
 namespace {
@@ -94,6 +95,18 @@ TEST_F(TeacherCacheTest, HoldsWhatTheTeacherSays) {
   expect_said(cache.held_out(0), held_out_[0]);
   expect_said(cache.held_out(1), held_out_[1]);
   EXPECT_THROW(cache.records({1}), Error);
+}
+
+TEST_F(TeacherCacheTest, AStreamedTeacherSaysTheSameInLessMemory) {
+  const TeacherCache whole = open();
+  const torch::Tensor records = whole.records({0, 3, 4}).clone();
+  fs::remove(path());
+  const int64_t bytes = asking_bytes(*source_, options_);
+  options_.stream_teacher = true;
+  EXPECT_LT(asking_bytes(*source_, options_), bytes);
+  const TeacherCache streamed = open();
+  EXPECT_GT(streamed.asked_bytes(), 0);
+  EXPECT_TRUE(at::equal(streamed.records({0, 3, 4}), records));
 }
 
 TEST_F(TeacherCacheTest, AsksOnce) {

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -74,8 +75,8 @@ class StoredBlocksTest : public testing::TestWithParam<size_t> {
  protected:
   const Format& format() const { return decoders()[GetParam()]; }
   bool trains() const { return format().num_scales > 0 && !format().has_byte_scales; }
-  FakeQuantizer quantizer(int64_t seed) const {
-    return {"w", format(), random_blocks(format(), seed)};
+  FakeQuantizer quantizer(int64_t seed, bool learns = true) const {
+    return {"w", format(), random_blocks(format(), seed), learns};
   }
 };
 
@@ -157,18 +158,32 @@ TEST_P(StoredBlocksTest, TakesOtherBlocks) {
   EXPECT_THROW(stored.copy_blocks(other.stored_blocks().narrow(0, 0, 2).contiguous()), Error);
 }
 
+TEST_P(StoredBlocksTest, WithoutLearningThereAreBlocksAlone) {
+  FakeQuantizer stored = quantizer(3, /*learns=*/false), learning = quantizer(3);
+  EXPECT_EQ(stored.mode(), ScaleMode::kFrozen);
+  EXPECT_FALSE(stored.scale_ratios().defined() || stored.initial_scales().defined());
+  EXPECT_EQ(stored.blocks(), learning.blocks());
+  torch::Tensor values = torch::empty(stored.sizes()), others = torch::empty(stored.sizes());
+  stored.materialize(values);
+  learning.materialize(others);
+  EXPECT_TRUE(same_bits(values, others));
+  EXPECT_THROW(stored.add_scale_gradients(values, others), Error);
+}
+
 TEST_P(StoredBlocksTest, RefusesWhatItCannotHold) {
-  EXPECT_THROW(
-      FakeQuantizer("w", format(), torch::zeros({kRows, format().block_bytes + 1}, torch::kUInt8)),
-      Error);
-  EXPECT_THROW(FakeQuantizer("w", format(), torch::zeros({kRows, kLength})), Error);
+  const auto take = [&](torch::Tensor blocks, bool learns) {
+    FakeQuantizer("blk.0.w", format(), std::move(blocks), learns);
+  };
+  EXPECT_THROW(take(torch::zeros({kRows, format().block_bytes + 1}, torch::kUInt8), true), Error);
+  EXPECT_THROW(take(torch::zeros({kRows, kLength}), true), Error);
   if (!trains()) return;
-  try {  // all bits set: every float16 a NaN
-    FakeQuantizer("blk.0.w", format(),
-                  torch::full({kRows, format().block_bytes}, 255, torch::kUInt8));
-    ADD_FAILURE() << "took a NaN";
-  } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "tensor 'blk.0.w': a stored scale is not finite");
+  for (const bool learns : {true, false}) {
+    try {  // all bits set: every float16 a NaN
+      take(torch::full({kRows, format().block_bytes}, 255, torch::kUInt8), learns);
+      ADD_FAILURE() << "took a NaN";
+    } catch (const Error& error) {
+      EXPECT_STREQ(error.what(), "tensor 'blk.0.w': a stored scale is not finite");
+    }
   }
 }
 
