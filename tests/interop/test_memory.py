@@ -1,8 +1,10 @@
 """A training run's peak memory is what it said before it began, and a run that cannot fit says so at once."""
 
 import json
+import os
 import re
 import resource
+import subprocess
 
 import pytest
 
@@ -65,6 +67,25 @@ def test_scales_alone_take_four_tenths_of_the_memory(run_nibble, smollm2_q4_1, s
         assert report["predicted_bytes"] == pytest.approx(report["peak_bytes"], rel=0.1), name
     # 0.37 and 0.27 were measured, of which libraries and text are 0.04; the activations of more positions are the same in all.
     assert peak["scales"] <= 0.4 * peak["full"] and peak["streamed"] <= 0.3 * peak["full"], peak
+
+
+def peak_of(*command):
+    """Bytes of memory at the peak of a command that succeeds."""
+    child = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    assert status == 0, command
+    return 1024 * usage.ru_maxrss
+
+
+def test_block_by_block_depth_costs_nothing(run_nibble, nibble, smollm2_q4_1, shared, tmp_path):
+    few = tmp_path / "few.gguf"
+    result = run_nibble("quantize", smollm2_q4_1, few, "COPY", "--prune-layers", ",".join(map(str, range(4, 30))))
+    assert result.returncode == 0, result.stderr
+    calibration = ["--calibration", shared / "text" / "wikitext-2-raw" / "wiki.valid.raw", "--calibration-tokens", 1024]
+    peaks = [peak_of(nibble, "quantize", model, tmp_path / "out.gguf", "Q4_0", "--allow-requantize", "--method", "blockwise",
+                     *calibration) for model in (few, smollm2_q4_1)]
+    layer = 4 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)  # bytes of a layer's matrices in float32
+    assert abs(peaks[1] - peaks[0]) < layer, peaks
 
 
 def test_a_run_that_cannot_fit_names_settings_that_do(train):

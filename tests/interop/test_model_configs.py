@@ -50,6 +50,7 @@ MODELS = {
     "llama3.2_1b": llama(2048, 8192, 16, 32, 8, 64, 128256, True),
     "llama3.2_3b": llama(3072, 8192, 28, 24, 8, 128, 128256, True),
     "llama3.1_8b": llama(4096, 14336, 32, 32, 8, 128, 128256, False),
+    "llama3.1_8b_12gb": llama(4096, 14336, 32, 32, 8, 128, 128256, False),
     "gemma3_270m": gemma3(640, 2048, 18),
     "gemma3_1b": gemma3(1152, 6912, 26),
     "smollm3_3b": PUBLISHED["SmolLM3-3B"],
@@ -67,7 +68,8 @@ def forecast(run_nibble, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(MODELS[name]))
         (tmp_path / "text.txt").write_text("x")
         text = tmp_path / "text.txt"
-        given = [f"model={tmp_path}", f"data.files=[{text}]", f"compare.text={text}", *settings]
+        given = [f"model={tmp_path}", f"data.files=[{text}]", *settings]
+        given += [f"compare.text={text}"] * ("compare:" in (CONFIGS / f"{name}.yaml").read_text())
         sets = [word for setting in given for word in ("--set", setting)]
         result = run_nibble("train", CONFIGS / f"{name}.yaml", "--dry-run", "--json", *sets)
         assert result.returncode == 0, result.stderr
