@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cxxopts.hpp>
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -80,10 +81,14 @@ void print_result(const HfConverted& result) {
     print_rounding(result);
 }
 
+bool is_same_place(const std::string& a, const std::string& b) {
+  return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
+}
+
 void print_tower(const HfConverted& tower) {
   std::cout << concat(tower.paths.front(), ": the tower that sees, ", tower.num_weights,
                       " weights in ", tower.num_tensors,
-                      " tensors, as they were; llama.cpp takes it with --mmproj\n");
+                      " tensors, carried through; llama.cpp takes it with --mmproj\n");
 }
 
 std::string result_json(const HfConverted& result, const std::optional<HfConverted>& tower) {
@@ -136,7 +141,8 @@ int run_convert(int argc, char** argv) {
   const std::string folder = model_argument(*arguments, "folder", "FOLDER");
   const std::string out = required(*arguments, "out", "OUT.gguf");
   const std::string mmproj = text_or_empty(*arguments, "mmproj");
-  if (mmproj == out) fail_usage("--mmproj: is OUT.gguf too; the tower is a file of its own");
+  if (!mmproj.empty() && is_same_place(mmproj, out))
+    fail_usage("--mmproj: is OUT.gguf too; the tower is a file of its own");
   const auto type = type_argument(*arguments);
   std::optional<HfConverted> tower;
   if (!mmproj.empty()) tower = convert_vision_tower(folder, mmproj, type);

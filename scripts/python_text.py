@@ -1,17 +1,21 @@
 """Writes text for training and held-out text to compare on, from the Python that runs this.
 
 usage: python_text.py FOLDER             the library's sources and the documentation topics of pydoc: train.txt
-       python_text.py --sources FOLDER   the sources of the library and of the installed packages: train.jsonl, a row a file
+       python_text.py --sources FOLDER   the sources of the library and of the packages that scripts/setup brings: train.jsonl, a
+                                         row a file
 
 The other file is held_out.txt: one document of ten, by its name, which the training text does not hold.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 import sys
 import sysconfig
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+REQUIREMENTS = ["build.txt", "cpu.txt"]
 # No package is more than a small share of the text: bytes.
 PACKAGE_LIMIT = 3_000_000
 SKIPPED = {"site-packages", "dist-packages", "test", "pydoc_data", "encodings"}
@@ -38,11 +42,21 @@ def library():
     return sources(pathlib.Path(sysconfig.get_path("stdlib")))
 
 
+def package_folders():
+    """Of the packages that every environment has, whatever else was installed since: the text would be another."""
+    lines = (line for name in REQUIREMENTS for line in (ROOT / "requirements" / name).read_text().splitlines())
+    names = [line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")]
+    site = pathlib.Path(sysconfig.get_path("purelib"))
+    brought = [item for item in importlib.metadata.distributions() if item.name in {*names, "pip", "setuptools"}]
+    parts = {file.parts[0] for item in brought for file in item.files or ()}
+    return [site / part for part in sorted(parts) if (site / part).is_dir()]
+
+
 def packages():
-    """The files of each installed package, up to the limit, in an order that their names' hashes give."""
-    for folder in sorted(pathlib.Path(sysconfig.get_path("purelib")).iterdir()):
-        left = PACKAGE_LIMIT if folder.is_dir() else 0
-        for name, text in in_hash_order(sources(folder) if left else ()):
+    """The files of each package, up to the limit, in an order that their names' hashes give."""
+    for folder in package_folders():
+        left = PACKAGE_LIMIT
+        for name, text in in_hash_order(sources(folder)):
             left -= len(text)
             if left < 0:
                 break

@@ -22,6 +22,7 @@
 #include "io/safetensors.h"
 #include "model/hf/checkpoint.h"
 #include "model/hf/config.h"
+#include "model/hf/conversion_plan.h"
 #include "model/hf/json_fields.h"
 #include "model/hf/vision_tower.h"
 #include "model/hf/wanted_tensors.h"
@@ -140,6 +141,13 @@ void check_tensors(const GgufFile& file, const HfConfig& config, const WantedTen
   }
 }
 
+/// config.json will not say how a tensor is packed, so it must be weights.
+void check_carried(const HfCheckpoint::Tensor& tensor) {
+  const std::string& dtype = tensor.entry->dtype;
+  check(dtype == "F32" || dtype == "F16" || dtype == "BF16", frame_of(tensor), ": is ", dtype,
+        ", wanted F32, F16 or BF16: the tower that sees is packed; take a folder where it is not");
+}
+
 /// `parts`: the checkpoint of a model of several parts, nullptr where the language model is all.
 std::vector<Job> plan_jobs(const GgufFile& file, const WantedTensors& wanted,
                            const HfCheckpoint* parts) {
@@ -156,9 +164,11 @@ std::vector<Job> plan_jobs(const GgufFile& file, const WantedTensors& wanted,
     if (job.tensors.front()) jobs.push_back(std::move(job));
   }
   if (!parts) return jobs;
-  for (const HfCheckpoint::Tensor& tensor : parts->tensors())
-    if (is_of_vision_tower(tensor.entry->name))
-      jobs.push_back({tensor.entry->name, {}, {}, &tensor});
+  for (const HfCheckpoint::Tensor& tensor : parts->tensors()) {
+    if (!is_of_vision_tower(tensor.entry->name)) continue;
+    check_carried(tensor);
+    jobs.push_back({tensor.entry->name, {}, {}, &tensor});
+  }
   return jobs;
 }
 

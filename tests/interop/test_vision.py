@@ -3,6 +3,7 @@
 
 import ctypes
 import json
+import re
 import shutil
 
 import numpy as np
@@ -21,14 +22,20 @@ def is_of_tower(tensor):
     return any(part in tensor for part in ("vision_tower.", "multi_modal_projector.", "visual."))
 
 
+def change_header(path, change):
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(change(json.loads(data[8 : 8 + length]))).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
 def with_published_names(folder, out):
     """transformers 5 leaves a part of SigLIP's names out, which the folders on the hub and llama.cpp's converter have."""
     shutil.copytree(folder, out)
     for path in out.glob("model*.safetensors"):
-        data = path.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        header = data[8 : 8 + length].replace(b'"vision_tower.', b'"vision_tower.vision_model.')
-        path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+        change_header(path, lambda header: {
+            re.sub("^vision_tower[.]", "vision_tower.vision_model.", name): entry
+            for name, entry in header.items()})
     return out
 
 
@@ -101,8 +108,19 @@ def test_mistakes_are_named(run_nibble, make_model, tmp_path):  # noqa: F811
         changed = {**config, "vision_config": {**config["vision_config"], key: value}}
         (folder / "config.json").write_text(json.dumps(changed))
         assert complaint in refused(folder), key
-    result = run_nibble("convert", folder, tmp_path / "m.gguf", "--mmproj", tmp_path / "m.gguf")
-    assert result.returncode == 2 and "a file of its own" in result.stderr
+    for same in (tmp_path / "m.gguf", f"{tmp_path}/folder/../m.gguf"):
+        result = run_nibble("convert", folder, tmp_path / "m.gguf", "--mmproj", same)
+        assert result.returncode == 2 and "a file of its own" in result.stderr
+
+
+def test_a_packed_tower_is_not_exported(run_nibble, converted, tmp_path):  # noqa: F811
+    model = converted("qwen35 with vision")
+    for path in (folder := shutil.copytree(model.folder, tmp_path / "folder")).glob("model*.safetensors"):
+        change_header(path, lambda header: {
+            name: {**entry, "dtype": "I16"} if is_of_tower(name) else entry for name, entry in header.items()})
+    result = run_nibble("export", model.path, "--hf", tmp_path / "out", "--like", folder)
+    assert result.returncode == 1 and "': is I16, wanted F32, F16 or BF16" in result.stderr, result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
