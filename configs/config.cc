@@ -122,6 +122,7 @@ std::vector<Field> config_fields(RunConfig& c) {
       {"blockwise.batch_tokens", &t.blockwise.batch_tokens, 1, 1e9},
       {"blockwise.learning_rate", &t.blockwise.learning_rate, 0, 1},
       {"blockwise.scale_learning_rate", &t.blockwise.scale_learning_rate, 0, 1},
+      {"blockwise.fisher_tokens", &t.blockwise.fisher_tokens, 0, kMaxTokens},
       {"batch_tokens", &t.batch_tokens, 1, 1e9},
       {"micro_batch_tokens", &t.micro_batch_tokens, 1, 1e9},
       {"max_tokens", &t.max_tokens, 1, kMaxTokens},

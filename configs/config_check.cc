@@ -270,7 +270,7 @@ std::vector<Ignored> ignored_settings(const RunConfig& config) {
           "blockwise.tokens"});
   ignore(none || t.blockwise.tokens == 0, "blockwise.tokens is 0",
          {"blockwise.epochs", "blockwise.batch_tokens", "blockwise.learning_rate",
-          "blockwise.scale_learning_rate"});
+          "blockwise.scale_learning_rate", "blockwise.fisher_tokens"});
   ignore(none || t.quant.scales != "learned",
          "scales are not trained (quant.scales is not learned)",
          {"optimizer.scale_learning_rate", "quant.estimator"});

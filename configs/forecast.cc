@@ -1,5 +1,7 @@
 #include "configs/forecast.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "io/gguf.h"
 #include "model/hf/convert.h"
@@ -18,11 +20,15 @@ double count_operations(const TrainOptions& options, const Forecast& forecast, d
   const double forward = 2.0 * weights;
   const double teacher = loss_shares(options.loss).kl > 0 ? 1 : 0;
   const double again = options.activation_checkpointing ? 1 : 0;
-  // A block's own stage: the unquantized block, the error before and after, and a training step.
-  const double in_blocks = 1 + 1 + 1 + 3;
+  // A block's own stage: the unquantized block, a training step an epoch, and the trained block;
+  // what errors cost: forward, and once more with gradients of the inputs alone.
+  const double in_blocks = 1 + 3 * static_cast<double>(options.blockwise.epochs) + 1;
+  const double fisher = 1 + 1 + 1;
   return forward *
          (static_cast<double>(forecast.tokens) * (teacher + again + 3) +
-          static_cast<double>(forecast.block_tokens * options.blockwise.epochs) * in_blocks);
+          static_cast<double>(forecast.block_tokens) * in_blocks +
+          static_cast<double>(std::min(forecast.block_tokens, options.blockwise.fisher_tokens)) *
+              fisher);
 }
 
 /// Those that a token is multiplied with: of a mixture only some experts'.

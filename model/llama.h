@@ -45,6 +45,7 @@ class Llama : public Model {
   torch::Tensor hidden(const Batch& batch) override;
   torch::Tensor embed(const Batch& batch) override;
   torch::Tensor blocks(const torch::Tensor& x, const Batch& batch) override;
+  torch::Tensor finish(const torch::Tensor& x) const override;
   const torch::Tensor& output_weight() const override;
   torch::Device device() const override { return weights_.front()->value.device(); }
   std::vector<ChannelLink> channel_links() override;
@@ -111,8 +112,6 @@ class Llama : public Model {
   torch::Tensor mixture(const LlamaLayer& layer, const torch::Tensor& x,
                         LoadBalance* balance) const;
   torch::Tensor shared_expert(const LlamaLayer& layer, const torch::Tensor& x) const;
-  /// What leaves the last block, as the output matrix takes it.
-  torch::Tensor finish(const torch::Tensor& x) const;
   void bind();
 
   LlamaOptions options_;

@@ -102,6 +102,8 @@ class Model {
   /// own blocks.
   virtual torch::Tensor embed(const Batch& batch) = 0;
   virtual torch::Tensor blocks(const torch::Tensor& x, const Batch& batch) = 0;
+  /// hidden()'s last step: [N, D] that leaves the last block, normed and rounded.
+  virtual torch::Tensor finish(const torch::Tensor& x) const = 0;
   /// [V, D]: output.weight, or token_embd.weight where tied. Not all of how logits come about: see
   /// ModelShape::logit_cap.
   virtual const torch::Tensor& output_weight() const = 0;

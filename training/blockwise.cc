@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <span>
 #include <utility>
 
 #include "base/error.h"
 #include "model/made_weight.h"
 #include "quant/fake/torch_device.h"
+#include "training/block_fisher.h"
 #include "training/data.h"
 #include "training/learner.h"
 #include "training/optimizer.h"
@@ -18,11 +18,11 @@
 namespace nibble {
 namespace {
 
-int64_t most_positions(const std::vector<Batch>& batches) {
-  int64_t most = 0;
-  for (const Batch& batch : batches) most = std::max(most, batch.tokens.numel());
-  return most;
-}
+// Of all of them, for the error that a block starts with: it is shown alone.
+constexpr size_t kErrorBatches = 32;
+// The rest is the identity's, so that no direction is free: what few tokens found to cost nothing
+// may cost something.
+constexpr double kFisherShare = 0.97;
 
 /// What a block's own training minds of a run's options: everything in it trains, if not by
 /// rounding alone.
@@ -43,8 +43,9 @@ torch::Tensor position_weights(const torch::Tensor& target) {
          static_cast<double>(target.size(0));
 }
 
-double loss_of(const torch::Tensor& difference, const torch::Tensor& weights) {
-  return (difference.square() * weights).sum().item<double>();
+double loss_of(const torch::Tensor& difference, const torch::Tensor& weighed,
+               const torch::Tensor& weights) {
+  return (difference * weighed * weights).sum().item<double>();
 }
 
 /// As the next stage takes it up: masters in the middle of their codes. Training leaves many of
@@ -70,23 +71,6 @@ StartingPoint stored_start_from(const TrainedTensor& tensor) {
 
 }  // namespace
 
-void Blockwise::States::put(size_t batch, const torch::Tensor& states) {
-  const torch::Tensor here = states.detach().cpu().contiguous();
-  file_.write_at(offset(batch),
-                 std::as_bytes(std::span(here.const_data_ptr<float>(), here.numel())));
-}
-
-torch::Tensor Blockwise::States::get(size_t batch, const Batch& of) const {
-  torch::Tensor states = torch::empty({of.tokens.numel(), width_}, torch::kFloat32);
-  file_.read_at(offset(batch), std::as_writable_bytes(
-                                   std::span(states.mutable_data_ptr<float>(), states.numel())));
-  return states;
-}
-
-int64_t Blockwise::States::offset(size_t batch) const {
-  return static_cast<int64_t>(batch * sizeof(float)) * positions_ * width_;
-}
-
 Blockwise::Blockwise(const GgufFile& source, const Plan& plan, const TrainOptions& options,
                      const std::vector<Batch>& batches, const StartingPoints& start, Model* started,
                      const std::string& scratch_folder)
@@ -97,10 +81,39 @@ Blockwise::Blockwise(const GgufFile& source, const Plan& plan, const TrainOption
       start_(start),
       started_(started),
       shape_(model_shape(source)),
-      quantized_(scratch_folder, most_positions(batches), shape_.width),
-      full_(scratch_folder, most_positions(batches), shape_.width),
-      progress_("blocks", num_blocks(), "blocks") {
+      quantized_(scratch_folder, batches, shape_.width),
+      full_(scratch_folder, batches, shape_.width) {
   check(!batches.empty(), "block-wise reconstruction needs text");
+  if (options_.blockwise.fisher_tokens > 0) keep_metrics(scratch_folder);
+  progress_.emplace("blocks", num_blocks(), "blocks");
+}
+
+void Blockwise::keep_metrics(const std::string& scratch_folder) {
+  metrics_.emplace(scratch_folder);
+  std::vector<Batch> some;
+  for (int64_t tokens = 0;
+       some.size() < batches_.size() && tokens < options_.blockwise.fisher_tokens;
+       tokens += some.back().tokens.numel())
+    some.push_back(batches_[some.size()]);
+  visit_block_fisher([this](const ModelPart& part) { return load_part(part); }, shape_, some,
+                     options_.seed, scratch_folder,
+                     [this](int64_t block, const torch::Tensor& fisher) {
+                       const torch::Tensor metric =
+                           kFisherShare * fisher + (1 - kFisherShare) * torch::eye(shape_.width);
+                       write_tensor(*metrics_, block * static_cast<int64_t>(metric.nbytes()),
+                                    metric);
+                     });
+}
+
+void Blockwise::take_metric() {
+  if (!metrics_) return;
+  const int64_t bytes = shape_.width * shape_.width * static_cast<int64_t>(sizeof(float));
+  metric_ = read_tensor(*metrics_, next_ * bytes, {shape_.width, shape_.width})
+                .to(torch_device(options_.device));
+}
+
+torch::Tensor Blockwise::weighed(const torch::Tensor& difference) const {
+  return metric_.defined() ? difference.matmul(metric_) : difference;
 }
 
 std::unique_ptr<Model> Blockwise::load_part(const ModelPart& part) const {
@@ -131,14 +144,15 @@ TrainedBlock Blockwise::train_block() {
   const torch::AutoGradMode with_gradients(true);
   const std::string name = concat("block ", next_);
   std::unique_ptr<Model> block = load_part({next_, 1, false});
+  take_metric();
   set_targets(*block);
   const std::unique_ptr<Student> student = student_of(std::move(block));
-  const double before = error_of(student->model(), /*pass_on=*/false);
+  const double before = first_error(student->model());
   if (student->trains()) with_frame(name, [&] { train(*student); });
-  const double after = error_of(student->model(), /*pass_on=*/true);
+  const double after = pass_on(student->model());
   char text[64];
   std::snprintf(text, sizeof text, "%s: error %.4f -> %.4f", name.c_str(), before, after);
-  progress_.update(++next_, text);
+  progress_->update(++next_, text);
   return {student->tensors(), before, after};
 }
 
@@ -146,18 +160,30 @@ TrainedBlock Blockwise::train_block() {
 void Blockwise::set_targets(Model& block) {
   const torch::NoGradGuard no_grad;
   for (size_t i = 0; i < batches_.size(); ++i)
-    full_.put(i, block.blocks(full_.get(i, batches_[i]).to(block.device()), batches_[i]));
+    full_.put(i, block.blocks(full_.get(i).to(block.device()), batches_[i]));
 }
 
-double Blockwise::error_of(Model& block, bool pass_on) {
+double Blockwise::error_of(size_t batch, const torch::Tensor& made) const {
+  const torch::Tensor target = full_.get(batch).to(made.device()), difference = made - target;
+  return loss_of(difference, weighed(difference), position_weights(target));
+}
+
+double Blockwise::first_error(Model& block) const {
+  const torch::NoGradGuard no_grad;
+  const size_t stride = (batches_.size() + kErrorBatches - 1) / kErrorBatches;
+  double sum = 0, count = 0;
+  for (size_t i = 0; i < batches_.size(); i += stride, ++count)
+    sum += error_of(i, block.blocks(quantized_.get(i).to(block.device()), batches_[i]));
+  return sum / count;
+}
+
+double Blockwise::pass_on(Model& block) {
   const torch::NoGradGuard no_grad;
   double sum = 0;
   for (size_t i = 0; i < batches_.size(); ++i) {
-    const torch::Tensor x = quantized_.get(i, batches_[i]).to(block.device());
-    const torch::Tensor made = block.blocks(x, batches_[i]).cpu();
-    const torch::Tensor target = full_.get(i, batches_[i]);
-    sum += loss_of(made - target, position_weights(target));
-    if (pass_on) quantized_.put(i, made);
+    const torch::Tensor made = block.blocks(quantized_.get(i).to(block.device()), batches_[i]);
+    sum += error_of(i, made);
+    quantized_.put(i, made);
   }
   return sum / static_cast<double>(batches_.size());
 }
@@ -170,13 +196,14 @@ void Blockwise::train(Student& student) {
   const int64_t steps = count * options_.blockwise.epochs;
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t i = step_sequences(options_.seed, step, 1, count).front();
-    const torch::Tensor target = full_.get(i, batches_[i]).to(block.device());
-    const torch::Tensor x = quantized_.get(i, batches_[i]).to(block.device());
+    const torch::Tensor target = full_.get(i).to(block.device());
+    const torch::Tensor x = quantized_.get(i).to(block.device());
     const torch::Tensor made = block.blocks(x, batches_[i]);
     const torch::Tensor difference = made.detach() - target, weights = position_weights(target);
-    const double loss = loss_of(difference, weights);
+    const torch::Tensor pull = weighed(difference);
+    const double loss = loss_of(difference, pull, weights);
     check(std::isfinite(loss), "step ", step + 1, ": loss is ", loss);
-    made.backward(2 * difference * weights);
+    made.backward(2 * pull * weights);
     const double norm = student.backward();
     check(std::isfinite(norm), "step ", step + 1, ": gradient norm is ", norm);
     optimizer.step(student.gradients(),

@@ -10,14 +10,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/progress.h"
 #include "io/gguf.h"
-#include "io/scratch_file.h"
 #include "model/model.h"
 #include "quant/mix/plan.h"
+#include "training/block_states.h"
 #include "training/checkpoint.h"
 #include "training/starting_point.h"
 #include "training/student.h"
@@ -27,7 +28,8 @@ namespace nibble {
 
 struct TrainedBlock {
   std::vector<TrainedTensor> tensors;
-  double error_before = 0, error_after = 0;  // mean loss, where it started and now
+  double error_before = 0;  // mean loss where it started, of some batches
+  double error_after = 0;   // mean loss now
 };
 
 class Blockwise {
@@ -49,28 +51,23 @@ class Blockwise {
   TrainedBlock train_block();
 
  private:
-  /// What goes into a block at each position of each batch.
-  class States {
-   public:
-    /// positions: of the largest batch.
-    States(const std::string& folder, int64_t positions, int64_t width)
-        : file_(folder), positions_(positions), width_(width) {}
-    void put(size_t batch, const torch::Tensor& states);
-    torch::Tensor get(size_t batch, const Batch& of) const;
-
-   private:
-    int64_t offset(size_t batch) const;
-    ScratchFile file_;
-    int64_t positions_, width_;
-  };
   std::unique_ptr<Model> load_part(const ModelPart& part) const;
   /// Quantized, from where it starts.
   std::unique_ptr<Student> student_of(std::unique_ptr<Model> part) const;
+  /// Finds what an error in each block's output costs (training/block_fisher.h).
+  void keep_metrics(const std::string& scratch_folder);
+  void take_metric();
   void set_targets(Model& block);
+  /// difference [N, D], by the block's metric.
+  torch::Tensor weighed(const torch::Tensor& difference) const;
   void train(Student& student);
-  /// The mean loss over all batches. pass_on: what the block makes of its inputs then takes their
-  /// place, as the next one's.
-  double error_of(Model& block, bool pass_on);
+  /// The loss of what a block made of a batch.
+  double error_of(size_t batch, const torch::Tensor& made) const;
+  /// The mean loss of some batches.
+  double first_error(Model& block) const;
+  /// What the block makes of its inputs takes their place: the next one's. The mean loss of all
+  /// batches.
+  double pass_on(Model& block);
 
   const GgufFile& source_;
   const Plan& plan_;
@@ -80,8 +77,10 @@ class Blockwise {
   Model* started_;
   ModelShape shape_;
   int64_t next_ = 0;
-  States quantized_, full_;
-  Progress progress_;
+  BlockStates quantized_, full_;
+  std::optional<ScratchFile> metrics_;  // [D, D] of each block; none: the identity of all
+  torch::Tensor metric_;                // the block's that trains now
+  std::optional<Progress> progress_;
 };
 
 /// All blocks, one after the other: where training goes on from, and in `model`, which `start` is

@@ -89,6 +89,9 @@ struct BlockwiseOptions {
   int64_t batch_tokens = 1024;
   double learning_rate = 1e-2;  // relative (OptimizerOptions)
   double scale_learning_rate = 1e-3;
+  /// Of the same text, on which is found what an error in a block's output costs
+  /// (training/block_fisher.h); 0: all directions count alike.
+  int64_t fisher_tokens = 0;
 };
 
 struct TrainOptions {

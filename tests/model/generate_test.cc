@@ -26,6 +26,7 @@ class CountingModel final : public Model {
   torch::Tensor hidden(const Batch&) override { fail("generation reads token by token"); }
   torch::Tensor embed(const Batch& batch) override { return hidden(batch); }
   torch::Tensor blocks(const torch::Tensor&, const Batch& batch) override { return hidden(batch); }
+  torch::Tensor finish(const torch::Tensor& x) const override { return x; }
   const torch::Tensor& output_weight() const override { return output_; }
   std::unique_ptr<KvCache> new_cache() override { return std::make_unique<CountingCache>(); }
   torch::Tensor hidden_next(const std::vector<NextTokens>& texts) override {

@@ -80,6 +80,17 @@ TEST_F(BlockwiseTest, IsNearerToTheTeacherThanSearch) {
   EXPECT_EQ(folder_.num_files(), 0u);
 }
 
+TEST_F(BlockwiseTest, ErrorsCountByWhatTheyCost) {
+  const auto kl_of_blocks = [&](int64_t fisher_tokens) {
+    options_.blockwise.fisher_tokens = fisher_tokens;
+    std::unique_ptr<Model> model = copy_model(*teacher_);
+    const StartingPoints points = start(*model);
+    return starting_kl(std::move(model), points);
+  };
+  EXPECT_LT(kl_of_blocks(4096), kl_of_blocks(0));
+  EXPECT_EQ(folder_.num_files(), 0u);
+}
+
 // Its inputs are those that the quantized blocks before it make, its target what the unquantized
 // ones make of their own.
 TEST_F(BlockwiseTest, TheErrorIsOfTheQuantizedModelSoFar) {
