@@ -4,42 +4,29 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
 #include <memory>
 #include <vector>
 
-#include "base/progress.h"
 #include "tests/io/temporary_folder.h"
-#include "training/data.h"
+#include "tests/training/stories.h"
 
 namespace nibble {
 namespace {
 
-const std::string kShared = std::string(NIBBLE_SOURCE_DIR) + "/../shared/data";
-const std::string kModel = kShared + "/models/stories260K/stories260K-f32.v3.gguf";
-const std::string kText = kShared + "/text/tinystories/valid_v1_nosep.txt";
-
-class BlockFisherTest : public testing::Test {
+class BlockFisherTest : public StoriesTest {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(kModel) || !std::filesystem::exists(kText))
-      GTEST_SKIP() << "no " << kShared;
-    Progress::set_quiet(true);
-    source_ = std::make_unique<GgufFile>(GgufFile::open(kModel));
-    model_ = load_model(*source_);
-    DataOptions data;
-    data.files = {kText};
-    data.sequence_length = 128;
-    data.max_bytes = 400000;
-    const TextData text = TextData::load(data, *Tokenizer::from_metadata(source_->metadata()), 1);
+    StoriesTest::SetUp();
+    if (IsSkipped()) return;
+    const TextData text = stories(400000);
     for (int64_t row = 0; row < 64; row += 2) batches_.push_back(text.train.at({row, row + 1}));
   }
   std::vector<torch::Tensor> fisher(uint64_t seed) {
-    std::vector<torch::Tensor> all(model_->shape().num_layers);
+    std::vector<torch::Tensor> all(teacher_->shape().num_layers);
     const auto load = [this](const ModelPart& part) {
       return load_model(*source_, torch::kCPU, part);
     };
-    visit_block_fisher(load, model_->shape(), batches_, seed, folder_.path(),
+    visit_block_fisher(load, teacher_->shape(), batches_, seed, folder_.path(),
                        [&](int64_t block, const torch::Tensor& fisher) { all[block] = fisher; });
     return all;
   }
@@ -50,7 +37,7 @@ class BlockFisherTest : public testing::Test {
     torch::manual_seed(1);
     double sum = 0;
     for (const Batch& batch : batches_) {
-      const torch::Tensor x = part(0, block + 1)->blocks(model_->embed(batch), batch);
+      const torch::Tensor x = part(0, block + 1)->blocks(teacher_->embed(batch), batch);
       const torch::Tensor sign = 2 * torch::randint(2, {x.size(0), 1}, torch::kFloat32) - 1;
       const torch::Tensor off = share * sign * x.norm(2, {1}, /*keepdim=*/true) * direction;
       sum += torch::kl_div(log_probs(block, x + off, batch), log_probs(block, x, batch),
@@ -61,8 +48,6 @@ class BlockFisherTest : public testing::Test {
     return sum / static_cast<double>(batches_.size());
   }
 
-  std::unique_ptr<GgufFile> source_;
-  std::unique_ptr<Model> model_;
   std::vector<Batch> batches_;
   TemporaryFolder folder_;
 
@@ -71,9 +56,9 @@ class BlockFisherTest : public testing::Test {
     return load_model(*source_, torch::kCPU, {first, count, false});
   }
   torch::Tensor log_probs(int64_t block, const torch::Tensor& x, const Batch& batch) {
-    const int64_t left = model_->shape().num_layers - block - 1;
+    const int64_t left = teacher_->shape().num_layers - block - 1;
     const torch::Tensor last = left > 0 ? part(block + 1, left)->blocks(x, batch) : x;
-    return torch::log_softmax(model_->logits_of(model_->finish(last)), -1);
+    return torch::log_softmax(teacher_->logits_of(teacher_->finish(last)), -1);
   }
 };
 
@@ -81,8 +66,8 @@ class BlockFisherTest : public testing::Test {
 // finds the dearest and the cheapest, it is in the ratio of their eigenvalues.
 TEST_F(BlockFisherTest, SaysWhatAnErrorCosts) {
   const std::vector<torch::Tensor> all = fisher(1);
-  ASSERT_EQ(static_cast<int64_t>(all.size()), model_->shape().num_layers);
-  for (int64_t block = 0; block < model_->shape().num_layers; ++block) {
+  ASSERT_EQ(static_cast<int64_t>(all.size()), teacher_->shape().num_layers);
+  for (int64_t block = 0; block < teacher_->shape().num_layers; ++block) {
     const auto [values, vectors] = at::linalg_eigh(all[block]);
     EXPECT_NEAR(values.mean().item<double>(), 1, 1e-4);
     const int64_t dear = values.size(0) - 1, cheap = values.size(0) / 2;

@@ -4,46 +4,28 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 
 #include "base/error.h"
-#include "base/progress.h"
 #include "quant/fake/on_grid.h"
 #include "tests/io/temporary_folder.h"
+#include "tests/training/stories.h"
 #include "training/blockwise_file.h"
-#include "training/data.h"
 #include "training/learner.h"
 
 namespace nibble {
 namespace {
 
-const std::string kShared = std::string(NIBBLE_SOURCE_DIR) + "/../shared/data";
-const std::string kModel = kShared + "/models/stories260K/stories260K-f32.v3.gguf";
-const std::string kText = kShared + "/text/tinystories/valid_v1_nosep.txt";
-
-class BlockwiseTest : public testing::Test {
+class BlockwiseTest : public StoriesTest {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(kModel) || !std::filesystem::exists(kText))
-      GTEST_SKIP() << "no " << kShared;
-    Progress::set_quiet(true);
-    source_ = std::make_unique<GgufFile>(GgufFile::open(kModel));
-    teacher_ = load_model(*source_);
-    plan_ = plan_of(*source_);
-    DataOptions data;
-    data.files = {kText};
-    data.sequence_length = 128;
-    data.max_bytes = 400000;
-    const TextData text = TextData::load(data, *Tokenizer::from_metadata(source_->metadata()), 1);
+    StoriesTest::SetUp();
+    if (IsSkipped()) return;
+    plan_ = plan_of(*source_, "Q4_0");
+    const TextData text = stories(400000);
     for (int64_t row = 0; row < 48; row += 2) batches_.push_back(text.train.at({row, row + 1}));
     batches_.push_back(text.train.at({48}));  // a smaller one
     held_out_ = text.held_out.at({0, 1, 2, 3});
-  }
-  static Plan plan_of(const GgufFile& source) {
-    PlanOptions plan;
-    plan.type_name = "Q4_0";
-    return make_plan(source, plan);
   }
   void train_nothing() {
     options_.blockwise.learning_rate = options_.blockwise.scale_learning_rate = 0;
@@ -62,8 +44,6 @@ class BlockwiseTest : public testing::Test {
     return learner.evaluate(held_out_, teacher_hidden).mean_kl();
   }
 
-  std::unique_ptr<GgufFile> source_;
-  std::unique_ptr<Model> teacher_;
   Plan plan_;
   TrainOptions options_;
   std::vector<Batch> batches_;
@@ -197,7 +177,7 @@ TEST_F(BlockwiseTest, TheOrderOfTheFileDoesNotMatter) {
   }
   const GgufFile reversed = GgufFile::open(folder_.file("reversed.gguf"));
   quantize_blockwise(*source_, plan_, batches_, folder_.file("a.gguf"));
-  quantize_blockwise(reversed, plan_of(reversed), batches_, folder_.file("b.gguf"));
+  quantize_blockwise(reversed, plan_of(reversed, "Q4_0"), batches_, folder_.file("b.gguf"));
   const GgufFile a = GgufFile::open(folder_.file("a.gguf")),
                  b = GgufFile::open(folder_.file("b.gguf"));
   for (const GgufTensor& tensor : a.tensors()) {

@@ -5,13 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <filesystem>
 
 #include "base/error.h"
-#include "base/progress.h"
 #include "quant/format/rows.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/model/tiny_llama.h"
+#include "tests/training/stories.h"
 #include "training/awq_start.h"
 #include "training/learner.h"
 #include "training/student.h"
@@ -19,36 +18,21 @@
 namespace nibble {
 namespace {
 
-const std::string kShared = std::string(NIBBLE_SOURCE_DIR) + "/../shared/data";
-const std::string kModel = kShared + "/models/stories260K/stories260K-f32.v3.gguf";
-const std::string kText = kShared + "/text/tinystories/valid_v1_nosep.txt";
-
 double largest_difference(const torch::Tensor& a, const torch::Tensor& b) {
   return (a - b).abs().max().item<double>();
 }
 
-class CalibrateTest : public testing::Test {
+class CalibrateTest : public StoriesTest {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(kModel) || !std::filesystem::exists(kText))
-      GTEST_SKIP() << "no " << kShared;
-    Progress::set_quiet(true);
-    file_ = std::make_unique<GgufFile>(GgufFile::open(kModel));
-    teacher_ = load_model(*file_);
+    StoriesTest::SetUp();
+    if (IsSkipped()) return;
     plan_ = plan("Q4_0");
-    DataOptions data;
-    data.files = {kText};
-    data.sequence_length = 128;
-    data.max_bytes = 200000;
-    text_ = TextData::load(data, *Tokenizer::from_metadata(file_->metadata()), 1);
+    text_ = stories(200000);
     batches_ = calibration_batches(text_.train, 4096, 1, 2048);
     held_out_ = text_.held_out.at({0, 1, 2, 3});
   }
-  Plan plan(const std::string& type) const {
-    PlanOptions options;
-    options.type_name = type;
-    return make_plan(*file_, options);
-  }
+  Plan plan(const std::string& type) const { return plan_of(*source_, type); }
   /// KL from the teacher of a student that starts where the method says.
   double starting_kl(const std::string& method) {
     std::unique_ptr<Model> model = copy_model(*teacher_);
@@ -61,8 +45,6 @@ class CalibrateTest : public testing::Test {
   }
 
   TemporaryFolder folder_;
-  std::unique_ptr<GgufFile> file_;
-  std::unique_ptr<Model> teacher_;
   Plan plan_;
   TrainOptions options_;
   TextData text_;
@@ -106,7 +88,7 @@ TEST_F(CalibrateTest, FilesHoldWhatTheMethodFound) {
     for (const std::string method : {"gptq", "awq", "imatrix"}) {
       plan_ = plan(type);
       const std::string out = folder_.file("out.gguf");
-      quantize_calibrated(*file_, plan_, method, {text_.train, 4096, 1}, out);
+      quantize_calibrated(*source_, plan_, method, {text_.train, 4096, 1}, out);
       std::unique_ptr<Model> model = copy_model(*teacher_);
       const StartingPoints start = starting_points(method, *model, plan_, batches_);
       ASSERT_FALSE(start.empty());

@@ -3,38 +3,22 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
 #include "base/error.h"
-#include "base/progress.h"
 #include "model/made_weight.h"
-#include "training/data.h"
+#include "tests/training/stories.h"
 #include "training/learner.h"
 #include "training/student.h"
 
 namespace nibble {
 namespace {
 
-const std::string kShared = std::string(NIBBLE_SOURCE_DIR) + "/../shared/data";
-const std::string kModel = kShared + "/models/stories260K/stories260K-f32.v3.gguf";
-const std::string kText = kShared + "/text/tinystories/valid_v1_nosep.txt";
-
-class GptqStartTest : public testing::Test {
+class GptqStartTest : public StoriesTest {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(kModel) || !std::filesystem::exists(kText))
-      GTEST_SKIP() << "no " << kShared;
-    Progress::set_quiet(true);
-    const GgufFile file = GgufFile::open(kModel);
-    teacher_ = load_model(file);
-    PlanOptions plan;
-    plan.type_name = "Q4_0";
-    plan_ = make_plan(file, plan);
-    DataOptions data;
-    data.files = {kText};
-    data.sequence_length = 128;
-    data.max_bytes = 200000;
-    const TextData text = TextData::load(data, *Tokenizer::from_metadata(file.metadata()), 1);
+    StoriesTest::SetUp();
+    if (IsSkipped()) return;
+    plan_ = plan_of(*source_, "Q4_0");
+    const TextData text = stories(200000);
     for (int64_t row = 0; row < 32; ++row) calibration_.push_back(text.train.at({row}));
     held_out_ = text.held_out.at({0, 1, 2, 3});
   }
@@ -50,7 +34,6 @@ class GptqStartTest : public testing::Test {
     return gptq_start(*model, plan_, calibration_, max_bytes);
   }
 
-  std::unique_ptr<Model> teacher_;
   Plan plan_;
   TrainOptions options_;
   std::vector<Batch> calibration_;
