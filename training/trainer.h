@@ -90,7 +90,7 @@ struct BlockwiseOptions {
   double learning_rate = 1e-2;  // relative (OptimizerOptions)
   double scale_learning_rate = 1e-3;
   /// Of the same text, on which is found what an error in a block's output costs
-  /// (training/block_fisher.h); 0: all directions count alike.
+  /// (training/block_fisher.h); 0: all directions count alike. Wants many steps of a block.
   int64_t fisher_tokens = 0;
 };
 
