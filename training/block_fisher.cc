@@ -56,6 +56,16 @@ torch::Tensor fisher_of(const torch::Tensor& gradient, const torch::Tensor& stat
   return scaled.t().matmul(scaled);
 }
 
+/// Gradients behind a block become those before it.
+void pass_back(Model& block, const std::vector<Batch>& batches, int64_t index,
+               const BlockStates& states, BlockStates& gradients) {
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const torch::Tensor x = states.get(i, index).to(block.device()).set_requires_grad(true);
+    block.blocks(x, batches[i]).backward(gradients.get(i).to(block.device()));
+    gradients.put(i, x.grad());
+  }
+}
+
 }  // namespace
 
 void visit_block_fisher(const LoadPart& load, const ModelShape& shape,
@@ -74,19 +84,14 @@ void visit_block_fisher(const LoadPart& load, const ModelShape& shape,
       gradients.put(i, gradients_behind(*ends, states.get(i, shape.num_layers), random));
   }
   for (int64_t block = shape.num_layers - 1; block >= 0; --block) {
-    const std::unique_ptr<Model> part = load({block, 1, false});
     torch::Tensor sum = torch::zeros({shape.width, shape.width});
-    for (size_t i = 0; i < batches.size(); ++i) {
-      const torch::Tensor gradient = gradients.get(i);
-      sum.add_(fisher_of(gradient, states.get(i, block + 1)));
-      const torch::Tensor x = states.get(i, block).to(part->device()).set_requires_grad(true);
-      part->blocks(x, batches[i]).backward(gradient.to(part->device()));
-      gradients.put(i, x.grad());
-    }
+    for (size_t i = 0; i < batches.size(); ++i)
+      sum.add_(fisher_of(gradients.get(i), states.get(i, block + 1)));
     const double trace = sum.trace().item<double>();
     check(std::isfinite(trace) && trace > 0, "block ", block,
           ": the gradients behind it are not finite or all zero");
     visit(block, sum * (static_cast<double>(shape.width) / trace));
+    if (block > 0) pass_back(*load({block, 1, false}), batches, block, states, gradients);
     progress.update(2 * shape.num_layers - block);
   }
 }
