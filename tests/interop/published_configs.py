@@ -153,10 +153,11 @@ SMALL_GPT_OSS = {
     "rope_scaling": {**GPT_OSS_20B["rope_scaling"], "original_max_position_embeddings": 64},
 }
 
-# Several value heads for a key head; of the angles those that are large enough within 64 positions to be seen.
+# Several value heads for a key head; of the angles those that are large enough within 64 positions to be seen. Delta nets'
+# heads keep their 128: they are divided by their norms, which of few values come next to 0 and make much of each rounding.
 SMALL_QWEN35 = {
-    "num_hidden_layers": 5, "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4, "vocab_size": 151936, "eos_token_id": 151645,
+    "num_hidden_layers": 5, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "vocab_size": 151936,
+    "eos_token_id": 151645,
     "rope_parameters": {**QWEN35["rope_parameters"], "mrope_section": [2, 1, 1], "rope_theta": 500},
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from test_convert import (  # noqa: F401
-    CTX, convert, converted, converter, make_model, run_child, text_of, torch_env,
+    CTX, convert, converted, converter, make_model, reference_dtype, run_child, text_of, torch_env,
 )
 from test_hf_folder import NAMES, adds_one
 from test_packed import decoded
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_transformers(
 
     np.save(tmp_path / "tokens.npy", np.array([tokens]))
     shutil.copytree(model.folder, tmp_path / "gradients", ignore=shutil.ignore_patterns("*.safetensors*"))
-    run_child(torch_env, "gradients", model.folder, tmp_path / "tokens.npy", tmp_path / "gradients")
+    run_child(torch_env, "gradients", model.folder, tmp_path / "tokens.npy", tmp_path / "gradients", reference_dtype(name))
     wanted = decoded(convert(run_nibble, tmp_path / "gradients", tmp_path / "gradients.gguf", "--outtype", "f32"))
     weights = decoded(model.path)
     for tensor, gradient in trained_gradients(tmp_path / "run", weights).items():

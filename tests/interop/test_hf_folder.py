@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from test_convert import (  # noqa: F401
-    CTX, SENSITIVE, InFloat64, convert, converted, make_model, text_of, torch_env, transformers_log_probs,
+    CTX, convert, converted, make_model, reference_dtype, text_of, torch_env, transformers_log_probs,
 )
 from test_model import TOLERANCE, largest_difference
 from test_packed import checkpoint, decoded, gpt_oss, source  # noqa: F401
@@ -92,12 +92,11 @@ def test_transformers_computes_what_the_quantized_file_does(
             continue
         assert np.array_equal(again[tensor], weights), tensor
 
-    in_float64 = InFloat64(torch_env, out, tmp_path) if name in SENSITIVE else None
     ties = (lambda tokens: model.near_ties(tokens, out)) if model.has_experts else None
     difference = largest_difference(
         run_nibble, path, text_of(shared), tmp_path, chunks=2, ctx=CTX, bos=model.bos, excluded=ties,
-        log_probs=in_float64 or (lambda tokens: transformers_log_probs(torch_env, out, tokens, tmp_path)))
-    assert difference < (in_float64.tolerance(TOLERANCE) if in_float64 else TOLERANCE)
+        log_probs=lambda tokens: transformers_log_probs(torch_env, out, tokens, tmp_path, reference_dtype(name)))
+    assert difference < TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

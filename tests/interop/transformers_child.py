@@ -4,14 +4,15 @@ Reads commands, each a line with a JSON list of words, and answers each with a l
 stays for many of them, as importing takes nine seconds.
 
 make FOLDER SEED DTYPE SHARD_SIZE: random weights for FOLDER's config.json, saved there.
-log_probs FOLDER TOKENS.npy OUT.npy: tokens int32 [chunks, ctx]; out float32
-[chunks, ctx, vocabulary], all float32, plain attention.
+log_probs FOLDER TOKENS.npy OUT.npy DTYPE: tokens int32 [chunks, ctx]; out DTYPE
+[chunks, ctx, vocabulary], all of it, plain attention.
 router_margins FOLDER TOKENS.npy OUT.npy: float32 [chunks, ctx], how far the last expert
 that a router chooses is before the next, in logits; the least of all layers.
 make_stacked FOLDER OUT DTYPE: a checkpoint of its experts as transformers has them in
 memory.
 unpack_mxfp4 FOLDER OUT.safetensors: its stacks in MXFP4 as transformers decodes them, float32.
-gradients FOLDER TOKENS.npy OUT: those of the mean cross-entropy, saved in OUT as the weights of a model.
+gradients FOLDER TOKENS.npy OUT DTYPE: those of the mean cross-entropy, computed in DTYPE and saved in OUT as the weights
+of a model in float32.
 log_probs_half_gelu ...: the same with GELU looked up in float16, as ggml does on a CPU.
 """
 
@@ -123,12 +124,16 @@ def unpack_mxfp4(folder, out):
         for name in names}, out)
 
 
-def log_probs(folder, tokens, out, dtype="float32", activation=None):
-    # Of experts, the other implementations know no float64.
+def load(folder, dtype):
+    """For float64 too: of experts, the other implementations know none."""
     implementation = {"attn_implementation": "eager"} | ({"experts_implementation": "eager"} if dtype == "float64" else {})
-    model = auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
+    return auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
         folder, dtype=getattr(torch, dtype), **implementation
     )
+
+
+def log_probs(folder, tokens, out, dtype="float32", activation=None):
+    model = load(folder, dtype)
     if activation:
         for layer in getattr(model.model, "language_model", model.model).layers:
             layer.mlp.act_fn.forward = activation
@@ -137,10 +142,8 @@ def log_probs(folder, tokens, out, dtype="float32", activation=None):
     np.save(out, logits.log_softmax(-1).numpy())
 
 
-def gradients(folder, tokens, out):
-    model = auto_class(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+def gradients(folder, tokens, out, dtype="float32"):
+    model = load(folder, dtype)
     tokens = torch.from_numpy(np.load(tokens)).long()
     logits = model(tokens).logits[0, :-1]
     torch.nn.functional.cross_entropy(logits, tokens[0, 1:]).backward()
@@ -148,7 +151,7 @@ def gradients(folder, tokens, out):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-    model.save_pretrained(out)
+    model.float().save_pretrained(out)
     (pathlib.Path(out) / "config.json").write_text(given)
 
 
