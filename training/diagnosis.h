@@ -22,8 +22,9 @@ constexpr int64_t kDiagnosisTokens = 2048;
 std::optional<Diagnosis> diagnose_run(const GgufFile& source, const TrainOptions& options,
                                       const std::string& run_dir, const TrainResult& result);
 
-/// What is wrong with a training, one line each with what to do: no code moved, the held-out loss
-/// turned up while the training loss fell, many weights clamped, many scales at their floor.
+/// What is wrong with a training, one line each with what to do: no code moved, no step's held-out
+/// loss below the start's, the held-out loss turned up while the training loss fell, many weights
+/// clamped, many scales at their floor.
 /// metrics: of all steps.
 std::vector<std::string> training_warnings(const Diagnosis& diagnosis, const TrainOptions& options,
                                            const std::vector<StepMetrics>& metrics);

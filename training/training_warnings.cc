@@ -16,6 +16,9 @@ constexpr double kTurnedUp = 1.02;
 /// Evaluations after the best one that make it a turn, and that `early_stop` is suggested with.
 constexpr int64_t kTurnEvaluations = 2;
 constexpr int kEarlyStop = 3;
+/// How far above the start's the lowest held-out loss must lie, so that it is not a run that stands
+/// still.
+constexpr double kWorse = 1.001;
 /// A search clamps a few weights in a hundred by intention, in 2-bit types more: both this share
 /// and twice that of the start must be exceeded.
 constexpr double kManyClamped = 0.1;
@@ -68,6 +71,24 @@ double mean_loss(const std::vector<StepMetrics>& metrics, int64_t begin, int64_t
     ++count;
   }
   return count > 0 ? sum / static_cast<double>(count) : 0.0;
+}
+
+/// What ships is of a step after the start, which no checkpoint holds.
+std::string worse_than_start(const TrainOptions& options, const std::vector<StepMetrics>& metrics) {
+  const StepMetrics *start = nullptr, *best = nullptr;
+  for (const StepMetrics& m : metrics) {
+    if (m.held_out_loss < 0) continue;
+    const StepMetrics*& of = m.step == 0 ? start : best;
+    if (!of || m.held_out_loss < of->held_out_loss) of = &m;
+  }
+  if (!start || !best || best->held_out_loss <= kWorse * start->held_out_loss) return "";
+  return concat("training made it worse: the held-out loss was ",
+                short_number(start->held_out_loss), " at the start and ",
+                short_number(best->held_out_loss), " at its lowest, at step ", best->step,
+                ", which ships; start.gguf of the run is the better file. Lower ",
+                options.quant.weights == "scales" ? "optimizer.scale_learning_rate"
+                                                  : "optimizer.learning_rate",
+                ", or train longer");
 }
 
 std::string overfitted(const TrainOptions& options, const std::vector<StepMetrics>& metrics) {
@@ -141,8 +162,9 @@ std::vector<std::string> training_warnings(const Diagnosis& diagnosis, const Tra
                                            const std::vector<StepMetrics>& metrics) {
   std::vector<std::string> warnings;
   for (std::string& line : std::vector<std::string>{
-           nothing_moved(diagnosis, options), overfitted(options, metrics),
-           many_clamped(diagnosis, options), many_at_floor(diagnosis, options)})
+           nothing_moved(diagnosis, options), worse_than_start(options, metrics),
+           overfitted(options, metrics), many_clamped(diagnosis, options),
+           many_at_floor(diagnosis, options)})
     if (!line.empty()) warnings.push_back(std::move(line));
   return warnings;
 }

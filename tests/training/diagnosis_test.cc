@@ -261,6 +261,21 @@ TEST_F(DiagnosisTest, WarnsOfOverfittingAndStopsEarly) {
   EXPECT_EQ(warning_of(diagnose()).find("early_stop"), std::string::npos);
 }
 
+TEST_F(DiagnosisTest, WarnsWhenNoStepIsBetterThanTheStart) {
+  options_.optimizer.learning_rate = 0.1;
+  options_.optimizer.warmup = 0;
+  std::string warning = warning_of(train_and_diagnose());
+  EXPECT_NE(warning.find("start.gguf of the run is the better file. Lower optimizer.learning_rate"),
+            std::string::npos)
+      << warning;
+  options_.evaluate_every = 0;  // the end alone, and the start
+  warning = warning_of(train_and_diagnose());
+  EXPECT_NE(warning.find("at its lowest, at step 20"), std::string::npos) << warning;
+  options_.data.held_out = 0;
+  warning = warning_of(train_and_diagnose());
+  EXPECT_EQ(warning.find("start.gguf"), std::string::npos) << warning;
+}
+
 // Of the evaluations that count, some were before the run was stopped.
 TEST_F(DiagnosisTest, EarlyStopIsThatOfARunThatNeverStopped) {
   write_text(/*other_end=*/true);
