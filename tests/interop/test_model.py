@@ -4,9 +4,10 @@ nibble's come out of its base files: exact but for the half step of their 16-bit
 difference; entries further than 16 nats below a row's maximum are cut off there and left out.
 """
 
+import os
+import pathlib
 import subprocess
 import sys
-import pathlib
 
 import gguf
 import numpy as np
@@ -21,13 +22,15 @@ BROKEN = 10 * TOLERANCE
 READ_IT = object()
 
 
-def llama_log_probs(model, tokens, folder):
-    pytest.importorskip("llama_cpp")
+def llama_log_probs(model, tokens, folder, float_gelu=False):
+    """`float_gelu`: by the llama.cpp that computes GELU in float32 (scripts/peers)."""
+    package = pathlib.Path(pytest.importorskip("llama_cpp").__file__).parent
     np.save(folder / "tokens.npy", tokens)
     child = pathlib.Path(__file__).with_name("llama_cpp_child.py")
+    env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(package / "float_gelu")} if float_gelu else None
     subprocess.run(
         [sys.executable, child, model, folder / "tokens.npy", folder / "out.npy"],
-        check=True, timeout=600, capture_output=True,
+        check=True, timeout=600, capture_output=True, env=env,
     )
     return np.load(folder / "out.npy")
 
