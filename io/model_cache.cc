@@ -123,6 +123,16 @@ std::string download_command(const Repository& repository) {
   return repository.tag.empty() ? command : command + " --include '*" + repository.tag + "*'";
 }
 
+/// For a path with a typo, which looks like a repository's name.
+std::string near_name_in_folder(const Repository& repository) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(repository.owner, error), end; !error && entry != end;
+       entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  return did_you_mean(repository.name, names);
+}
+
 }  // namespace
 
 std::string find_model(const std::string& given) {
@@ -136,8 +146,9 @@ std::string find_model(const std::string& given) {
     return snapshot.string();
   const std::vector<fs::path> files = gguf_files(*repository, snapshot);
   if (files.empty())
-    fail_usage(given, ": no such file or folder, and in neither ", hub_cache().string(), " nor ",
-               llama_cache().string(), "; download it with: ", download_command(*repository));
+    fail_usage(given, ": no such file or folder", near_name_in_folder(*repository),
+               ", and in neither ", hub_cache().string(), " nor ", llama_cache().string(),
+               "; download it with: ", download_command(*repository));
   if (files.size() == 1) return files[0].string();
   std::string names;
   for (const fs::path& path : files)

@@ -104,6 +104,17 @@ TEST_F(ModelCache, TheWorkingFolderIsNoSnapshot) {
   fs::current_path(before);
 }
 
+TEST_F(ModelCache, ATypoInAPathIsSaidToBeOne) {
+  const fs::path before = fs::current_path();
+  fs::create_directories(folder_.file("o/name"));
+  fs::current_path(folder_.path());
+  EXPECT_NE(refusal("o/nane").find("no such file or folder (did you mean 'name'?), and in"),
+            std::string::npos)
+      << refusal("o/nane");
+  EXPECT_NE(refusal("p/nane").find("no such file or folder, and in"), std::string::npos);
+  fs::current_path(before);
+}
+
 TEST_F(ModelCache, ABrokenLinkIsNoFile) {
   fs::remove(fs::canonical(add("o--n", "c", "n.gguf")));
   EXPECT_NE(refusal("o/n").find("hf download o/n"), std::string::npos);
