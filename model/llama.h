@@ -60,6 +60,9 @@ class Llama : public Model {
   struct Heads {
     torch::Tensor q, k, v;  // [N, H, d], [N, G, d], [N, G, d]; q and k turned
     torch::Tensor gate;     // [N, H * d], of what attention gives; undefined: there is none
+    torch::Tensor gated(const torch::Tensor& attended) const {
+      return gate.defined() ? attended * gate.sigmoid() : attended;
+    }
   };
   /// Of layers without and with a window, as Rope::rotation() gives them.
   struct Rotations {
