@@ -166,7 +166,7 @@ RunConfig parse_config(const std::string& text, const std::string& origin,
   const std::vector<Field> fields = config_fields(config);
   std::vector<GivenKey> given = read_fields(fields, parse_yaml(text, origin));
   for (const ConfigOverride& assignment : overrides)
-    given.push_back(read_override(fields, assignment));
+    for (GivenKey& key : read_override(fields, assignment)) given.push_back(std::move(key));
 
   const auto is_given = [&](const char* key) {
     return std::any_of(given.begin(), given.end(), [&](const auto& g) { return g.key == key; });

@@ -167,6 +167,12 @@ void read_group(const std::vector<Field>& fields, const YamlNode& node, const st
   }
 }
 
+void place_all(YamlNode& node, const std::string& place) {
+  node.place = node.key_place = place;
+  for (YamlNode& item : node.items) place_all(item, place);
+  for (auto& [name, value] : node.map) place_all(value, place);
+}
+
 }  // namespace
 
 void Field::read(const YamlNode& node) const { std::visit(Reader{*this, node}, member); }
@@ -181,18 +187,19 @@ std::vector<GivenKey> read_fields(const std::vector<Field>& fields, const YamlNo
   return given;
 }
 
-GivenKey read_override(const std::vector<Field>& fields, const std::string& assignment) {
+std::vector<GivenKey> read_override(const std::vector<Field>& fields,
+                                    const std::string& assignment) {
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0)
     fail_usage("--set ", assignment, ": wants key=value");
   const std::string key = assignment.substr(0, equals);
-  const Field* field = find_field(fields, key);
-  if (!field) fail_usage("--set ", key, ": unknown key", nearest_key(fields, key));
-  YamlNode node = parse_yaml(assignment.substr(equals + 1), "--set " + key);
-  node.place = "--set";
-  for (YamlNode& item : node.items) item.place = "--set";
-  field->read(node);
-  return {key, node.place};
+  if (!find_field(fields, key) && !is_group(fields, key))
+    fail_usage("--set ", key, ": unknown key", nearest_key(fields, key));
+  YamlNode root;
+  root.kind = YamlNode::Kind::kMap;
+  root.map = {{key, parse_yaml(assignment.substr(equals + 1), "--set " + key)}};
+  place_all(root, "--set");
+  return read_fields(fields, root);
 }
 
 std::string write_fields(const std::vector<Field>& fields,

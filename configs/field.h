@@ -41,8 +41,9 @@ struct GivenKey {
 /// Fills the members of all keys that `root` holds and returns these keys. Throws for a key that no
 /// field has, naming the nearest one.
 std::vector<GivenKey> read_fields(const std::vector<Field>& fields, const YamlNode& root);
-/// Fills one member from "key=value" of the option --set.
-GivenKey read_override(const std::vector<Field>& fields, const std::string& assignment);
+/// The same for "key=value" of the option --set, where the key may be a group: loss={kind: ce}.
+std::vector<GivenKey> read_override(const std::vector<Field>& fields,
+                                    const std::string& assignment);
 /// All fields as nested YAML, but for the keys in `without`.
 std::string write_fields(const std::vector<Field>& fields, const std::vector<std::string>& without);
 

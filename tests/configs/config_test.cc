@@ -374,6 +374,15 @@ TEST_F(ConfigTest, OverridesWin) {
   EXPECT_EQ(config.train.data.files.size(), 2u);
   EXPECT_EQ(config.output, "runs/x");
   EXPECT_EQ(config.prompts, (std::vector<std::string>{"a: b", "c"}));
+  const RunConfig grouped = parse_config(
+      kSmall, "f.yaml",
+      {"loss={kind: mix, ce_weight: 0.25}", "compare={text: a.txt, types: [Q4_0, Q8_0]}"});
+  EXPECT_EQ(grouped.train.loss.kind, "mix");
+  EXPECT_EQ(grouped.train.loss.ce_weight, 0.25);
+  EXPECT_EQ(grouped.compare.types, (std::vector<std::string>{"Q4_0", "Q8_0"}));
+  EXPECT_EQ(error_of(kSmall, {"loss=ce"}), "--set: loss: wants a group of keys, found 'ce'");
+  EXPECT_EQ(error_of(kSmall, {"loss={kindd: ce}"}),
+            "--set: loss.kindd: unknown key (did you mean 'kind'?)");
   EXPECT_EQ(error_of(kSmall, {"seed"}), "--set seed: wants key=value");
   EXPECT_EQ(error_of(kSmall, {"seed=x"}),
             "--set: seed: wants a whole number, 0 or more, found 'x'");
