@@ -1,6 +1,8 @@
 // Post-training quantization of a row of weights by each EncodeMethod.
 #pragma once
 
+#include <limits>
+
 #include "quant/format/ggml_choice.h"
 #include "quant/format/registry.h"
 #include "quant/format/search.h"
@@ -53,17 +55,22 @@ NIBBLE_HD void scales_of_range(const float* weights, float* scales) {
 }
 
 template <class F>
+NIBBLE_HD bool overflow(const float* scales) {
+  if constexpr (F::kHasByteScales) return false;
+  for (int i = 0; i < F::kNumScales; ++i) {
+    if (std::fabs(scales[i]) >= kOverflow) return true;
+  }
+  return false;
+}
+
+template <class F>
 NIBBLE_HD void encode_by_range(const float* weights, typename F::Block& block) {
   float scales[F::kNumScales], snapped[F::kNumScales];
   scales_of_range<F>(weights, scales);
   F::snap(scales, snapped);
   F::encode_with(weights, snapped, block);
-  if constexpr (!F::kHasByteScales) {
-    // An overflow must reach the block, where encode_tensor sees it.
-    for (float scale : scales) {
-      if (std::fabs(scale) >= kOverflow) F::set_scales(block, scales);
-    }
-  }
+  // It must reach the block, where encode_tensor sees it.
+  if (overflow<F>(scales)) F::set_scales(block, scales);
 }
 
 /// Snapped scales of least weighted squared error found for `count` blocks, F::kNumScales each.
@@ -95,19 +102,30 @@ NIBBLE_HD void search_blocks(const float* weights, const float* importance, int 
   }
 }
 
+template <class F>
+NIBBLE_HD bool has_finite_scales(const typename F::Block& block) {
+  float scales[F::kNumScales];
+  F::scales_of(block, scales);
+  for (float scale : scales) {
+    if (!std::isfinite(scale)) return false;
+  }
+  return true;
+}
+
 /// Replaces ggml's choice in `block` by the searched scales or those of the range where these err
 /// less.
 template <class F>
 NIBBLE_HD void improve_by(const float* searched, const float* weights, const float* importance,
                           typename F::Block& block) {
   float scales[F::kNumScales], ranged[F::kNumScales];
-  F::scales_of(block, scales);
-  for (float scale : scales) {
-    if (!std::isfinite(scale)) return;  // encode_tensor refuses it
-  }
-  const double ggml_error = block_error<F>(weights, importance, block);
+  const bool is_stored = has_finite_scales<F>(block);
+  const double ggml_error = is_stored ? block_error<F>(weights, importance, block)
+                                      : std::numeric_limits<double>::infinity();
   if (ggml_error == 0.0) return;
   scales_of_range<F>(weights, scales);
+  // Where few weights count ggml's choice may overflow alone. Where the weights do, encode_tensor
+  // refuses them.
+  if (!is_stored && overflow<F>(scales)) return;
   F::snap(scales, ranged);
   const double error = error_with<F>(weights, importance, searched);
   const double range_error = error_with<F>(weights, importance, ranged);
@@ -152,9 +170,11 @@ NIBBLE_HD void encode_by_search(const float* weights, const float* importance, f
   for (int i = 0; i < count; ++i) {
     const int first = i * F::kBlockSize;
     const float* own = importance ? importance + first : nullptr;
-    if (!relative_importance<F::kBlockSize>(own, relative + first)) own = nullptr;
-    encode_by_ggml<F>(weights + first, own, sigma2, to[i]);
-    judged_by[i] = own ? own : relative + first;
+    const bool counts = relative_importance<F::kBlockSize>(own, relative + first);
+    judged_by[i] = counts ? own : relative + first;
+    encode_by_ggml<F>(weights + first, counts ? own : nullptr, sigma2, to[i]);
+    if (!own || counts || has_finite_scales<F>(to[i])) continue;
+    encode_by_ggml<F>(weights + first, own, sigma2, to[i]);  // to ggml a block without weight is 0
   }
   search_blocks<F, kBlocks>(weights, relative, count, scales);
   for (int i = 0; i < count; ++i) {

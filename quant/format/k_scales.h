@@ -46,9 +46,19 @@ struct KScales {
       bytes[j] = static_cast<uint8_t>((bytes[j] & 63) | (u >> 4 & 3) << 6);
     }
   }
+  /// As ggml's encoders write them: of integers above 63 the high bits run into each other.
+  static NIBBLE_HD void store_ggml_integers(const uint8_t* t, const uint8_t* u, uint8_t* bytes) {
+    for (int j = 0; j < 4; ++j) {
+      bytes[j] = static_cast<uint8_t>(t[j] | t[j + 4] >> 4 << 6);
+      bytes[j + 4] = static_cast<uint8_t>(u[j] | u[j + 4] >> 4 << 6);
+      bytes[j + 8] = static_cast<uint8_t>((t[j + 4] & 15) | (u[j + 4] & 15) << 4);
+    }
+  }
 };
 
-/// ggml's integers 0 to `largest` for positive numbers x, weighted, and their common step.
+/// ggml's integers 0 to `largest` for positive numbers x, weighted, and their common step. Where
+/// few weights count, a sum that cancels to next to nothing wraps an integer below 0: above
+/// `largest`.
 template <int kCount>
 NIBBLE_HD float ggml_positive_choice(const float* x, const float* weights, int largest,
                                      uint8_t* codes) {
@@ -170,7 +180,8 @@ NIBBLE_HD uint16_t ggml_k_step(const float* x, const float* weights, uint8_t* in
 }
 
 /// llama-quantize's choice for a whole block; importance: as the imatrix has it, or nullptr. F says
-/// kSigmaFactor (weigh_lanes()) and, for what there is without importance, kAbsoluteErrors.
+/// kSigmaFactor (weigh_lanes()), kAbsoluteErrors for what there is without importance, and how
+/// ggml stores the integers, in range or not (store_ggml_integers()).
 template <class F>
 NIBBLE_HD void encode_ggml_k(const float* x, const float* importance, const RangeTrials& trials,
                              typename F::Block& block) {
@@ -181,10 +192,7 @@ NIBBLE_HD void encode_ggml_k(const float* x, const float* importance, const Rang
   uint8_t t[kGroups], u[kGroups];
   block.d = ggml_k_step<F>(groups.choices.d, weights, t);
   block.dmin = ggml_k_step<F>(groups.mins, weights, u);
-  for (int j = 0; j < kGroups; ++j) {
-    F::set_sub_scale(block, j, t[j]);
-    F::set_sub_min(block, j, u[j]);
-  }
+  F::store_ggml_integers(t, u, block);
   int8_t codes[F::kBlockSize];
   ggml_block_codes<F>(x, groups.choices.codes, block, codes);
   F::pack(codes, block);
@@ -247,6 +255,10 @@ struct KFormat : SubMinFormat<F> {
   template <class Block>
   static NIBBLE_HD void set_sub_min(Block& block, int group, int u) {
     KScales::set_min(block.scales, group, u);
+  }
+  template <class Block>
+  static NIBBLE_HD void store_ggml_integers(const uint8_t* t, const uint8_t* u, Block& block) {
+    KScales::store_ggml_integers(t, u, block.scales);
   }
 
  private:

@@ -48,6 +48,9 @@ struct Q2_K : SubMinFormat<Q2_K> {
     block.scales[group] = static_cast<uint8_t>((block.scales[group] & 15) | (u & 15) << 4);
   }
 
+  static NIBBLE_HD void store_ggml_integers(const uint8_t* t, const uint8_t* u, Block& block) {
+    for (int j = 0; j < 16; ++j) block.scales[j] = static_cast<uint8_t>(t[j] | u[j] << 4);
+  }
   static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     encode_ggml_k<Q2_K>(weights, importance, {-0.5f, 0.1f, 15}, block);
   }

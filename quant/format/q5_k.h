@@ -39,6 +39,14 @@ struct Q5_K : KFormat<Q5_K> {
     pack_k_nibbles(codes, block.qs);
     pack_k_high_bits(codes, 0, 4, block.qh);
   }
+  static NIBBLE_HD void store_ggml_integers(const uint8_t* t, const uint8_t* u, Block& block) {
+    uint8_t scales[8], mins[8];
+    for (int j = 0; j < 8; ++j) {
+      scales[j] = t[j] < kTMax ? t[j] : kTMax;
+      mins[j] = u[j] < kTMax ? u[j] : kTMax;
+    }
+    KScales::store_ggml_integers(scales, mins, block.scales);
+  }
   static NIBBLE_HD void encode_ggml(const float* weights, const float* importance, Block& block) {
     encode_ggml_k<Q5_K>(weights, importance, {-0.5f, 0.1f, 15}, block);
   }

@@ -9,6 +9,8 @@ Json parse_json(const std::string& text) {
     return Json::parse(text);
   } catch (const nlohmann::json::parse_error& error) {
     fail("no JSON: error at byte ", error.byte);
+  } catch (const nlohmann::json::exception&) {
+    fail("no JSON that can be read (a number or string out of range)");
   }
 }
 

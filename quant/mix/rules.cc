@@ -92,6 +92,26 @@ constexpr std::string_view kKeptInGlm5Next[] = {
     "attn_v_b.weight",
 };
 
+/// The layer that a name says and where its digits are.
+struct NamedLayer {
+  int64_t layer;
+  size_t begin, end;
+};
+
+/// Of "blk.7." wherever it stands first, as llama-quantize prunes "enc.blk.7." with "blk.7.".
+std::optional<NamedLayer> find_layer(std::string_view name) {
+  const char* const end = name.data() + name.size();
+  for (size_t at = name.find(kBlockPrefix); at != std::string_view::npos;
+       at = name.find(kBlockPrefix, at + 1)) {
+    const size_t begin = at + kBlockPrefix.size();
+    int64_t layer;
+    const auto [rest, error] = std::from_chars(name.data() + begin, end, layer);
+    if (error == std::errc() && rest != end && *rest == '.')
+      return NamedLayer{layer, begin, static_cast<size_t>(rest - name.data())};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 TensorRole role_of(std::string_view name) {
@@ -132,7 +152,8 @@ std::string_view role_name(TensorRole role) {
 std::string_view kept_because(std::string_view name, const std::vector<int64_t>& shape,
                               std::string_view architecture) {
   if (num_dimensions(shape) < 2) return "fewer than 2 dimensions";
-  if (!name.ends_with("weight")) return "not a weight";
+  // llama-quantize compares find()'s place with size - 6, which meet in "nowhere" for five letters.
+  if (!name.ends_with("weight") && name.size() != 5) return "not a weight";
   if (name == "position_embd.weight") return "position embedding";
   if (name == "token_types.weight") return "token types";
   for (const KeptName& kept : kKeptNames)
@@ -182,25 +203,22 @@ GgmlType type_that_fits(GgmlType type, int64_t row_length) {
 }
 
 std::optional<int64_t> layer_of(std::string_view name) {
-  if (!name.starts_with(kBlockPrefix)) return std::nullopt;
-  int64_t layer;
-  const char* end = name.data() + name.size();
-  const auto [rest, error] = std::from_chars(name.data() + kBlockPrefix.size(), end, layer);
-  if (error != std::errc() || rest == end || *rest != '.') return std::nullopt;
-  return layer;
+  const std::optional<NamedLayer> found = find_layer(name);
+  if (!found || found->begin != kBlockPrefix.size()) return std::nullopt;
+  return found->layer;
 }
 
 bool is_in_layers(std::string_view name, const std::vector<int64_t>& layers) {
-  const std::optional<int64_t> layer = layer_of(name);
-  return layer && std::find(layers.begin(), layers.end(), *layer) != layers.end();
+  const std::optional<NamedLayer> found = find_layer(name);
+  return found && std::find(layers.begin(), layers.end(), found->layer) != layers.end();
 }
 
 std::string name_after_pruning(const std::string& name, const std::vector<int64_t>& pruned) {
-  const std::optional<int64_t> layer = layer_of(name);
-  if (!layer) return name;
+  const std::optional<NamedLayer> found = find_layer(name);
+  if (!found) return name;
   const auto before =
-      std::count_if(pruned.begin(), pruned.end(), [&](int64_t p) { return p < *layer; });
-  return concat("blk.", *layer - before, name.substr(name.find('.', kBlockPrefix.size())));
+      std::count_if(pruned.begin(), pruned.end(), [&](int64_t p) { return p < found->layer; });
+  return concat(name.substr(0, found->begin), found->layer - before, name.substr(found->end));
 }
 
 int num_dimensions(const std::vector<int64_t>& shape) {

@@ -42,6 +42,7 @@ GgmlType type_that_fits(GgmlType type, int64_t row_length);
 /// "blk.7.ffn_down.weight" -> 7; nothing for a name outside the blocks.
 std::optional<int64_t> layer_of(std::string_view name);
 
+/// Also of "enc.blk.7." and the like, which belong to their layer when it is pruned.
 bool is_in_layers(std::string_view name, const std::vector<int64_t>& layers);
 
 /// The name that a tensor of a layer that stays has in a file without the layers `pruned`: those

@@ -149,11 +149,20 @@ def importances():
     rng = np.random.default_rng(21)
     uniform = rng.random(ROW_LENGTH).astype(np.float32)
     sparse = np.where(rng.random(ROW_LENGTH) < 0.3, np.float32(0), uniform * 100).astype(np.float32)
+    columns = np.arange(ROW_LENGTH)
+    few = np.where(columns % 37 == 0, uniform, np.float32(0))
+    apart = np.where(columns % 61 == 0, np.float32(1), np.float32(1e-10))
     return {"none": None, "uniform": uniform, "log-normal": np.exp(rng.standard_normal(ROW_LENGTH) * 3).astype(np.float32),
-            "with zeros": sparse, "all zero": np.zeros(ROW_LENGTH, np.float32)}
+            "with zeros": sparse, "all zero": np.zeros(ROW_LENGTH, np.float32), "few columns": few, "far apart": apart}
 
 
 IMPORTANCES = importances()
+
+
+def is_valid(ggml, fmt, blocks):
+    """What llama-quantize checks before it writes."""
+    blocks = np.ascontiguousarray(blocks)
+    return ggml.ggml_validate_row_data(ctypes.c_int(fmt.type), _pointer(blocks), ctypes.c_size_t(blocks.size))
 
 
 def random_blocks(fmt, count, seed):
@@ -219,7 +228,13 @@ def test_decode_is_bit_equal_to_gguf_py(fmt):
 @each_format
 def test_encode_ggml_is_byte_equal(fmt, kind, importance, ggml):
     rows, weights = KINDS[kind], IMPORTANCES[importance]
-    ours, theirs = fmt.encode(rows, weights, GGML), ggml_encode(ggml, fmt, rows, weights)
+    theirs = ggml_encode(ggml, fmt, rows, weights)
+    if not is_valid(ggml, fmt, theirs):
+        with pytest.raises(ValueError, match="overflows float16"):
+            fmt.encode(rows, weights, GGML)
+        rows = rows[[is_valid(ggml, fmt, blocks) for blocks in theirs.reshape(len(rows), -1)]]
+        theirs = ggml_encode(ggml, fmt, rows, weights)
+    ours = fmt.encode(rows, weights, GGML)
     # Below float16's range ggml divides by a scale so small that 1/d overflows and casts the result to an integer, which C
     # leaves undefined; the stored scale is 0 there, so the values are equal whatever the codes.
     if kind in ("denormal",):
@@ -241,6 +256,7 @@ def test_search_is_at_least_as_good_as_ggml(fmt, kind, importance, ggml):
 
     ours = row_errors(fmt.encode(rows, weights, SEARCH))
     theirs = row_errors(ggml_encode(ggml, fmt, rows, weights))
+    theirs[~np.isfinite(theirs)] = np.inf  # a scale that overflowed
     # Rounding of the sums of ROW_LENGTH doubles above, nothing else.
     assert np.all(ours <= theirs * (1 + ROW_LENGTH * 2.0**-52))
 
@@ -283,7 +299,7 @@ def test_what_lies_on_the_grid_stays(fmt):
 def test_ggml_accepts_what_is_encoded(fmt, ggml):
     for method in (GGML, RTN, SEARCH):
         blocks = fmt.encode(KINDS["heavy-tailed"], None, method)
-        assert ggml.ggml_validate_row_data(ctypes.c_int(fmt.type), _pointer(blocks), ctypes.c_size_t(blocks.size))
+        assert is_valid(ggml, fmt, blocks)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -295,13 +311,23 @@ def test_rows_with_nan_or_infinity_are_refused(fmt, bad):
         fmt.encode(rows, None, SEARCH)
 
 
+@each_format
+def test_a_block_that_counts_for_nothing_overflows_where_ggmls_does(fmt, ggml):
+    """Where ggml looks at weights that count alone, its scale of such a block is 0, however large the weights."""
+    rows = KINDS["normal"][:5].copy()
+    rows[2, 40] = 3e6
+    weights = np.where(np.arange(ROW_LENGTH) < 256, np.float32(0), np.float32(1))
+    if is_valid(ggml, fmt, ggml_encode(ggml, fmt, rows, weights)):
+        fmt.encode(rows, weights, SEARCH)
+
+
 @pytest.mark.parametrize("method", [GGML, RTN, SEARCH])
 @each_format
 def test_rows_whose_scale_overflows_are_refused_where_ggml_does(fmt, method, ggml):
     rows = KINDS["normal"][:5].copy()
     rows[2, 40] = 3e7
     theirs = ggml_encode(ggml, fmt, rows, None)
-    if ggml.ggml_validate_row_data(ctypes.c_int(fmt.type), _pointer(theirs), ctypes.c_size_t(theirs.size)):
+    if is_valid(ggml, fmt, theirs):
         fmt.encode(rows, None, method)
     else:
         with pytest.raises(ValueError, match="row 2"):

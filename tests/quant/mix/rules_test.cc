@@ -38,6 +38,8 @@ TEST(Rules, WhatIsKept) {
   EXPECT_EQ(kept_because("position_embd.weight", matrix, "gpt2"), "position embedding");
   EXPECT_EQ(kept_because("token_types.weight", matrix, "bert"), "token types");
   EXPECT_EQ(kept_because("blk.0.ssm_conv1d.weight", matrix, "mamba"), "small convolution");
+  EXPECT_EQ(kept_because("v.boi", matrix, "llama"), "");
+  EXPECT_EQ(kept_because("v.boil", matrix, "llama"), "not a weight");
   EXPECT_EQ(kept_because("blk.0.attn_k_b.weight", matrix, "deepseek2"), "");
   EXPECT_EQ(kept_because("blk.0.attn_k_b.weight", matrix, "glm5-next"), "small glm5-next weight");
 }
@@ -71,6 +73,10 @@ TEST(Rules, LayersBehindPrunedOnesMoveUp) {
   EXPECT_TRUE(is_in_layers("blk.3.attn_q.weight", {1, 3}));
   EXPECT_FALSE(is_in_layers("blk.33.attn_q.weight", {1, 3}));
   EXPECT_FALSE(is_in_layers("output.weight", {1, 3}));
+  EXPECT_TRUE(is_in_layers("enc.blk.3.attn_q.weight", {1, 3}));
+  EXPECT_FALSE(is_in_layers("enc.blk.x3.attn_q.weight", {1, 3}));
+  EXPECT_EQ(layer_of("enc.blk.3.attn_q.weight"), std::nullopt);
+  EXPECT_EQ(name_after_pruning("dec.blk.12.ffn_up.weight", {1, 3}), "dec.blk.10.ffn_up.weight");
 }
 
 }  // namespace
