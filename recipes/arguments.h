@@ -2,10 +2,14 @@
 #pragma once
 
 #include <cerrno>  // program_invocation_name
+#include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <cxxopts.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "base/error.h"
@@ -94,6 +98,24 @@ inline std::string resume_command(int argc, char** argv) {
 /// An option's text, "" where it was not given.
 inline std::string text_or_empty(const cxxopts::ParseResult& arguments, const std::string& name) {
   return arguments.count(name) > 0 ? arguments[name].as<std::string>() : "";
+}
+
+/// A whole text as a number, or nothing.
+template <class T>
+std::optional<T> parse_number(std::string_view text) {
+  T number;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+
+/// A number that an option was given. (cxxopts takes what begins like one.)
+inline double number_argument(const cxxopts::ParseResult& arguments, const std::string& name) {
+  const std::string text = arguments[name].as<std::string>();
+  const std::optional<double> number = parse_number<double>(text);
+  if (!number || !std::isfinite(*number))
+    fail_usage("--", name, ": wants a number, found '", text, "'");
+  return *number;
 }
 
 /// A number with a decimal unit, as sizes are printed: "90M" is 90,000,000. name: the option's.

@@ -15,7 +15,7 @@ namespace {
 int64_t budget_bytes(const cxxopts::ParseResult& arguments, const GgufFile& source,
                      const std::vector<int64_t>& pruned_layers) {
   if (arguments.count("target-size")) return size_argument(arguments, "target-size");
-  const double bpw = arguments["target-bpw"].as<double>();
+  const double bpw = number_argument(arguments, "target-bpw");
   if (!(bpw > 0 && bpw <= 32))
     fail_usage("--target-bpw: wants more than 0, at most 32, found ", bpw);
   int64_t weights = 0;
@@ -29,7 +29,7 @@ int64_t budget_bytes(const cxxopts::ParseResult& arguments, const GgufFile& sour
 void add_byte_budget_options(cxxopts::Options& options) {
   cxxopts::OptionAdder add = options.add_options();
   add("target-bpw", "instead of TYPE: types chosen for the least KLD within so many bits a weight",
-      cxxopts::value<double>(), "B");
+      cxxopts::value<std::string>(), "B");
   add("target-size", "the same within a size of tensor data, as 90M or 1.5G",
       cxxopts::value<std::string>(), "S");
   add("sensitivity", "what nibble sensitivity measured for IN", cxxopts::value<std::string>(),

@@ -126,8 +126,9 @@ int run_generate(int argc, char** argv) {
       "p,prompt", "what to go on from", cxxopts::value<std::string>())(
       "n,max-tokens", "tokens to add at most", cxxopts::value<int64_t>()->default_value("64"))(
       "temp", "temperature; 0: the likeliest token every time",
-      cxxopts::value<double>()->default_value("0"))("seed", "of the draws at a temperature above 0",
-                                                    cxxopts::value<uint64_t>()->default_value("0"))(
+      cxxopts::value<std::string>()->default_value("0"))(
+      "seed", "of the draws at a temperature above 0",
+      cxxopts::value<uint64_t>()->default_value("0"))(
       "raw", "no chat template: go on from the prompt as it is")(
       "system", "a system message before the prompt, where there is a chat template",
       cxxopts::value<std::string>(),
@@ -140,7 +141,7 @@ int run_generate(int argc, char** argv) {
                          text_or_empty(*arguments, "system"), arguments->count("raw") > 0};
   if (prompt.raw && !prompt.system.empty()) fail_usage("--system is no part of a --raw prompt");
   const GenerateOptions how = {.max_tokens = (*arguments)["max-tokens"].as<int64_t>(),
-                               .temperature = (*arguments)["temp"].as<double>(),
+                               .temperature = number_argument(*arguments, "temp"),
                                .seed = (*arguments)["seed"].as<uint64_t>()};
   if (how.max_tokens < 1) fail_usage("--max-tokens wants 1 or more, found ", how.max_tokens);
 

@@ -31,15 +31,6 @@ std::string canonical_type(std::string word) {
   return word == kCopy ? word : "";
 }
 
-/// A whole text as a number, or nothing.
-template <class T>
-std::optional<T> parse_number(std::string_view text) {
-  T number;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return number;
-}
-
 /// KEY=int:N, float:X, bool:true, bool:false or str:TEXT, in the types that llama-quantize writes.
 std::pair<std::string, GgufValue> parse_override(const std::string& text) {
   const size_t equals = text.find('='), colon = text.find(':', std::min(equals, text.size()));

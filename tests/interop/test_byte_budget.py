@@ -116,6 +116,8 @@ def test_a_measurement_goes_on(run_nibble, stories260k, shared, sensitivity, tmp
     (["--target-bpw", "4"], "nibble sensitivity"),
     (["--target-bpw", "0.5", "--sensitivity", "FILE"], "too small"),
     (["--target-bpw", "-1", "--sensitivity", "FILE"], "--target-bpw"),
+    (["--target-bpw", "3,5", "--sensitivity", "FILE"], "--target-bpw: wants a number, found '3,5'"),
+    (["--target-bpw", "4", "--sensitivity", "HUGE"], "out of range"),
     (["--target-size", "4Q", "--sensitivity", "FILE"], "--target-size"),
     (["Q4_0", "--target-bpw", "4", "--sensitivity", "FILE"], "TYPE 'Q4_0'"),
     (["--target-bpw", "4", "--target-size", "1M", "--sensitivity", "FILE"], "two budgets"),
@@ -128,7 +130,9 @@ def test_a_measurement_goes_on(run_nibble, stories260k, shared, sensitivity, tmp
 ])
 def test_one_line_says_what_is_wrong(run_nibble, stories260k, sensitivity, arguments, said, tmp_path):
     out = tmp_path / "out.gguf"
-    named = {"FILE": sensitivity, "MODEL": stories260k}
+    huge = tmp_path / "huge.json"
+    huge.write_text('{"tensors": 1e999}')
+    named = {"FILE": sensitivity, "MODEL": stories260k, "HUGE": huge}
     result = run_nibble("quantize", stories260k, out, *(named.get(each, each) for each in arguments))
     assert result.returncode in (1, 2)
     assert said in result.stderr and result.stderr.count("\n") == 1
