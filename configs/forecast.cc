@@ -1,8 +1,11 @@
 #include "configs/forecast.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "io/gguf.h"
 #include "model/hf/convert.h"
 #include "model/hf/layout.h"
@@ -54,6 +57,7 @@ Forecast make_forecast(const RunConfig& config) {
   const Plan plan = run_plan(config, source);
   if (config.init_file().empty()) check_encodable(plan);
   Forecast forecast;
+  forecast.type = config.init_file().empty() ? options.quant.type : plan.type_name;
   for (const PlanEntry& entry : plan.entries)
     forecast.weights += entry.bytes_as(GgmlType::kF32) / 4;
   forecast.file_bytes = plan.total_bytes();
@@ -70,6 +74,49 @@ Forecast make_forecast(const RunConfig& config) {
   }
   forecast.operations = count_operations(options, forecast, active_weights(source, plan));
   return forecast;
+}
+
+std::string forecast_text(const RunConfig& config, const Forecast& f) {
+  const auto number = [](const char* format, double value) {
+    char text[48];
+    std::snprintf(text, sizeof text, format, value);
+    return std::string(text);
+  };
+  const double bits = 8.0 * static_cast<double>(f.file_bytes);
+  std::string text =
+      concat(config.model, " onto ", f.type, "\n  file      ", format_bytes(f.file_bytes), ", ",
+             number("%.2f", bits / static_cast<double>(f.weights)), " bits per weight, of ",
+             number("%.3g", static_cast<double>(f.weights) / 1e9), " billion weights\n  training  ",
+             f.steps, " steps, ", f.tokens, " tokens");
+  if (f.block_tokens > 0) text += concat("; each block alone on ", f.block_tokens, " before");
+  text +=
+      concat("\n  memory    ", format_bytes(f.memory.total()),
+             " at the peak, besides the program's own 0.3 GB: weights ",
+             format_bytes(f.memory.weights), ", optimizer ", format_bytes(f.memory.optimizer),
+             ", gradients ", format_bytes(f.memory.gradients), ", activations ",
+             format_bytes(f.memory.activations), ", logits ", format_bytes(f.memory.logits), "\n");
+  if (f.record_bytes > 0)
+    text += concat("  teacher   asked before that, with ", format_bytes(f.asking_bytes),
+                   " of memory; ", format_bytes(f.record_bytes), " on disk for each token\n");
+  return text + concat("  work      ", number("%.2g", f.operations),
+                       " floating-point operations: ", format_duration(f.operations / 0.2e12),
+                       " at 0.2 TFLOP/s (two cores with bfloat16 products), ",
+                       format_duration(f.operations / 200e12), " at 200 TFLOP/s\n");
+}
+
+std::string forecast_json(const RunConfig& config, const Forecast& f) {
+  const nlohmann::ordered_json json = {{"model", config.model},
+                                       {"type", f.type},
+                                       {"weights", f.weights},
+                                       {"file_bytes", f.file_bytes},
+                                       {"steps", f.steps},
+                                       {"tokens", f.tokens},
+                                       {"blockwise_tokens", f.block_tokens},
+                                       {"memory_bytes", f.memory.total()},
+                                       {"asking_bytes", f.asking_bytes},
+                                       {"record_bytes", f.record_bytes},
+                                       {"operations", f.operations}};
+  return json.dump(2) + "\n";
 }
 
 }  // namespace nibble

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "configs/config.h"
 #include "training/memory_estimate.h"
@@ -9,6 +10,7 @@
 namespace nibble {
 
 struct Forecast {
+  std::string type;
   int64_t weights = 0, file_bytes = 0;  // file_bytes: of tensor data
   int64_t steps = 0, tokens = 0;        // end to end
   int64_t block_tokens = 0;             // that each block sees alone before
@@ -22,5 +24,9 @@ struct Forecast {
 /// The model may be a Hugging Face folder of which only config.json is there; text is not read.
 /// Throws Error for a plan that cannot be written and (usage) for a new model.
 Forecast make_forecast(const RunConfig& config);
+
+/// What --dry-run says of it: lines for people, or one JSON object.
+std::string forecast_text(const RunConfig& config, const Forecast& forecast);
+std::string forecast_json(const RunConfig& config, const Forecast& forecast);
 
 }  // namespace nibble

@@ -1,10 +1,12 @@
-// --set of the commands that take a configuration.
+// --set and --dry-run of the commands that take a configuration.
 #pragma once
 
+#include <cstdio>
 #include <cxxopts.hpp>
 #include <vector>
 
 #include "configs/config.h"
+#include "configs/forecast.h"
 
 namespace nibble {
 
@@ -15,6 +17,17 @@ inline std::vector<ConfigOverride> config_overrides(const cxxopts::ParseResult& 
   for (const cxxopts::KeyValue& argument : arguments.arguments())
     if (argument.key() == "set") overrides.push_back(argument.value());
   return overrides;
+}
+
+/// Does what --dry-run wants; false where it was not given.
+inline bool forecast_instead(const cxxopts::ParseResult& arguments, const RunConfig& config) {
+  if (arguments.count("dry-run") == 0) return false;
+  const Forecast forecast = make_forecast(config);
+  std::fputs((arguments.count("json") > 0 ? forecast_json(config, forecast)
+                                          : forecast_text(config, forecast))
+                 .c_str(),
+             stdout);
+  return true;
 }
 
 }  // namespace nibble

@@ -442,7 +442,6 @@ void check_inputs(const RunConfig& config) {
 /// Runs the whole configuration; returns the page's path.
 std::string run_all(Run& run) {
   const auto start = std::chrono::steady_clock::now();
-  check_runnable(run.config);
   convert_model(run.config, run.resume);
   check_inputs(run.config);
   create_folders(run.config.output);
@@ -477,9 +476,11 @@ int run_run(int argc, char** argv) {
   options.add_options("arguments")("config", "", cxxopts::value<std::string>());
   options.add_options()("set", "a setting that wins over the file's; may be repeated",
                         cxxopts::value<std::string>(), "KEY=VALUE");
-  options.add_options()("resume", "go on with a stopped run's training, then do the rest");
+  options.add_options()("resume", "go on with a stopped run's training, then do the rest")(
+      "dry-run", "only say what the training will take, as nibble train --dry-run does");
   add_device_option(options, "quantizes, trains and compares");
-  options.add_options()("json", "comparison and diagnosis as one JSON object on stdout");
+  options.add_options()(
+      "json", "comparison and diagnosis as one JSON object on stdout; of a dry run what it says");
   options.parse_positional({"config"});
   const auto arguments = parse_arguments(options, argc, argv);
   if (!arguments) return 0;
@@ -489,6 +490,8 @@ int run_run(int argc, char** argv) {
   run.config =
       load_config(required(*arguments, "config", "CONFIG.yaml"), config_overrides(*arguments));
   run.config.train.device = device_argument(*arguments);
+  check_runnable(run.config);
+  if (forecast_instead(*arguments, run.config)) return 0;
   const std::string page = run_all(run);
   if (arguments->count("json") > 0) {
     std::printf("%s\n", run_json(run).c_str());

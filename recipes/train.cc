@@ -14,7 +14,6 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "configs/config.h"
-#include "configs/forecast.h"
 #include "io/atomic_file.h"
 #include "io/gguf.h"
 #include "model/new_model.h"
@@ -119,48 +118,6 @@ void print_result(const TrainResult& result, const std::optional<Diagnosis>& dia
   if (diagnosis) std::printf("%s\n", diagnosis_line(*diagnosis).c_str());
 }
 
-void print_forecast_json(const RunConfig& config, const Forecast& f) {
-  const nlohmann::ordered_json json = {{"model", config.model},
-                                       {"type", config.train.quant.type},
-                                       {"weights", f.weights},
-                                       {"file_bytes", f.file_bytes},
-                                       {"steps", f.steps},
-                                       {"tokens", f.tokens},
-                                       {"blockwise_tokens", f.block_tokens},
-                                       {"memory_bytes", f.memory.total()},
-                                       {"asking_bytes", f.asking_bytes},
-                                       {"record_bytes", f.record_bytes},
-                                       {"operations", f.operations}};
-  std::printf("%s\n", json.dump(2).c_str());
-}
-
-void print_forecast(const RunConfig& config, const Forecast& f) {
-  const auto bytes = [](int64_t value) { return format_bytes(value); };
-  std::printf("%s onto %s\n", config.model.c_str(), config.train.quant.type.c_str());
-  std::printf("  file      %s, %.2f bits per weight, of %.3g billion weights\n",
-              bytes(f.file_bytes).c_str(),
-              8.0 * static_cast<double>(f.file_bytes) / static_cast<double>(f.weights),
-              static_cast<double>(f.weights) / 1e9);
-  std::printf("  training  %lld steps, %lld tokens", static_cast<long long>(f.steps),
-              static_cast<long long>(f.tokens));
-  if (f.block_tokens > 0)
-    std::printf("; each block alone on %lld before", static_cast<long long>(f.block_tokens));
-  std::printf(
-      "\n  memory    %s at the peak, besides the program's own 0.3 GB: weights %s, optimizer %s, "
-      "gradients %s, activations %s, logits %s\n",
-      bytes(f.memory.total()).c_str(), bytes(f.memory.weights).c_str(),
-      bytes(f.memory.optimizer).c_str(), bytes(f.memory.gradients).c_str(),
-      bytes(f.memory.activations).c_str(), bytes(f.memory.logits).c_str());
-  if (f.record_bytes > 0)
-    std::printf("  teacher   asked before that, with %s of memory; %s on disk for each token\n",
-                bytes(f.asking_bytes).c_str(), bytes(f.record_bytes).c_str());
-  std::printf(
-      "  work      %.2g floating-point operations: %s at 0.2 TFLOP/s (two cores with bfloat16 "
-      "products), %s at 200 TFLOP/s\n",
-      f.operations, format_duration(f.operations / 0.2e12).c_str(),
-      format_duration(f.operations / 200e12).c_str());
-}
-
 }  // namespace
 
 int run_train(int argc, char** argv) {
@@ -170,15 +127,7 @@ int run_train(int argc, char** argv) {
   RunConfig config =
       load_config(required(*arguments, "config", "CONFIG.yaml"), config_overrides(*arguments));
   config.train.device = device_argument(*arguments);
-
-  if (arguments->count("dry-run") > 0) {
-    const Forecast forecast = make_forecast(config);
-    if (arguments->count("json") > 0)
-      print_forecast_json(config, forecast);
-    else
-      print_forecast(config, forecast);
-    return 0;
-  }
+  if (forecast_instead(*arguments, config)) return 0;
   const bool resume = arguments->count("resume") > 0;
   convert_model(config, resume);
   const GgufFile source =

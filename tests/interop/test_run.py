@@ -100,6 +100,16 @@ def test_mistakes_are_one_line_and_leave_nothing(run_nibble, stories260k, tmp_pa
     assert not output.exists()
 
 
+def test_a_dry_run_says_what_the_training_takes_and_leaves_nothing(run_nibble, stories260k, tmp_path):
+    of = {
+        command: run_nibble(command, CONFIG, "--dry-run", "--json", "--set", f"output={tmp_path / 'out'}", cwd=ROOT)
+        for command in ("run", "train")
+    }
+    assert of["run"].returncode == 0 and json.loads(of["run"].stdout)["type"] == "Q4_0", of["run"].stderr
+    assert of["run"].stdout == of["train"].stdout
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_program_tells_its_version_and_its_commands(run_nibble):
     version = run_nibble("--version")
     declared = re.search(r"project\(nibble\s+VERSION\s+([\d.]+)", (ROOT / "CMakeLists.txt").read_text())[1]
