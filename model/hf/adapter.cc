@@ -72,7 +72,7 @@ std::vector<float> decoded(const SafetensorsEntry& entry) {
   int64_t count = 1;
   for (const int64_t size : entry.shape) count *= size;
   std::vector<float> values(static_cast<size_t>(count));
-  decode_tensor(hf_source_type(entry), entry.data, values);
+  hf_decode(entry, entry.data, values);
   check_finite(values, entry.shape.back());
   return values;
 }

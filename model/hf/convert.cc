@@ -46,19 +46,19 @@ std::optional<GgmlType> main_block_type(const std::vector<HfJob>& jobs) {
       ->first;
 }
 
-/// Rows [first, first + count) of what a part becomes, in its own type: in the map, or in
+/// Rows [first, first + count) of what a part becomes, as stored: in the map, or in
 /// `gathered`.
 std::span<const std::byte> source_rows(const HfJob& job, const HfPart& part, int64_t first,
                                        int64_t count, std::vector<std::byte>& gathered) {
   const auto stride =
-      static_cast<size_t>(row_bytes(hf_source_type(*part.tensor->entry), job.wanted.row_length));
+      static_cast<size_t>(hf_weight_bytes(*part.tensor->entry, job.wanted.row_length));
   const std::span<const std::byte> data =
       part.tensor->entry->data.subspan(static_cast<size_t>(part.first_row) * stride);
   if (job.wanted.keeps_rows())
     return data.subspan(static_cast<size_t>(first) * stride, static_cast<size_t>(count) * stride);
   gathered.resize(static_cast<size_t>(count) * stride);
   if (job.wanted.is_transposed) {
-    const auto bytes = static_cast<size_t>(row_bytes(hf_source_type(*part.tensor->entry), 1));
+    const auto bytes = static_cast<size_t>(hf_weight_bytes(*part.tensor->entry, 1));
     const auto columns = static_cast<size_t>(job.wanted.source_rows());
     for (size_t i = 0; i * bytes < stride; ++i)
       for (int64_t row = 0; row < count; ++row)
@@ -129,7 +129,6 @@ void write_plain(const HfJob& job, const HfPart& part, const Changes& changes, i
   const int64_t length = job.wanted.row_length;
   const int64_t most = std::max<int64_t>(1, kPieceWeights / length);
   const int64_t stride = row_bytes(job.type, length);
-  const GgmlType source = hf_source_type(*part.tensor->entry);
   const std::string frame = frame_of(*part.tensor);
   parallel_for(job.wanted.rows, most, [&](int64_t begin, int64_t end) {
     std::vector<std::byte> gathered;
@@ -140,7 +139,7 @@ void write_plain(const HfJob& job, const HfPart& part, const Changes& changes, i
       // Decoded even where the type stays: a NaN is noticed here, not by who uses the file.
       weights.resize(static_cast<size_t>(count * length));
       with_frame(frame, [&] {
-        decode_tensor(source, rows, weights);
+        hf_decode(*part.tensor->entry, rows, weights);
         changes.apply(first, weights);
         writer.put((before + first) * stride,
                    encode_tensor(job.type, weights, length, {}, EncodeMethod::kRtn, first));

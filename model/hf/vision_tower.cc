@@ -197,10 +197,11 @@ GgufMetadata make_metadata(const std::string& folder, const Json& config, const 
 
 /// Weights [first, first + weights.size()) of what the file gets.
 void read_piece(const TowerJob& job, size_t first, std::span<float> weights) {
-  const GgmlType source = hf_source_type(*job.tensor->entry);
-  const auto bytes = static_cast<size_t>(ggml_type_info(source).block_bytes);
+  const SafetensorsEntry& entry = *job.tensor->entry;
+  const GgmlType source = hf_source_type(entry);
+  const auto bytes = static_cast<size_t>(hf_weight_bytes(entry, 1));
   const auto read = [&](size_t from, std::span<float> to) {
-    decode_tensor(source, job.tensor->entry->data.subspan(from * bytes, to.size() * bytes), to);
+    hf_decode(entry, entry.data.subspan(from * bytes, to.size() * bytes), to);
   };
   if (job.wanted.count == 1) {
     read(first, weights);

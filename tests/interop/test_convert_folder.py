@@ -9,7 +9,7 @@ import gguf_table
 import numpy as np
 import pytest
 from small_models import tokenizer_files
-from test_convert import convert, converter, lay_folder, run_converter, text_of, torch_env  # noqa: F401
+from test_convert import assert_same_file, convert, converter, lay_folder, run_converter, text_of, torch_env  # noqa: F401
 from test_tokenizer import NASTY
 
 
@@ -39,6 +39,43 @@ def write_empty_weights(folder):
                 shapes[f"{prefix}{name}.weight"] = (width,)
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
     return max(4 * int(np.prod(shape)) for shape in shapes.values())
+
+
+def store_as_float8(folder, dtype):
+    """Random bytes without NaN and infinity in the place of the matrices of model.safetensors."""
+    from safetensors.numpy import load_file
+
+    draw = np.random.default_rng(8)
+    last = {"F8_E4M3": 0x7E, "F8_E5M2": 0x7B}[dtype]
+    header, data = {}, b""
+    for name, values in load_file(folder / "model.safetensors").items():
+        stored = values.tobytes()
+        if values.ndim == 2:
+            stored = (draw.integers(0, last + 1, values.size) | draw.integers(0, 2, values.size) << 7).astype(np.uint8).tobytes()
+        header[name] = {
+            "dtype": dtype if values.ndim == 2 else "F32", "shape": values.shape, "data_offsets": [len(data), len(data) + len(stored)],
+        }
+        data += stored
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_8_bit_floats_are_those_of_llama_cpps_converter(run_nibble, torch_env, converter, shared, tmp_path, dtype):  # noqa: F811
+    folder = lay_folder(tmp_path / "tiny-1B", shared, "Mistral-7B-Instruct-v0.3", "mistral", {})
+    write_empty_weights(folder)
+    store_as_float8(folder, dtype)
+    for outtype in ("f32", "f16", "bf16"):
+        run_converter(converter, torch_env, folder, tmp_path / "theirs.gguf", outtype)
+        convert(run_nibble, folder, tmp_path / "ours.gguf", "--outtype", outtype)
+        assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+    result = run_nibble("convert", folder, tmp_path / "auto.gguf", "--json")
+    assert json.loads(result.stdout)["type"] == "BF16"  # which holds both
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[8 + int.from_bytes(content[:8], "little")] = 0x7F  # of the embedding, which comes first; NaN in both
+    (folder / "model.safetensors").write_bytes(content)
+    result = run_nibble("convert", folder, tmp_path / "nan.gguf")
+    assert result.returncode == 1 and "holds a NaN" in result.stderr and not (tmp_path / "nan.gguf").exists(), result.stderr
 
 
 def mixed_text(shared):
