@@ -111,12 +111,12 @@ std::vector<int64_t> cache_bytes_of_layers(const GgufFile& source, const Lengths
   return layers;
 }
 
-/// Float32 values that exist at once for each position of a batch: logits, or what a block's
-/// feed-forward part makes.
+/// What exists at once for each position of a batch: logits in float32; or what a block's
+/// feed-forward part makes, and the float16 mask of all positions that attention may look at.
 int64_t compute_bytes(const Lengths& lengths, const ServingOptions& options) {
-  const int64_t at_output = lengths.vocab + lengths.width;
-  const int64_t in_block = 3 * lengths.feed_forward + 2 * lengths.width;
-  return 4 * std::min(options.batch, options.context) * std::max(at_output, in_block);
+  const int64_t at_output = 4 * (lengths.vocab + lengths.width);
+  const int64_t in_block = 4 * (3 * lengths.feed_forward + 4 * lengths.width) + 2 * options.context;
+  return std::min(options.batch, options.context) * std::max(at_output, in_block);
 }
 
 }  // namespace

@@ -53,16 +53,19 @@ def reported_memory(text):
     return sum(float(re.findall(rf"{kind} buffer size += +([\d.]+) MiB", text)[-1]) for kind in ("model", "KV", "compute")) * 2**20
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+# Of stories260K, whose heads are too small for q8_0, the mask of attention is most of what is computed with.
 @pytest.mark.parametrize("ctx", [512, 4096])
-@pytest.mark.parametrize("model", ["smollm2_q4_1", "smollm2_f32"])
+@pytest.mark.parametrize(
+    "model, kv_type",
+    [("smollm2_q4_1", "f16"), ("smollm2_q4_1", "q8_0"), ("smollm2_f32", "f16"), ("smollm2_f32", "q8_0"), ("stories260k", "f16")],
+)
 def test_memory(run_nibble, run_llama, request, model, ctx, kv_type):
     path = request.getfixturevalue(model)
     _, log = run_llama("llama-completion", "-m", path, "-c", ctx, "-n", "1", "-p", "a", "-no-cnv", "-ctk", kv_type, "-ctv", kv_type,
-                    "-fa", "on", "-ub", "512", "--no-warmup", "-v", until="compute buffer size is")  # fmt: skip
+                    "-fa", "on", "-ub", "512", "--no-warmup", "-v", until="llama threadpool init")  # fmt: skip
     taken = reported_memory(log)
     answer = by_type(recommend(run_nibble, path, "--ctx", ctx, "--kv-type", kv_type))
-    source = "F32" if model == "smollm2_f32" else "Q4_1"
+    source = "Q4_1" if model == "smollm2_q4_1" else "F32"
     assert abs(answer[source]["total_bytes"] / taken - 1) < 0.1, (answer[source], taken)
 
 
