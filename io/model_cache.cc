@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
 
@@ -118,6 +119,46 @@ std::vector<fs::path> gguf_files(const Repository& repository, const fs::path& s
   return files;
 }
 
+bool stands_alone(const std::string& text, const std::string& word) {
+  const auto is_part = [&](size_t at) {
+    return at < text.size() &&
+           (text[at] == '_' || std::isalnum(static_cast<unsigned char>(text[at])));
+  };
+  for (size_t at = text.find(word); at != std::string::npos; at = text.find(word, at + 1))
+    if (!is_part(at - 1) && !is_part(at + word.size())) return true;
+  return false;
+}
+
+/// Those whose name has the tag as a word, if there are any: not BF16 for F16.
+std::vector<fs::path> of_whole_tag(std::vector<fs::path> files, const std::string& tag) {
+  std::vector<fs::path> whole;
+  for (const fs::path& path : files)
+    if (stands_alone(lower(path.filename().string()), lower(tag))) whole.push_back(path);
+  return tag.empty() || whole.empty() ? files : whole;
+}
+
+/// Whether the snapshot has a config.json and of weights in parts all that their index names.
+bool is_whole_folder(const fs::path& snapshot) {
+  std::error_code error;
+  const fs::path index = snapshot / "model.safetensors.index.json";
+  if (!fs::exists(snapshot / "config.json", error)) return false;
+  if (!fs::exists(index, error)) return true;
+  const auto json =
+      nlohmann::json::parse(read_file(index.string()), nullptr, /*allow_exceptions=*/false);
+  // What is wrong with an index is said by whoever reads it.
+  if (!json.is_object() || !json.contains("weight_map")) return true;
+  const auto& parts = json["weight_map"];
+  return std::all_of(parts.begin(), parts.end(), [&](const auto& part) {
+    return !part.is_string() || fs::exists(snapshot / part.template get<std::string>(), error);
+  });
+}
+
+bool has_safetensors(const fs::path& snapshot) {
+  const std::vector<fs::path> files = files_in(snapshot);
+  return std::any_of(files.begin(), files.end(),
+                     [](const fs::path& path) { return path.extension() == ".safetensors"; });
+}
+
 std::string download_command(const Repository& repository) {
   const std::string command = "hf download " + repository.owner + "/" + repository.name;
   return repository.tag.empty() ? command : command + " --include '*" + repository.tag + "*'";
@@ -142,9 +183,10 @@ std::string find_model(const std::string& given) {
   if (!repository) return given;
   const fs::path snapshot = snapshot_of(*repository);
   const bool is_there = !snapshot.empty();  // "" would be the working folder
-  if (is_there && repository->tag.empty() && fs::exists(snapshot / "config.json", error))
-    return snapshot.string();
-  const std::vector<fs::path> files = gguf_files(*repository, snapshot);
+  const std::vector<fs::path> files =
+      of_whole_tag(gguf_files(*repository, snapshot), repository->tag);
+  const bool is_folder = is_there && repository->tag.empty() && is_whole_folder(snapshot);
+  if (is_folder && (files.empty() || has_safetensors(snapshot))) return snapshot.string();
   if (files.empty())
     fail_usage(given, ": no such file or folder", near_name_in_folder(*repository),
                ", and in neither ", hub_cache().string(), " nor ", llama_cache().string(),

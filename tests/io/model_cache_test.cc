@@ -87,6 +87,34 @@ TEST_F(ModelCache, GgufFileByItsTag) {
             std::string::npos);
 }
 
+TEST_F(ModelCache, ATagIsAWholeWordWhereItCanBe) {
+  add("o--n-GGUF", "c", "n-BF16.gguf");
+  const std::string f16 = add("o--n-GGUF", "c", "n-F16.gguf");
+  add("o--n-GGUF", "c", "n-Q2_K_L.gguf");
+  const std::string q2 = add("o--n-GGUF", "c", "n-Q2_K.gguf");
+  EXPECT_EQ(find_model("o/n-GGUF:F16"), f16);
+  EXPECT_EQ(find_model("o/n-GGUF:Q2_K"), q2);
+}
+
+TEST_F(ModelCache, GgufFilesBesideAConfigurationAreTheModel) {
+  add("o--n-GGUF", "c", "config.json");
+  const std::string file = add("o--n-GGUF", "c", "n-Q8_0.gguf");
+  EXPECT_EQ(find_model("o/n-GGUF"), file);
+  const std::string weights = add("o--n-GGUF", "c", "model.safetensors");
+  EXPECT_EQ(find_model("o/n-GGUF"), fs::path(weights).parent_path());
+}
+
+TEST_F(ModelCache, AMissingPartIsToBeDownloaded) {
+  const std::string config = add("o--n", "c", "config.json");
+  const fs::path snapshot = fs::path(config).parent_path();
+  write_file((snapshot / "model.safetensors.index.json").string(),
+             R"({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})");
+  add("o--n", "c", "model-1.safetensors");
+  EXPECT_NE(refusal("o/n").find("hf download o/n"), std::string::npos) << refusal("o/n");
+  add("o--n", "c", "model-2.safetensors");
+  EXPECT_EQ(find_model("o/n"), snapshot);
+}
+
 TEST_F(ModelCache, WhatLlamaCppDownloadedBefore) {
   const std::string file = folder_.file("llama/o_n-GGUF_n-Q8_0.gguf");
   fs::create_directories(folder_.file("llama"));
