@@ -87,11 +87,25 @@ Json sharegpt_messages(const Json& turns) {
   return messages;
 }
 
+/// With the turns before it, pairs of a question and its answer.
 Json alpaca_messages(const Json& row) {
+  Json messages = Json::array();
+  const Json history = row.value("history", Json());
+  check(history.is_null() || history.is_array(), "'history' wants a list, found ",
+        history.type_name());
+  for (const Json& turn : history) {
+    check(turn.is_array() && turn.size() == 2 && turn[0].is_string() && turn[1].is_string(),
+          "a turn of 'history' wants a question and its answer, two strings");
+    messages.push_back(message("user", turn[0]));
+    messages.push_back(message("assistant", turn[1]));
+  }
   std::string question = text_at(row, "instruction");
-  const std::string input = row.contains("input") ? text_at(row, "input") : "";
+  const bool has_input = row.contains("input") && !row["input"].is_null();
+  const std::string input = has_input ? text_at(row, "input") : "";
   if (!input.empty()) question += '\n' + input;
-  return {message("user", question), message("assistant", text_at(row, "output"))};
+  messages.push_back(message("user", question));
+  messages.push_back(message("assistant", text_at(row, "output")));
+  return messages;
 }
 
 const Json& list_at(const Json& row, const char* key) {
@@ -102,13 +116,31 @@ const Json& list_at(const Json& row, const char* key) {
 /// The row's messages, whatever it calls them.
 Json row_messages(const Json& row) {
   if (row.contains("messages")) return list_at(row, "messages");
-  if (row.contains("conversations")) return sharegpt_messages(list_at(row, "conversations"));
+  if (row.contains("conversations")) {
+    const Json& turns = list_at(row, "conversations");
+    const bool has_roles = !turns.empty() && turns[0].is_object() && turns[0].contains("role");
+    return has_roles ? turns : sharegpt_messages(turns);
+  }
   if (row.contains("instruction")) return alpaca_messages(row);
   if (row.contains("prompt"))
     return {
         message("user", text_at(row, "prompt")),
         message("assistant", text_at(row, row.contains("completion") ? "completion" : "response"))};
   fail("this row has none of 'messages', 'conversations', 'instruction' and 'prompt'");
+}
+
+/// A list of objects, or a text that holds one, as many data sets have it.
+Json read_tools(const Json& given) {
+  if (given.is_null()) return nullptr;
+  const Json tools = given.is_string() ? Json::parse(given.get<std::string>(), nullptr,
+                                                     /*allow_exceptions=*/false)
+                                       : given;
+  check(!tools.is_discarded(), "'tools' is a string that is no JSON");
+  if (tools.is_null()) return nullptr;
+  check(tools.is_array(), "'tools' wants a list, found ", tools.type_name());
+  for (const Json& tool : tools)
+    check(tool.is_object(), "'tools' wants objects, found ", tool.type_name());
+  return tools;
 }
 
 }  // namespace
@@ -128,7 +160,7 @@ Conversation read_conversation(const Json& row) {
       any = any || conversation.trained.back();
     });
   check(any, "no message of this row is an assistant's to train on");
-  if (row.contains("tools")) conversation.tools = row["tools"];
+  if (row.contains("tools")) conversation.tools = read_tools(row["tools"]);
   return conversation;
 }
 

@@ -253,6 +253,10 @@ def test_verify(run_nibble, smollm2_q4_1, sft):
         ([{"conversations": [{"from": "alien", "value": "x"}]}], "turn 1: 'from' is 'alien'"),
         ([{"messages": {"role": "user"}}], "'messages' wants a list, found object"),
         (["x"], "wants a JSON object, found string"),
+        ([{"messages": [USER, ANSWER], "tools": 5}], "line 1: 'tools' wants a list, found number"),
+        ([{"messages": [USER, ANSWER], "tools": "look it up"}], "line 1: 'tools' is a string that is no JSON"),
+        ([{"messages": [USER, ANSWER], "tools": ["x"]}], "line 1: 'tools' wants objects, found string"),
+        ([{"instruction": "Q", "output": "A", "history": [["Q"]]}], "line 1: a turn of 'history' wants a question and its answer"),
     ],
 )
 def test_bad_rows(run_nibble, smollm2_q4_1, tmp_path, rows, message):
@@ -279,6 +283,31 @@ def test_other_forms_of_rows(run_nibble, smollm2_q4_1, tmp_path):
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(lines) == 5 and all({**line, "place": ""} == {**lines[0], "place": ""} for line in lines)
     assert lines[1]["place"].endswith("rows.json: conversation 2")
+
+
+def test_turns_before_an_instruction(run_nibble, smollm2_q4_1, tmp_path):
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "QAqa")]
+    same = [
+        {"messages": turns}, {"conversations": turns},
+        {"instruction": "q", "input": None, "output": "a", "history": [["Q", "A"]]},
+    ]  # fmt: skip
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(same))
+    result = run_nibble("tokenize", smollm2_q4_1, "--chat", path)
+    assert result.returncode == 0, result.stderr
+    lines = [{**json.loads(line), "place": ""} for line in result.stdout.splitlines()]
+    assert len(lines) == 3 and lines[1] == lines[0] == lines[2]
+
+
+def test_tools_may_be_a_text(run_nibble, smollm2_q4_1, tmp_path):
+    model = with_template(
+        smollm2_q4_1, "{% for t in tools %}{{ t.function.name }};{% endfor %}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", tmp_path)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"messages": [USER, ANSWER], "tools": tools} for tools in ([WEATHER], json.dumps([WEATHER]))]))
+    result = run_nibble("tokenize", model, "--chat", path)
+    assert result.returncode == 0, result.stderr
+    one, two = (json.loads(line)["text"] for line in result.stdout.splitlines())
+    assert one == two and WEATHER["function"]["name"] + ";" in one
 
 
 def test_a_template_that_hides_earlier_answers(run_nibble, smollm2_q4_1, tmp_path):
