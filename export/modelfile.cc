@@ -107,9 +107,13 @@ std::string go_template(const ChatFrame& frame) {
   return out + "{{ end }}{{ end }}" + literal(frame.generation);
 }
 
-/// Texts of the tokens that end a generation.
-std::set<std::string> stop_words(const GgufMetadata& metadata, const Tokenizer& tokenizer) {
+/// Texts of the tokens that end a generation: those that the file names, and what the template
+/// puts behind an answer.
+std::set<std::string> stop_words(const GgufMetadata& metadata, const Tokenizer& tokenizer,
+                                 const std::string& after_answer) {
   std::set<std::string> words;
+  for (const int32_t id : tokenizer.encode(after_answer, false, /*parse_special=*/true))
+    if (tokenizer.is_end_of_generation(id)) words.insert(tokenizer.decode({id}, /*special=*/true));
   for (const char* key : {"eos", "eot", "eom"}) {
     const int64_t id = metadata.get_int_or(concat("tokenizer.ggml.", key, "_token_id"), -1);
     if (id >= 0 && id < tokenizer.vocab_size())
@@ -123,12 +127,15 @@ void write_sampling(const GgufMetadata& metadata, std::ostream& out) {
   constexpr std::pair<const char*, const char*> kNames[] = {
       {"general.sampling.temp", "temperature"},
       {"general.sampling.top_p", "top_p"},
-      {"general.sampling.min_p", "min_p"}};
+      {"general.sampling.min_p", "min_p"},
+      {"general.sampling.penalty_repeat", "repeat_penalty"}};
   for (const auto& [key, name] : kNames)
     if (metadata.contains(key))
       out << "PARAMETER " << name << ' ' << metadata.get_float(key) << '\n';
-  if (metadata.contains("general.sampling.top_k"))
-    out << "PARAMETER top_k " << metadata.get_int("general.sampling.top_k") << '\n';
+  constexpr std::pair<const char*, const char*> kCounts[] = {
+      {"general.sampling.top_k", "top_k"}, {"general.sampling.penalty_last_n", "repeat_last_n"}};
+  for (const auto& [key, name] : kCounts)
+    if (metadata.contains(key)) out << "PARAMETER " << name << ' ' << metadata.get_int(key) << '\n';
 }
 
 }  // namespace
@@ -156,7 +163,8 @@ std::string modelfile(const GgufFile& file, const std::string& file_name, std::s
     if (written) out << "TEMPLATE \"\"\"" << text << "\"\"\"\n";
     if (!written)
       note = "the chat template is no simple frame around messages: Ollama is left to recognize it";
-    for (const std::string& word : stop_words(metadata, *tokenizer))
+    const std::string after = frame ? frame->roles.back().after : "";
+    for (const std::string& word : stop_words(metadata, *tokenizer, after))
       out << "PARAMETER stop \"" << word << "\"\n";
   } else {
     note = "the model has no chat template: Ollama will go on from the prompt as it is";
