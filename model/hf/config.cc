@@ -33,10 +33,14 @@ constexpr const char* kQwen3NextDefaults =
 constexpr const char* kGptOssDefaults =
     R"({"sliding_window": 128, "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "head_dim": 64,
         "num_local_experts": 128, "num_experts_per_tok": 4})";
+/// llama.cpp's LLAMA_MAX_LAYERS.
+constexpr int64_t kMaxLayers = 512;
+
 constexpr Family kFamilies[] = {
     {"LlamaForCausalLM", "llama", true, true, false, false},
     {"MistralForCausalLM", "llama", true, true, false, false},
-    {"MixtralForCausalLM", "llama", true, false, false, false, "{}", true},
+    {"MixtralForCausalLM", "llama", true, false, false, false,
+     R"({"rope_theta": 1000000.0, "rms_norm_eps": 1e-5})", true},
     {"Qwen2ForCausalLM", "qwen2", false, false, false, true},
     {"Qwen3ForCausalLM", "qwen3", false, true, true, false},
     {"Qwen3MoeForCausalLM", "qwen3moe", false, false, false, false, "{}", true},
@@ -50,7 +54,8 @@ constexpr Family kFamilies[] = {
     {"GraniteForCausalLM", "granite", true, false, false, false,
      R"({"num_key_value_heads": null})"},
     {"Phi3ForCausalLM", "phi3", false, false, false, false,
-     R"({"num_key_value_heads": null, "original_max_position_embeddings": 4096})"},
+     R"({"num_key_value_heads": null, "original_max_position_embeddings": 4096,
+         "rms_norm_eps": 1e-5})"},
     {"Qwen3_5ForCausalLM", "qwen35", false, true, true, false, kQwen3NextDefaults},
     {"Qwen3_5ForConditionalGeneration", "qwen35", false, true, true, false, kQwen3NextDefaults},
     {"Qwen3_5MoeForCausalLM", "qwen35moe", false, true, true, false, kQwen3NextDefaults, true},
@@ -169,6 +174,8 @@ LlamaSizes read_sizes(const Json& config, const Family& family,
                       const LlamaArchitecture& architecture) {
   LlamaSizes sizes;
   sizes.num_layers = count_field(config, "num_hidden_layers");
+  check(sizes.num_layers <= kMaxLayers, "key 'num_hidden_layers': llama.cpp takes ", kMaxLayers,
+        " at most, is ", sizes.num_layers);
   sizes.width = count_field(config, "hidden_size");
   // Not said of a Qwen3.5 that has experts in all layers.
   if (!architecture.has_shared_expert || find_field(config, "intermediate_size"))

@@ -40,6 +40,9 @@ void read_window_rope(const Json& config, bool is_gemma2, HfRope& rope) {
   }
   const Json* parameters = object_field(config, "rope_parameters");
   const Json* local = parameters ? object_field(*parameters, "sliding_attention") : nullptr;
+  const std::string type = local ? text_field(*local, "rope_type").value_or("default") : "default";
+  check(type == "default", "key 'sliding_attention': rope_type '", type,
+        "': a gemma3 file scales the positions of layers without a window only");
   rope.window_base = local ? number_field(*local, "rope_theta").value_or(10000)
                            : number_field(config, "rope_local_base_freq").value_or(10000);
   check(rope.window_base > 0, "key 'rope_local_base_freq' must be positive, is ", rope.window_base);

@@ -27,7 +27,9 @@ GgufMetadata vocabulary_of(const TokenizerFiles& files, const HfConfig& config,
   const bool sentencepiece = std::filesystem::exists(files.path("tokenizer.model"), error) &&
                              !(phi && files.tokenizer_class() == "GPT2Tokenizer");
   const bool merged = (config.is_llama || phi || config.architecture->is_gemma) &&
-                      files.tokenizer && is_merged_sentencepiece(*files.tokenizer);
+                      files.tokenizer && with_frame(files.path("tokenizer.json"), [&] {
+                        return is_merged_sentencepiece(*files.tokenizer);
+                      });
   check(pre.empty() || !(sentencepiece || merged),
         "a sentencepiece tokenizer has no pre-tokenizer (--pre ", pre, ")");
   if (sentencepiece)

@@ -185,6 +185,41 @@ TEST(HfConfig, TheTextPartOfAModelThatSeesToo) {
   EXPECT_TRUE(found.tied);
 }
 
+TEST(HfConfig, Gemma3ScalesLayersWithoutAWindowOnly) {
+  Json config = Json::parse(R"({"architectures": ["Gemma3ForCausalLM"], "hidden_size": 640,
+    "intermediate_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 4,
+    "num_key_value_heads": 1, "rope_parameters": {
+      "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}})");
+  EXPECT_EQ(read_hf_config(config).rope.window_base, 1e4);
+  config["rope_parameters"]["sliding_attention"]["rope_type"] = "linear";
+  EXPECT_NE(refusal(config).find("rope_type 'linear': a gemma3 file"), std::string::npos)
+      << refusal(config);
+}
+
+TEST(HfConfig, LayersThatNoFileCanHave) {
+  Json config = llama3();
+  config["num_hidden_layers"] = 513;
+  EXPECT_NE(refusal(config).find("llama.cpp takes 512 at most, is 513"), std::string::npos)
+      << refusal(config);
+}
+
+// Where config.json leaves them out.
+TEST(HfConfig, MixtralsAndPhi3sDefaults) {
+  Json config = llama3();
+  config.update({{"architectures", {"MixtralForCausalLM"}},
+                 {"num_local_experts", 8},
+                 {"num_experts_per_tok", 2}});
+  for (const char* key : {"rope_theta", "rope_scaling", "rms_norm_eps"}) config.erase(key);
+  HfConfig found = read_hf_config(config);
+  EXPECT_EQ(found.rope.base, 1e6);
+  EXPECT_EQ(found.norm_epsilon, 1e-5);
+  config["architectures"] = {"Phi3ForCausalLM"};
+  found = read_hf_config(config);
+  EXPECT_EQ(found.rope.base, 1e4);
+  EXPECT_EQ(found.norm_epsilon, 1e-5);
+}
+
 TEST(HfConfig, TheTensorsOfTheTextPart) {
   EXPECT_EQ(text_tensor_name("model.norm.weight"), "model.norm.weight");
   EXPECT_EQ(text_tensor_name("language_model.model.norm.weight"), "model.norm.weight");
