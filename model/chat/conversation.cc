@@ -10,6 +10,15 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+/// Of what a row holds: copies and templates go down by calls.
+constexpr int kMaxNesting = 64;
+
+void check_nesting(const Json& value, int levels = kMaxNesting) {
+  if (!value.is_structured()) return;
+  check(levels > 0, "is nested more than ", kMaxNesting, " levels deep");
+  for (const Json& inner : value) check_nesting(inner, levels - 1);
+}
+
 std::string text_at(const Json& object, const char* key) {
   const auto found = object.find(key);
   check(found != object.end(), "'", key, "' is missing");
@@ -136,6 +145,7 @@ Json read_tools(const Json& given) {
                                                      /*allow_exceptions=*/false)
                                        : given;
   check(!tools.is_discarded(), "'tools' is a string that is no JSON");
+  with_frame("'tools'", [&] { check_nesting(tools); });
   if (tools.is_null()) return nullptr;
   check(tools.is_array(), "'tools' wants a list, found ", tools.type_name());
   for (const Json& tool : tools)
@@ -147,6 +157,7 @@ Json read_tools(const Json& given) {
 
 Conversation read_conversation(const Json& row) {
   check(row.is_object(), "wants a JSON object, found ", row.type_name());
+  check_nesting(row);
   Json messages = row_messages(row);
   if (row.contains("system") && !row["system"].is_null() && !text_at(row, "system").empty())
     messages.insert(messages.begin(), message("system", text_at(row, "system")));

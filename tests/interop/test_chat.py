@@ -243,6 +243,11 @@ def test_verify(run_nibble, smollm2_q4_1, sft):
     assert 0 < found["trained_tokens"] < found["tokens"]
 
 
+DEEP = []
+for _ in range(500):
+    DEEP = [DEEP]
+
+
 @pytest.mark.parametrize(
     "rows, message",
     [
@@ -256,6 +261,8 @@ def test_verify(run_nibble, smollm2_q4_1, sft):
         ([{"messages": [USER, ANSWER], "tools": 5}], "line 1: 'tools' wants a list, found number"),
         ([{"messages": [USER, ANSWER], "tools": "look it up"}], "line 1: 'tools' is a string that is no JSON"),
         ([{"messages": [USER, ANSWER], "tools": ["x"]}], "line 1: 'tools' wants objects, found string"),
+        ([{"messages": [USER, ANSWER], "tools": DEEP}], "line 1: is nested more than 64 levels deep"),
+        ([{"messages": [USER, ANSWER], "tools": json.dumps(DEEP)}], "line 1: 'tools': is nested more than 64 levels deep"),
         ([{"instruction": "Q", "output": "A", "history": [["Q"]]}], "line 1: a turn of 'history' wants a question and its answer"),
     ],
 )

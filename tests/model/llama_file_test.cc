@@ -9,7 +9,14 @@
 namespace nibble {
 namespace {
 
-class LlamaFileTest : public LlamaTest {};
+class LlamaFileTest : public LlamaTest {
+ protected:
+  void expect_complaint(const TinyLlama& tiny, const std::vector<std::string>& parts) {
+    const std::string text = complaint(tiny);
+    EXPECT_EQ(text.find(path_), 0u) << text;
+    for (const std::string& part : parts) EXPECT_NE(text.find(part), std::string::npos) << text;
+  }
+};
 
 TEST_F(LlamaFileTest, MistakesInTheFileAreNamed) {
   TinyLlama tiny;

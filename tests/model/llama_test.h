@@ -4,7 +4,6 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 #include "model/model.h"
@@ -27,11 +26,6 @@ class LlamaTest : public testing::Test {
     } catch (const Error& error) {
       return error.what();
     }
-  }
-  void expect_complaint(const TinyLlama& tiny, const std::vector<std::string>& parts) {
-    const std::string text = complaint(tiny);
-    EXPECT_EQ(text.find(path_), 0u) << text;
-    for (const std::string& part : parts) EXPECT_NE(text.find(part), std::string::npos) << text;
   }
 
   TemporaryFolder folder_;
