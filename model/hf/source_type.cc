@@ -3,7 +3,6 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <string_view>
 
 #include "base/error.h"
@@ -37,20 +36,13 @@ const Float8Values* float8_values(std::string_view dtype) {
   return dtype == "F8_E4M3" ? &kE4M3 : dtype == "F8_E5M2" ? &kE5M2 : nullptr;
 }
 
-std::optional<GgmlType> type_of(const std::string& dtype) {
-  if (dtype == "F32") return GgmlType::kF32;
-  if (dtype == "F16") return GgmlType::kF16;
-  if (dtype == "BF16" || float8_values(dtype)) return GgmlType::kBF16;
-  return std::nullopt;
-}
-
 }  // namespace
 
 GgmlType hf_source_type(const SafetensorsEntry& entry) {
-  const std::optional<GgmlType> type = type_of(entry.dtype);
-  check(type.has_value(), "is stored as ", entry.dtype,
-        "; nibble converts F32, F16, BF16, F8_E4M3 and F8_E5M2");
-  return *type;
+  if (entry.dtype == "F32") return GgmlType::kF32;
+  if (entry.dtype == "F16") return GgmlType::kF16;
+  if (entry.dtype == "BF16" || float8_values(entry.dtype)) return GgmlType::kBF16;
+  fail("is stored as ", entry.dtype, "; nibble converts F32, F16, BF16, F8_E4M3 and F8_E5M2");
 }
 
 int64_t hf_weight_bytes(const SafetensorsEntry& entry, int64_t count) {
