@@ -15,8 +15,8 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// By tokenizer.ggml.model: "gpt2" (byte-level BPE) or "llama" (sentencepiece). Throws when the
-  /// metadata names another, or is missing or inconsistent.
+  /// By tokenizer.ggml.model: "gpt2" (byte-level BPE), "llama" (sentencepiece) or "t5" (Unigram).
+  /// Throws when the metadata names another, or is missing or inconsistent.
   static std::unique_ptr<Tokenizer> from_metadata(const GgufMetadata& metadata);
 
   /// add_special: adds BOS/EOS as tokenizer.ggml.add_bos_token / add_eos_token say. parse_special:

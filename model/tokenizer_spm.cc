@@ -1,44 +1,15 @@
 #include "model/tokenizer_spm.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <limits>
 #include <queue>
 
 #include "base/error.h"
+#include "model/tokenizer_spaces.h"
 #include "model/word_cache.h"
 
 namespace nibble {
-namespace {
-
-constexpr std::string_view kSpace = "▁";  // U+2581
-
-/// Bytes of the character that a byte begins, by its high bits alone: llama.cpp's rule, under which
-/// a stray continuation byte is a character of its own and a truncated character takes what
-/// follows.
-size_t character_length(char first) {
-  const auto byte = static_cast<unsigned char>(first);
-  return byte < 0xc0 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
-}
-
-std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
-  std::string out;
-  size_t at = 0;
-  for (size_t found; (found = text.find(from, at)) != std::string_view::npos;
-       at = found + from.size())
-    out.append(text, at, found - at).append(to);
-  return out.append(text, at);
-}
-
-/// Whether a token has a U+2581 after another character.
-bool has_inner_space(std::string_view text) {
-  for (size_t at = text.find(kSpace); at != std::string_view::npos; at = text.find(kSpace, at + 1))
-    if (at > 0 && !text.substr(0, at).ends_with(kSpace)) return true;
-  return false;
-}
-
-}  // namespace
 
 /// Characters of one word, joined step by step, and the joins that are possible.
 struct SpmTokenizer::Workspace {
@@ -59,17 +30,11 @@ struct SpmTokenizer::Workspace {
 
 SpmTokenizer::SpmTokenizer(const GgufMetadata& metadata)
     : VocabularyTokenizer(metadata, {.bos = 1, .eos = 2, .unknown = 0, .add_bos = true}),
-      scores_(metadata.get_floats("tokenizer.ggml.scores")),
+      scores_(read_scores(metadata, vocabulary())),
       adds_space_(metadata.get_bool_or("tokenizer.ggml.add_space_prefix", true)) {
   const Vocabulary& tokens = vocabulary();
-  check(static_cast<int64_t>(scores_.size()) == tokens.size(),
-        "metadata key 'tokenizer.ggml.scores': wants one score for each of ", tokens.size(),
-        " tokens, found ", scores_.size());
-  for (int32_t id = 0; id < tokens.size(); ++id) {
-    check(!std::isnan(scores_[id]), "metadata key 'tokenizer.ggml.scores': the score of token ", id,
-          " is not a number");
+  for (int32_t id = 0; id < tokens.size(); ++id)
     words_are_independent_ = words_are_independent_ && !has_inner_space(tokens.text(id));
-  }
   for (int byte = 0; byte < 256; ++byte) {
     char name[8];
     std::snprintf(name, sizeof name, "<0x%02X>", static_cast<unsigned>(byte));
@@ -83,7 +48,7 @@ SpmTokenizer::SpmTokenizer(const GgufMetadata& metadata)
 std::string SpmTokenizer::piece(int32_t id) const {
   switch (vocabulary().type(id)) {
     case TokenType::kNormal:
-      return replace_all(vocabulary().text(id), kSpace, " ");
+      return unescape_spaces(vocabulary().text(id));
     case TokenType::kByte:
       return vocabulary().byte_of(id);
     default:
@@ -91,31 +56,17 @@ std::string SpmTokenizer::piece(int32_t id) const {
   }
 }
 
-std::vector<std::string_view> SpmTokenizer::split_words(std::string_view text) const {
-  std::vector<std::string_view> words;
-  size_t begin = 0;
-  bool after_space = true;
-  for (size_t at = 0; at < text.size(); at += character_length(text[at])) {
-    const bool space = text.substr(at, kSpace.size()) == kSpace;
-    if (space && !after_space && words_are_independent_) {
-      words.push_back(text.substr(begin, at - begin));
-      begin = at;
-    }
-    after_space = space;
-  }
-  words.push_back(text.substr(begin));
-  return words;
-}
-
 void SpmTokenizer::encode_text(std::string_view text, bool starts,
                                std::vector<int32_t>& ids) const {
-  std::string escaped = starts && adds_space_ ? std::string(kSpace) : "";
-  escaped += replace_all(text, " ", kSpace);
+  std::string escaped(starts && adds_space_ ? kSpaceMark : "");
+  escaped += escape_spaces(text);
   check(escaped.size() <= std::numeric_limits<int32_t>::max(), "a text of ", escaped.size(),
         " bytes is too long to tokenize in one piece");
   WordCache cache;
   Workspace workspace;
-  for (std::string_view word : split_words(escaped)) {
+  std::vector<std::string_view> words = {escaped};
+  if (words_are_independent_) words = split_at_spaces(escaped);
+  for (std::string_view word : words) {
     cache.append(word, ids, [&] { encode_word(word, workspace, ids); });
   }
 }

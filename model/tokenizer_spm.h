@@ -26,16 +26,13 @@ class SpmTokenizer final : public VocabularyTokenizer {
   std::string piece(int32_t id) const override;
   bool adds_space() const override { return adds_space_; }
 
-  /// Cuts escaped text before each U+2581 that follows another character, where no token spans such
-  /// a place.
-  std::vector<std::string_view> split_words(std::string_view text) const;
   void encode_word(std::string_view word, Workspace& workspace, std::vector<int32_t>& ids) const;
   void try_merge(std::string_view word, int32_t left, int32_t right, Workspace& workspace) const;
 
   std::vector<float> scores_;
   std::array<int32_t, 256> byte_ids_;
   bool adds_space_ = true;
-  bool words_are_independent_ = true;
+  bool words_are_independent_ = true;  // no token spans the place before a space
 };
 
 }  // namespace nibble

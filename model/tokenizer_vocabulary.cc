@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "base/error.h"
 
@@ -109,7 +110,7 @@ void Vocabulary::read_special(const GgufMetadata& metadata, const VocabularyDefa
   eos_ = special_id(metadata, "eos", defaults.eos);
   unknown_ = special_id(metadata, "unknown", defaults.unknown);
   add_bos_ = metadata.get_bool_or(kPrefix + "add_bos_token", defaults.add_bos);
-  add_eos_ = metadata.get_bool_or(kPrefix + "add_eos_token", false);
+  add_eos_ = metadata.get_bool_or(kPrefix + "add_eos_token", defaults.add_eos);
   check(!add_bos_ || bos_ >= 0, "the model adds a BOS token, but the metadata names none");
   check(!add_eos_ || eos_ >= 0, "the model adds an EOS token, but the metadata names none");
 
@@ -172,6 +173,17 @@ std::vector<Vocabulary::Fragment> Vocabulary::split_special(std::string_view tex
     fragments = std::move(finer);
   }
   return fragments;
+}
+
+std::vector<float> read_scores(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
+  const std::string key = kPrefix + "scores";
+  std::vector<float> scores = metadata.get_floats(key);
+  check(scores.size() == static_cast<size_t>(vocabulary.size()), "metadata key '", key,
+        "': wants one score for each of ", vocabulary.size(), " tokens, found ", scores.size());
+  for (size_t id = 0; id < scores.size(); ++id)
+    check(!std::isnan(scores[id]), "metadata key '", key, "': the score of token ", id,
+          " is not a number");
+  return scores;
 }
 
 std::vector<int32_t> VocabularyTokenizer::encode(std::string_view text, bool add_special,

@@ -31,7 +31,7 @@ enum class TokenType : int32_t {
 /// the vocabulary count as none.
 struct VocabularyDefaults {
   int32_t bos = -1, eos = -1, unknown = -1;
-  bool add_bos = false;
+  bool add_bos = false, add_eos = false;
 };
 
 /// The tokenizer.ggml.* keys that all tokenizers share. Throws when the token list is missing or
@@ -82,6 +82,10 @@ class Vocabulary {
   int32_t bos_ = -1, eos_ = -1, unknown_ = -1;
   bool add_bos_ = false, add_eos_ = false;
 };
+
+/// tokenizer.ggml.scores: log-probabilities or ranks, by id. Throws when they are not one per
+/// token, or not numbers.
+std::vector<float> read_scores(const GgufMetadata& metadata, const Vocabulary& vocabulary);
 
 /// A tokenizer over a Vocabulary; what is left to a kind of tokenizer is the text between special
 /// tokens.

@@ -104,6 +104,23 @@ SentencePiece parse_piece(Message fields) {
   return piece;
 }
 
+void parse_trainer(Message fields, SentencePieceModel& model) {
+  while (fields.next()) {
+    if (fields.number() == 3) model.model_type = fields.integer();
+    if (fields.number() == 24) model.spaces_are_suffixes = fields.integer() != 0;
+    if (fields.number() == 35) model.byte_fallback = fields.integer() != 0;
+  }
+}
+
+void parse_normalizer(Message fields, SentencePieceModel& model) {
+  while (fields.next()) {
+    if (fields.number() == 2) model.character_map = fields.text();
+    if (fields.number() == 3) model.adds_space = fields.integer() != 0;
+    if (fields.number() == 4) model.merges_spaces = fields.integer() != 0;
+    if (fields.number() == 5) model.escapes_spaces = fields.integer() != 0;
+  }
+}
+
 }  // namespace
 
 SentencePieceModel parse_sentencepiece(std::string_view bytes) {
@@ -111,9 +128,8 @@ SentencePieceModel parse_sentencepiece(std::string_view bytes) {
   Message fields(bytes, 0);
   while (fields.next()) {
     if (fields.number() == 1) model.pieces.push_back(parse_piece(fields.message()));
-    if (fields.number() == 2)
-      for (Message trainer = fields.message(); trainer.next();)
-        if (trainer.number() == 3) model.model_type = trainer.integer();
+    if (fields.number() == 2) parse_trainer(fields.message(), model);
+    if (fields.number() == 3) parse_normalizer(fields.message(), model);
   }
   check(!model.pieces.empty(), "holds no pieces: this is no sentencepiece model");
   return model;

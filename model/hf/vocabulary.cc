@@ -2,7 +2,6 @@
 
 #include <sstream>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -11,6 +10,8 @@
 #include "model/hf/json_fields.h"
 #include "model/hf/pre_tokenizer.h"
 #include "model/hf/sentencepiece.h"
+#include "model/hf/token_list.h"
+#include "model/hf/unigram.h"
 #include "model/tokenizer_pre.h"
 
 namespace nibble {
@@ -18,86 +19,18 @@ namespace {
 
 using Json = nlohmann::json;
 
-// tokenizer.ggml.token_type (source: llama.cpp include/llama.h).
-constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6;
-
-// llama.cpp's converter gives these scores to ids without a token and to added tokens.
-constexpr float kPaddingScore = -10000.0f, kAddedScore = -1000.0f;
-
-/// Tokens by id; ids that no file names are "[PAD<id>]".
-struct Tokens {
-  std::vector<std::string> texts;
-  std::vector<float> scores;
-  std::vector<int32_t> types;
-
-  explicit Tokens(int64_t count)
-      : texts(static_cast<size_t>(count)),
-        scores(static_cast<size_t>(count), kPaddingScore),
-        types(static_cast<size_t>(count), kUnused) {
-    for (size_t id = 0; id < texts.size(); ++id) texts[id] = concat("[PAD", id, ']');
-  }
-  int64_t size() const { return static_cast<int64_t>(texts.size()); }
-  void set(int64_t id, std::string text, int32_t type) {
-    texts[static_cast<size_t>(id)] = std::move(text);
-    types[static_cast<size_t>(id)] = type;
-  }
-  int32_t type(int64_t id) const { return types[static_cast<size_t>(id)]; }
-};
-
-template <class T>
-GgufArray array_of(GgufValueType type, std::vector<T> values) {
-  return {type, std::move(values)};
-}
-
-GgufMetadata token_metadata(const char* model, const std::string& pre, Tokens tokens,
-                            bool with_scores) {
-  GgufMetadata metadata;
-  const std::string prefix = "tokenizer.ggml.";
-  metadata.set(prefix + "model", std::string(model));
-  metadata.set(prefix + "pre", pre);
-  metadata.set(prefix + "tokens", array_of(GgufValueType::kString, std::move(tokens.texts)));
-  if (with_scores)
-    metadata.set(prefix + "scores", array_of(GgufValueType::kFloat32, std::move(tokens.scores)));
-  metadata.set(prefix + "token_type", array_of(GgufValueType::kInt32, std::move(tokens.types)));
-  return metadata;
-}
-
-/// {text: id} into tokens of type kNormal.
-void set_vocabulary(const Json& vocabulary, Tokens& tokens) {
+/// {text: id} into tokens of type TokenType::kNormal.
+void set_vocabulary(const Json& vocabulary, TokenList& tokens) {
   for (const auto& [text, value] : vocabulary.items()) {
     check(value.is_number_unsigned(), "the id of token '", text, "' is ", value.type_name(),
           ", not a number of at least 0");
     const auto id = value.get<uint64_t>();
     check(id < static_cast<uint64_t>(tokens.size()), "token '", text, "' has the id ", id,
           ", the model has ", tokens.size(), " tokens");
-    check(tokens.type(static_cast<int64_t>(id)) == kUnused, "two tokens have the id ", id);
-    tokens.set(static_cast<int64_t>(id), text, kNormal);
+    check(tokens.type(static_cast<int64_t>(id)) == TokenType::kUnused, "two tokens have the id ",
+          id);
+    tokens.set(static_cast<int64_t>(id), text, TokenType::kNormal);
   }
-}
-
-/// Added tokens take the place of what stands at their id. kMissing: those that tokenizer.json
-/// alone knows, only where nothing stands. kAsMarked: control tokens are those that say so.
-void set_added(const TokenizerFiles& files, AddedTokens which, Tokens& tokens) {
-  for (const auto& [id, token] : read_added_tokens(files, tokens.size())) {
-    if (token.only_in_tokenizer_json && which == AddedTokens::kMissing &&
-        tokens.type(id) != kUnused)
-      continue;
-    const bool as_marked = which == AddedTokens::kAsMarked;
-    const bool control = token.special || (!as_marked && looks_special(token.text));
-    tokens.set(id, control || as_marked ? token.text : with_spaces(token.text),
-               control ? kControl : kUserDefined);
-    tokens.scores[static_cast<size_t>(id)] = kAddedScore;
-  }
-}
-
-/// Tokens that tokenizer_config.json names ("bos_token") are control tokens.
-void set_named(const TokenizerFiles& files, Tokens& tokens) {
-  std::unordered_set<std::string> named;
-  for (const char* name : {"bos", "eos", "unk", "sep", "pad", "cls", "mask"})
-    if (const auto text = named_token(files, concat(name, "_token"))) named.insert(*text);
-  for (int64_t id = 0; id < tokens.size(); ++id)
-    if (tokens.type(id) == kNormal && named.count(tokens.texts[static_cast<size_t>(id)]))
-      tokens.types[static_cast<size_t>(id)] = kControl;
 }
 
 const Json& model_of(const Json& tokenizer) {
@@ -172,11 +105,19 @@ void check_normalizer(const Json& tokenizer) {
   check(type == "NFC" || nothing, "normalizer '", type, "'; nibble has NFC and none");
 }
 
+UnigramRules rules_of(const SentencePieceModel& model) {
+  check(!model.spaces_are_suffixes && model.escapes_spaces,
+        "marks words at their ends, or not at all; nibble has marks at their beginnings");
+  // llama.cpp, where it merges spaces, puts one before the text too.
+  return {model.character_map, model.adds_space, model.merges_spaces && model.adds_space,
+          model.byte_fallback};
+}
+
 }  // namespace
 
 GgufMetadata bpe_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
                             const std::string& pre) {
-  Tokens tokens(vocab_size);
+  TokenList tokens(vocab_size);
   std::vector<std::string> merges;
   std::string name = pre;
   if (files.tokenizer) {
@@ -203,32 +144,36 @@ GgufMetadata bpe_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
     if (name.empty()) name = pre_tokenizer_of_class(files.tokenizer_class());
   }
   find_pre_tokenizer(name);  // throws where the caller's is unknown
-  set_added(files, AddedTokens::kAll, tokens);
-  set_named(files, tokens);
-  GgufMetadata metadata = token_metadata("gpt2", name, std::move(tokens), false);
-  metadata.set("tokenizer.ggml.merges", array_of(GgufValueType::kString, std::move(merges)));
+  tokens.set_added(files, AddedTokens::kAll);
+  tokens.set_named(files);
+  GgufMetadata metadata = std::move(tokens).metadata("gpt2", name, false);
+  metadata.set("tokenizer.ggml.merges", GgufArray{GgufValueType::kString, std::move(merges)});
   return metadata;
 }
 
 GgufMetadata sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
                                       AddedTokens added) {
   const std::string path = files.path("tokenizer.model");
-  Tokens tokens(vocab_size);
+  TokenList tokens(vocab_size);
+  const SentencePieceModel model =
+      with_frame(path, [&] { return parse_sentencepiece(read_file(path)); });
+  const bool unigram = model.model_type == 1;
   with_frame(path, [&] {
-    const SentencePieceModel model = parse_sentencepiece(read_file(path));
-    check(model.model_type == 2, "is of type ", model.model_type,
-          "; nibble has sentencepiece's BPE (2)");
+    check(unigram || model.model_type == 2, "is of type ", model.model_type,
+          "; nibble has sentencepiece's Unigram (1) and BPE (2)");
     const auto count = static_cast<int64_t>(model.pieces.size());
     check(count <= vocab_size, "has ", count, " pieces, the model ", vocab_size, " tokens");
     for (int64_t id = 0; id < count; ++id) {
       const SentencePiece& piece = model.pieces[static_cast<size_t>(id)];
+      const auto type = static_cast<TokenType>(piece.type);
       tokens.set(id, piece.text,
-                 piece.type == kUserDefined ? kNormal : static_cast<int32_t>(piece.type));
-      tokens.scores[static_cast<size_t>(id)] = piece.score;
+                 type == TokenType::kUserDefined && !unigram ? TokenType::kNormal : type);
+      tokens.set_score(id, piece.score);
     }
   });
-  set_added(files, added, tokens);
-  return token_metadata("llama", "default", std::move(tokens), true);
+  tokens.set_added(files, added);
+  if (unigram) return with_frame(path, [&] { return unigram_metadata(tokens, rules_of(model)); });
+  return std::move(tokens).metadata("llama", "default", true);
 }
 
 bool is_merged_sentencepiece(const Json& tokenizer) {
@@ -238,7 +183,7 @@ bool is_merged_sentencepiece(const Json& tokenizer) {
 }
 
 GgufMetadata merged_sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size) {
-  Tokens tokens(vocab_size);
+  TokenList tokens(vocab_size);
   std::vector<std::string> merges;
   std::string unknown;
   with_frame(files.path("tokenizer.json"), [&] {
@@ -249,8 +194,8 @@ GgufMetadata merged_sentencepiece_vocabulary(const TokenizerFiles& files, int64_
     merges = merges_of(model);
     unknown = text_field(model, "unk_token").value_or("");
   });
-  set_added(files, AddedTokens::kAll, tokens);
-  set_named(files, tokens);
+  tokens.set_added(files, AddedTokens::kAll);
+  tokens.set_named(files);
 
   // sentencepiece joins what gives the piece of the highest score, and a merge list is that order.
   std::unordered_map<std::string, float> scores;
@@ -260,15 +205,15 @@ GgufMetadata merged_sentencepiece_vocabulary(const TokenizerFiles& files, int64_
     scores.try_emplace(std::move(joined), -static_cast<float>(rank));
   }
   const float lowest = -static_cast<float>(merges.size());
-  for (size_t id = 0; id < tokens.texts.size(); ++id) {
-    const std::string& text = tokens.texts[id];
+  for (int64_t id = 0; id < tokens.size(); ++id) {
+    const std::string& text = tokens.text(id);
     const auto found = scores.find(text);
-    tokens.scores[id] = found == scores.end() ? lowest : found->second;
-    const bool byte = text.size() == 6 && text.starts_with("<0x") && text.ends_with('>');
-    if (byte && tokens.types[id] == kNormal) tokens.types[id] = kByte;
-    if (text == unknown) tokens.types[id] = kUnknown;
+    tokens.set_score(id, found == scores.end() ? lowest : found->second);
+    if (is_byte_name(text) && tokens.type(id) == TokenType::kNormal)
+      tokens.set_type(id, TokenType::kByte);
+    if (text == unknown) tokens.set_type(id, TokenType::kUnknown);
   }
-  return token_metadata("llama", "default", std::move(tokens), true);
+  return std::move(tokens).metadata("llama", "default", true);
 }
 
 }  // namespace nibble

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "io/gguf.h"
+#include "model/hf/token_list.h"
 #include "model/hf/tokenizer_files.h"
 
 namespace nibble {
@@ -15,10 +16,6 @@ namespace nibble {
 /// caller knows better; "" otherwise.
 GgufMetadata bpe_vocabulary(const TokenizerFiles& files, int64_t vocab_size,
                             const std::string& pre);
-
-/// How llama.cpp's converter takes added tokens beside tokenizer.model: for most families, and for
-/// phi3.
-enum class AddedTokens { kAll, kMissing, kAsMarked };
 
 /// tokenizer.ggml.model, pre, tokens, scores and token_type, out of tokenizer.model.
 GgufMetadata sentencepiece_vocabulary(const TokenizerFiles& files, int64_t vocab_size,

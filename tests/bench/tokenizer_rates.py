@@ -26,6 +26,7 @@ import tokenizers  # noqa: E402
 
 from test_convert import lay_folder  # noqa: E402
 from test_convert_folder import mixed_text, write_empty_weights  # noqa: E402
+from test_unigram import FORMS, tokenizer_json, train  # noqa: E402
 
 NIBBLE = os.environ.get("NIBBLE", ROOT / "build" / "nibble")
 SHARED = ROOT.parent / "shared" / "data"
@@ -35,6 +36,7 @@ MODELS = {
     "Mistral v0.3 (32,768, spaces as marks)": ("Mistral-7B-Instruct-v0.3", "mistral json", {}),
     "Qwen3 (151,643)": ("Qwen3-4B", "qwen", {}),
     "cl100k (100,352)": ("SmolLM2-135M", "cl100k", {"vocab_size": 100352}),
+    "Unigram (8,000, trained on the encyclopedia)": ("SmolLM2-135M", "unigram", {"vocab_size": 8000}),
 }
 
 
@@ -58,8 +60,13 @@ def library_seconds(tokenizer, text):
 
 def rates(folder, turns, config, tokenizer, changes):
     """Megabytes a second of nibble and of the library."""
-    lay_folder(folder, SHARED, config, tokenizer, changes)
+    unigram = tokenizer == "unigram"
+    lay_folder(folder, SHARED, config, "smollm2" if unigram else tokenizer, changes)
     write_empty_weights(folder)
+    if unigram:
+        train(SHARED, folder / "unigram.model", changes["vocab_size"])
+        written = tokenizer_json(folder / "unigram.model", *FORMS["transformers' converter"][1:])
+        (folder / "tokenizer.json").write_text(json.dumps(written))
     model, once, more = folder / "model.gguf", folder / "once", folder / "more"
     nibble("convert", folder, model, "-q")
     text = mixed_text(SHARED)

@@ -31,10 +31,12 @@ std::string piece(const std::string& text, float score, uint64_t type) {
 }
 
 std::string sample() {
-  const std::string trainer = field(3, uint64_t{2}) + field(200, std::string("later fields"));
+  const std::string trainer =
+      field(3, uint64_t{2}) + field(35, uint64_t{1}) + field(200, std::string("later fields"));
+  const std::string normalizer = field(2, std::string("a map")) + field(4, uint64_t{0});
   return piece("<unk>", 0, 2) + piece("<s>", 0, 3) +
          field(1, field(1, std::string("▁a")) + field(2, -1.5f)) + piece("<0x0A>", 0, 6) +
-         field(2, trainer) + field(3, std::string("normalizer"));
+         field(2, trainer) + field(3, normalizer);
 }
 
 TEST(SentencePiece, ReadsPiecesAndTheModelsType) {
@@ -47,6 +49,11 @@ TEST(SentencePiece, ReadsPiecesAndTheModelsType) {
   EXPECT_EQ(model.pieces[2].score, -1.5f);
   EXPECT_EQ(model.pieces[2].type, 1) << "normal where the file is silent";
   EXPECT_EQ(model.pieces[3].type, 6);
+  EXPECT_TRUE(model.byte_fallback);
+  EXPECT_FALSE(model.spaces_are_suffixes);
+  EXPECT_EQ(model.character_map, "a map");
+  EXPECT_TRUE(model.adds_space && model.escapes_spaces);
+  EXPECT_FALSE(model.merges_spaces);
 }
 
 TEST(SentencePiece, RefusesWhatIsNoMessage) {
