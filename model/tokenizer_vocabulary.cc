@@ -1,6 +1,7 @@
 #include "model/tokenizer_vocabulary.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 
@@ -131,10 +132,38 @@ void Vocabulary::read_special(const GgufMetadata& metadata, const VocabularyDefa
   for (int32_t id : {eos_, special_id(metadata, "eot", -1), special_id(metadata, "eom", -1)})
     if (id >= 0) end_of_generation_.insert(id);
 
+  set_exceptions(metadata);
   for (int32_t id = 0; id < size(); ++id)
     if (is_special(types_[id])) special_.push_back(id);
   std::stable_sort(special_.begin(), special_.end(),
                    [this](int32_t a, int32_t b) { return texts_[a].size() > texts_[b].size(); });
+}
+
+void Vocabulary::set_exceptions(const GgufMetadata& metadata) {
+  const auto set_type = [this](std::string_view text, TokenType type) {
+    if (const int32_t id = find(text); id >= 0) types_[id] = type;
+  };
+  const auto ends = [this](std::string_view text) { return is_end_of_generation(find(text)); };
+  const auto continues = [&](std::string_view text, TokenType type) {
+    end_of_generation_.erase(find(text));
+    set_type(text, type);
+  };
+  // What gpt-oss writes is always shown, and its messages may follow each other.
+  for (const char* text : {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
+    set_type(text, TokenType::kUserDefined);
+  const bool calls = ends("<|call|>") || ends("<|calls|>");
+  if (ends("<|end|>") && calls && (ends("<|return|>") || ends("<|flush|>")))
+    continues("<|end|>", TokenType::kUserDefined);
+  if (ends("</s>") && (ends("<|tool_response>") || ends("<|plamo:eos|>")))
+    continues("</s>", TokenType::kNormal);
+
+  std::string name = metadata.get_string_or("general.name", "");
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  if (name.find("phi-3") == std::string::npos && name.find("phi3") == std::string::npos) return;
+  for (int32_t id = 0; id < size(); ++id)
+    if (is_special(types_[id])) strips_spaces_.insert(id);
+  strips_spaces_.insert(find("</s>"));
+  for (const char* text : {"<unk>", "<s>", "<|endoftext|>"}) strips_spaces_.erase(find(text));
 }
 
 int32_t Vocabulary::find(std::string_view text) const {
@@ -167,6 +196,9 @@ std::vector<Vocabulary::Fragment> Vocabulary::split_special(std::string_view tex
         if (at > 0) finer.push_back({rest.text.substr(0, at)});
         finer.push_back({special, id});
         rest.text.remove_prefix(at + special.size());
+        if (!strips_spaces_.contains(id)) continue;
+        while (!rest.text.empty() && std::isspace(static_cast<unsigned char>(rest.text.front())))
+          rest.text.remove_prefix(1);
       }
       if (!rest.text.empty()) finer.push_back(rest);
     }

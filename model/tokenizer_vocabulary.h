@@ -65,12 +65,14 @@ class Vocabulary {
     int32_t id = -1;
   };
   /// Cuts special tokens out, longest first: user-defined ones always, control and unknown ones
-  /// only when parse_special.
+  /// only when parse_special. Text loses the spaces at its start after some tokens of Phi-3.
   std::vector<Fragment> split_special(std::string_view text, bool parse_special) const;
 
  private:
   void read_types(const GgufMetadata& metadata);
   void read_special(const GgufMetadata& metadata, const VocabularyDefaults& defaults);
+  /// llama.cpp's exceptions, by the texts of tokens and by the model's name.
+  void set_exceptions(const GgufMetadata& metadata);
   /// The id under tokenizer.ggml.<name>_token_id, or `otherwise`.
   int32_t special_id(const GgufMetadata& metadata, std::string_view name, int32_t otherwise) const;
 
@@ -79,6 +81,7 @@ class Vocabulary {
   std::unordered_map<std::string_view, int32_t> ids_;
   std::vector<int32_t> special_;  // longest text first
   std::unordered_set<int32_t> end_of_generation_;
+  std::unordered_set<int32_t> strips_spaces_;  // that follow it
   int32_t bos_ = -1, eos_ = -1, unknown_ = -1;
   bool add_bos_ = false, add_eos_ = false;
 };

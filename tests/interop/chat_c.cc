@@ -1,10 +1,12 @@
-// A C name for chat templates, for tests/interop/test_chat.py to call by ctypes with hundreds of
-// templates.
+// C names for what chat is made of, for tests/interop to call by ctypes: hundreds of templates, and
+// every token of a vocabulary.
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "base/error.h"
+#include "io/gguf.h"
 #include "model/chat/chat_template.h"
+#include "model/tokenizer.h"
 
 extern "C" {
 
@@ -21,6 +23,13 @@ const char* nibble_render_chat(const char* source, const char* input) {
     result = nibble::concat("error: ", error.what());
   }
   return result.c_str();
+}
+
+/// Sets ends[id], 0 or 1, for each token of a GGUF file: whether it ends a generation.
+void nibble_ends_of_generation(const char* path, unsigned char* ends) {
+  const auto tokenizer = nibble::Tokenizer::from_metadata(nibble::GgufFile::open(path).metadata());
+  for (int32_t id = 0; id < tokenizer->vocab_size(); ++id)
+    ends[id] = tokenizer->is_end_of_generation(id) ? 1 : 0;
 }
 
 }  // extern "C"

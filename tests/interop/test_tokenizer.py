@@ -7,9 +7,11 @@ import re
 import subprocess
 
 import pytest
+from conftest import built_library
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
+LIBRARY = built_library("nibble_chat_c")
 SILENT = llama_cpp.llama_log_callback(lambda *_: None)
 
 NASTY = {
@@ -57,6 +59,11 @@ class Vocabulary:
         count = llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, len(ids), special, special)
         assert count >= 0
         return ids[:count]
+
+
+    def ends_of_generation(self, count):
+        vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+        return {id for id in range(count) if llama_cpp.llama_vocab_is_eog(vocabulary, id)}
 
 
 @pytest.fixture(scope="module", params=["smollm2", "stories260k", "gpt-2"])
@@ -145,6 +152,46 @@ def test_pre_tokenizers(run_nibble, gpt2_vocabulary, shared, tmp_path, name):
     result = run_nibble("tokenize", tmp_path / "vocabulary.gguf", tmp_path / "text", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["ids"] == Vocabulary(tmp_path / "vocabulary.gguf").encode(data, True)
+
+
+# Families whose tokens llama.cpp takes for something else than their files say.
+EXCEPTIONS = {
+    "gpt-oss": ("gpt-oss 20b", ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>"]),
+    "solar": ("solar open", ["<|end|>", "<|calls|>", "<|flush|>"]),
+    "phi without calls": ("phi 2", ["<|end|>", "<|return|>", "<s>", "</s>", "<unk>"]),
+    "phi-3": ("My Phi-3 mini", ["<|end|>", "<|user|>", "<s>", "</s>", "<unk>"]),
+    "gemma 4": ("gemma 4", ["</s>", "<turn|>", "<|tool_response>", "<eos>"]),
+}
+
+
+@pytest.mark.parametrize("family", EXCEPTIONS)
+@pytest.mark.skipif(not LIBRARY, reason="libnibble_chat_c.so is not built")
+def test_exceptions(run_nibble, gpt2_vocabulary, tmp_path, family):
+    import gguf
+
+    name, special = EXCEPTIONS[family]
+    tokens, types, merges = gpt2_vocabulary
+    path = tmp_path / "vocabulary.gguf"
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_name(name)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*tokens, *special])
+    writer.add_token_types([*types, *[3] * len(special)])
+    writer.add_token_merges(merges)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    vocabulary = Vocabulary(path)
+    text = "".join(f"{token} \n a {token}{token}\t" for token in [*special, "<|endoftext|>"]).encode()
+    (tmp_path / "text").write_bytes(text)
+    for flags, parses in (([], True), (["--no-special", "--no-parse-special"], False)):
+        result = run_nibble("tokenize", path, tmp_path / "text", "--json", *flags)
+        assert json.loads(result.stdout)["ids"] == vocabulary.encode(text, parses)
+    ends = (ctypes.c_ubyte * (len(tokens) + len(special)))()
+    LIBRARY.nibble_ends_of_generation(str(path).encode(), ends)
+    ours = {id for id, end in enumerate(ends) if end}
+    assert ours == vocabulary.ends_of_generation(len(ends)) and ours
 
 
 def test_ids_as_llama_tokenize_prints_them(run_nibble, llama_bin, llama_env, stories260k, tmp_path):
