@@ -34,12 +34,47 @@ AnswerText answer_text(const Conversation& conversation, size_t i, const ChatTem
   return {std::move(text), before.size()};
 }
 
-/// Marks the tokens of an answer, from the byte at which it begins to the token that ends it.
-void mark_answer(size_t begin, const std::vector<size_t>& ends, const Tokenizer& tokenizer,
-                 ChatTokens& tokens) {
-  for (size_t i = 0; i < tokens.ids.size(); ++i) {
-    const size_t starts = i == 0 ? 0 : ends[i - 1];
-    if (starts < begin) continue;
+/// Finds the token with which an answer begins; where one goes over the place, the next.
+class AnswerPlaces {
+ public:
+  AnswerPlaces(const std::string& text, const std::vector<int32_t>& ids, const ChatTemplate& chat,
+               const Tokenizer& tokenizer)
+      : text_(text), ids_(ids), chat_(chat), tokenizer_(tokenizer) {
+    ends_ = tokenizer.byte_ends(ids);
+    // A BOS that the tokenizer adds is no part of the text.
+    shift_ = tokenizer.decode(ids, /*special=*/true).find(text);
+  }
+
+  size_t find(size_t byte) const {
+    if (shift_ == std::string::npos) return find_by_text_before(byte);
+    const size_t wanted = byte + shift_;
+    if (wanted == 0) return 0;
+    const auto end = std::lower_bound(ends_.begin(), ends_.end(), wanted);
+    return static_cast<size_t>(end - ends_.begin()) + 1;
+  }
+
+ private:
+  /// For a tokenizer that replaces characters or drops spaces, and so does not give the text back.
+  size_t find_by_text_before(size_t byte) const {
+    std::vector<int32_t> before = chat_.encode(text_.substr(0, byte), tokenizer_);
+    const size_t added = tokenizer_.encode("", /*add_special=*/true, true).size();
+    if (added > (tokenizer_.add_bos() ? 1 : 0)) before.pop_back();  // an EOS
+    const auto [other, unused] =
+        std::mismatch(before.begin(), before.end(), ids_.begin(), ids_.end());
+    return static_cast<size_t>(other - before.begin()) + (other == before.end() ? 0 : 1);
+  }
+
+  const std::string& text_;
+  const std::vector<int32_t>& ids_;
+  const ChatTemplate& chat_;
+  const Tokenizer& tokenizer_;
+  std::vector<size_t> ends_;
+  size_t shift_;
+};
+
+/// Marks the tokens of an answer, from its first to the one that ends it.
+void mark_answer(size_t first, const Tokenizer& tokenizer, ChatTokens& tokens) {
+  for (size_t i = first; i < tokens.ids.size(); ++i) {
     tokens.trained[i] = 1;
     if (tokenizer.is_end_of_generation(tokens.ids[i])) return;
   }
@@ -52,11 +87,8 @@ ChatTokens mark(const std::string& text, const std::vector<size_t>& begins,
   ChatTokens tokens;
   tokens.ids = chat.encode(text, tokenizer);
   tokens.trained.resize(tokens.ids.size());
-  const std::vector<size_t> ends = tokenizer.byte_ends(tokens.ids);
-  // A BOS that the tokenizer adds is no part of the text.
-  const size_t shift = tokenizer.decode(tokens.ids, /*special=*/true).find(text);
-  check(shift != std::string::npos, "the tokenizer does not give the template's text back");
-  for (const size_t begin : begins) mark_answer(begin + shift, ends, tokenizer, tokens);
+  const AnswerPlaces places(text, tokens.ids, chat, tokenizer);
+  for (const size_t begin : begins) mark_answer(places.find(begin), tokenizer, tokens);
   return tokens;
 }
 

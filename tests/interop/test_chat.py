@@ -7,6 +7,8 @@ import re
 import gguf
 import pytest
 from conftest import built_library
+from test_convert import convert, lay_folder
+from test_convert_folder import write_empty_weights
 from test_tokenizer import Vocabulary
 
 rendering = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -218,6 +220,37 @@ def test_500_conversations(run_nibble, smollm2_q4_1, sft, shared):
         assert said == byte_level("".join(answer + "<|im_end|>" for answer in answers))
 
 
+def test_answers_are_found_in_text_that_does_not_come_back(run_nibble, sft, shared, tmp_path):
+    """Of Phi-3, by its name, llama.cpp drops the spaces behind special tokens."""
+    folder = lay_folder(tmp_path / "model", shared, "SmolLM2-135M", "phi3", {"vocab_size": 32064})
+    write_empty_weights(folder)
+    template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for id, text in enumerate(("<|user|>", "<|end|>", "<|system|>"), 32003):
+        config["added_tokens_decoder"][str(id)] = {"content": text, "special": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    model = with_template(convert(run_nibble, folder, tmp_path / "model.gguf"), template, tmp_path, "Phi-3 mini")
+    vocabulary = Vocabulary(model)
+    rows = sft.read_text().splitlines()[:50]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    result = run_nibble("tokenize", model, "--chat", tmp_path / "rows.jsonl")
+    assert result.returncode == 0, result.stderr
+    for line, row in zip(map(json.loads, result.stdout.splitlines()), rows):
+        messages = [as_text(message) for message in json.loads(row)["messages"]]
+        assert line["ids"] == vocabulary.encode(theirs(template, messages).encode(), True)
+        said = b"".join(piece(model, i) for i, trained in zip(line["ids"], line["trained"]) if trained)
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        assert said.decode() == "".join(" " + answer.lstrip() + "<|end|>" for answer in answers)
+
+
+def piece(model, id):
+    """The bytes of a sentencepiece token."""
+    text = vocabulary_text(model)[id]
+    byte = re.fullmatch("<0x(..)>", text)
+    return bytes.fromhex(byte[1]) if byte else text.replace("▁", " ").encode()
+
+
 _TOKENS = {}
 
 
@@ -344,10 +377,11 @@ def test_an_answer_without_an_end(run_nibble, smollm2_q4_1, tmp_path):
     assert result.returncode == 1 and "no token that ends a generation follows this answer" in result.stdout
 
 
-def with_template(model, template, folder):
+def with_template(model, template, folder, name="a model"):
     """The model's metadata with another template, without its tensors."""
     reader = gguf.GGUFReader(model)
     writer = gguf.GGUFWriter(folder / "template.gguf", "llama")
+    writer.add_name(name)
     for name, field in reader.fields.items():
         if not name.startswith("tokenizer."):
             continue

@@ -16,6 +16,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
+from test_chat import as_text
 from test_convert import convert, converter, lay_folder, run_converter, torch_env  # noqa: F401
 from test_convert_folder import mixed_text, write_empty_weights
 from test_tokenizer import NASTY, Vocabulary, every_character, random_bytes
@@ -224,6 +225,32 @@ decoder_start_token_id=0)).save_pretrained(sys.argv[1])"""
     for key in special:  # T5's and SmolLM2's config.json differ in these
         ours.pop(key, None), theirs.pop(key, None)
     assert len(theirs) == 8 and ours == theirs
+
+
+def test_chat_is_trained_as_llama_cpp_reads_it(run_nibble, trained, folder, shared, tmp_path):
+    """With line ends that become spaces, runs of spaces that become one, and characters that are unknown."""
+    form = tokenizer_json(trained("published"), ["map", STRIP, MERGE], METASPACE)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }}:\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": template}
+    (folder / "tokenizer.json").write_text(json.dumps(form))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    path = convert(run_nibble, folder, folder / "model.gguf")
+    rows = (shared / "chat" / "v1_sft_demo.jsonl").read_text().splitlines()[:50]
+    turns = [("user", "Wie?"), ("assistant", "So:\n\n  🙂 x\ty  "), ("user", "Ａ1"), ("assistant", "ﬁn")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, json.dumps({"messages": messages})]))
+    assert run_nibble("verify", path, "--chat", tmp_path / "rows.jsonl").returncode == 0
+    result = run_nibble("tokenize", path, "--chat", tmp_path / "rows.jsonl")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    vocabulary, library = Vocabulary(path), sentencepiece.SentencePieceProcessor(model_file=str(trained("published")))
+    for line, row in zip(lines, (tmp_path / "rows.jsonl").read_text().splitlines(), strict=True):
+        texts = [as_text(message) for message in json.loads(row)["messages"]]
+        text = "<s>" + "".join(f"{message['role']}:\n{message['content']}</s>\n" for message in texts)
+        assert line["ids"] == vocabulary.encode(text.encode(), True)
+    said = [i for i, is_trained in zip(lines[-1]["ids"], lines[-1]["trained"]) if is_trained]
+    # The space before an answer belongs to it, since a word begins with its space.
+    assert library.decode(said) == "So:  ⁇  x y fin" and said.count(library.eos_id()) == 2
 
 
 REFUSED = {

@@ -90,6 +90,32 @@ TEST(ChatTokens, AnswersCountUpToTheirEnd) {
   EXPECT_EQ(said(texts[0]), "yes[end]no[end]");
 }
 
+/// Text comes out in lower case, without the space behind a sign; an EOS is added.
+class LossyTokenizer final : public SignTokenizer {
+ public:
+  LossyTokenizer() : SignTokenizer(/*add_bos=*/true) {}
+  std::vector<int32_t> encode(std::string_view text, bool add_special, bool parse) const override {
+    std::vector<int32_t> ids;
+    for (const int32_t id : SignTokenizer::encode(text, add_special, parse)) {
+      if (id == ' ' && !ids.empty() && ids.back() >= 1000) continue;
+      ids.push_back(id < 1000 ? std::tolower(id) : id);
+    }
+    if (add_special) ids.push_back(eos());
+    return ids;
+  }
+};
+
+TEST(ChatTokens, AnswersAreFoundInTextThatDoesNotComeBack) {
+  const auto texts = tokenize_chat(
+      conversation({{"user", "Hi"}, {"assistant", "YES"}, {"user", "and"}, {"assistant", " No"}}),
+      ChatTemplate("{% for m in messages %}[{{ m.role }}] {{ m.content }}[end]{% endfor %}"
+                   "{% if add_generation_prompt %}[assistant] {% endif %}",
+                   "[bos]", "[end]"),
+      LossyTokenizer());
+  ASSERT_EQ(texts.size(), 1u);
+  EXPECT_EQ(said(texts[0]), "yes[end]no[end]");
+}
+
 TEST(ChatTokens, ThereIsOneBos) {
   for (const char* own : {"", "{{ bos_token }}"})
     for (const bool adds : {false, true}) {
