@@ -52,7 +52,8 @@ fs::path user_cache() {
 }
 
 fs::path hub_cache() {
-  if (const std::string cache = environment("HF_HUB_CACHE"); !cache.empty()) return cache;
+  for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"})
+    if (const std::string cache = environment(name); !cache.empty()) return cache;
   const std::string home = environment("HF_HOME");
   return (home.empty() ? user_cache() / "huggingface" : fs::path(home)) / "hub";
 }

@@ -48,7 +48,10 @@ bool is_chat(const Prompt& prompt, const GgufMetadata& metadata) {
 
 std::vector<int32_t> prompt_ids(const Prompt& prompt, const GgufMetadata& metadata,
                                 const Tokenizer& tokenizer) {
-  if (!is_chat(prompt, metadata)) return tokenizer.encode(prompt.text, true, true);
+  if (!is_chat(prompt, metadata)) {
+    check(prompt.system.empty(), "has no chat template, which --system is for");
+    return tokenizer.encode(prompt.text, true, true);
+  }
   ChatInput input = {nlohmann::ordered_json::array(), {}, /*add_generation_prompt=*/true};
   if (!prompt.system.empty())
     input.messages.push_back({{"role", "system"}, {"content", prompt.system}});

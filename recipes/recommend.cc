@@ -217,7 +217,14 @@ void print_advice(const Candidate& chosen, const Question& question, const std::
     std::printf("; it does not fit %s: llama.cpp with --n-gpu-layers %lld",
                 format_bytes(*question.memory).c_str(), static_cast<long long>(chosen.layers));
   std::printf(".\n");
-  if (!model.empty())
+  const bool is_folder = std::filesystem::is_directory(model);
+  if (is_folder || model.ends_with(".json"))
+    std::printf(
+        "make it   nibble convert %s MODEL.gguf\n          nibble quantize MODEL.gguf OUT.gguf "
+        "%s\n",
+        is_folder ? model.c_str() : std::filesystem::path(model).parent_path().c_str(),
+        chosen.name.c_str());
+  else if (!model.empty())
     std::printf("make it   nibble quantize %s OUT.gguf %s\n", model.c_str(), chosen.name.c_str());
   if (chosen.error > kWorthTraining)
     std::printf(

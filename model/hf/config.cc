@@ -240,6 +240,7 @@ HfConfig read_hf_config(const Json& given) {
   result.sizes = read_sizes(config, family, *result.architecture);
   result.context_length = count_field(config, "max_position_embeddings");
   result.norm_epsilon = number_field(config, "rms_norm_eps").value_or(1e-6);
+  check(result.norm_epsilon > 0, "key 'rms_norm_eps' must be positive, is ", result.norm_epsilon);
   result.is_llama = family.is_llama;
   result.says_head_size = family.says_head_size || find_field(config, "head_dim");
   result.tied = bool_field(config, "tie_word_embeddings").value_or(false);

@@ -93,4 +93,15 @@ const Json* array_field(const Json& object, const char* key) {
   return value;
 }
 
+std::vector<Json> steps_of(const Json& step, const char* key) {
+  check(step.is_object(), "key '", key, "': holds a JSON ", step.type_name(), ", not an object");
+  if (text_field(step, "type") != "Sequence") return {step};
+  const Json* parts = array_field(step, key);
+  check(parts, "'Sequence' has no '", key, "'");
+  std::vector<Json> steps;
+  for (const Json& part : *parts)
+    for (Json& inner : steps_of(part, key)) steps.push_back(std::move(inner));
+  return steps;
+}
+
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace nibble {
 
@@ -27,5 +28,9 @@ std::optional<std::string> text_field(const nlohmann::json& object, const char* 
 /// Of the wanted kind, or nullptr where missing.
 const nlohmann::json* object_field(const nlohmann::json& object, const char* key);
 const nlohmann::json* array_field(const nlohmann::json& object, const char* key);
+
+/// The steps of a "Sequence" of tokenizer.json, however nested, which has them under `key`; or the
+/// one step that it is. Throws for what is no object.
+std::vector<nlohmann::json> steps_of(const nlohmann::json& step, const char* key);
 
 }  // namespace nibble

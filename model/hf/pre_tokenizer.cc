@@ -58,26 +58,20 @@ std::string split_step(const Json& step) {
   return *expression;
 }
 
-void append_steps(const Json& step, std::vector<std::string>& steps) {
-  check(step.is_object(), "a pre-tokenizer is a JSON ", step.type_name(), ", not an object");
+std::string read_step(const Json& step) {
   const std::string type = text_field(step, "type").value_or("");
-  if (type == "Sequence") {
-    const Json* parts = array_field(step, "pretokenizers");
-    check(parts, "pre-tokenizer 'Sequence' has no 'pretokenizers'");
-    for (const Json& part : *parts) append_steps(part, steps);
-  } else if (type == "Split") {
-    steps.push_back(split_step(step));
-  } else if (type == "Digits") {
+  if (type == "Split") return split_step(step);
+  if (type == "Digits") {
     check(bool_field(step, "individual_digits").value_or(false),
           "pre-tokenizer 'Digits' keeps digits together; nibble knows single ones");
-    steps.push_back(kDigits);
-  } else if (type == "ByteLevel") {
+    return kDigits;
+  }
+  if (type == "ByteLevel") {
     check(!bool_field(step, "add_prefix_space").value_or(true),
           "pre-tokenizer 'ByteLevel' adds a space; nibble knows none that does");
-    steps.push_back(bool_field(step, "use_regex").value_or(true) ? kGpt2Bytes : kBytes);
-  } else {
-    fail("pre-tokenizer '", type, "'; nibble knows Sequence, Split, Digits and ByteLevel");
+    return bool_field(step, "use_regex").value_or(true) ? kGpt2Bytes : kBytes;
   }
+  fail("pre-tokenizer '", type, "'; nibble knows Sequence, Split, Digits and ByteLevel");
 }
 
 }  // namespace
@@ -88,7 +82,7 @@ std::string pre_tokenizer_name(const Json& tokenizer) {
   check(model && pre, "has no 'model' or no 'pre_tokenizer'");
   const bool ignores = bool_field(*model, "ignore_merges").value_or(false);
   std::vector<std::string> steps;
-  append_steps(*pre, steps);
+  for (const Json& step : steps_of(*pre, "pretokenizers")) steps.push_back(read_step(step));
   std::string names;
   for (const Known& known : known_pre_tokenizers()) {
     if (known.steps == steps && known.ignores_merges == ignores) return known.name;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace nibble {
 namespace {
@@ -31,6 +32,7 @@ void TokenList::set(int64_t id, std::string text, TokenType type) {
 }
 
 void TokenList::set_added(const TokenizerFiles& files, AddedTokens which) {
+  std::vector<std::string> takes_spaces;
   for (const auto& [id, token] : read_added_tokens(files, size())) {
     if (token.only_in_tokenizer_json && which == AddedTokens::kMissing &&
         type(id) != TokenType::kUnused)
@@ -40,7 +42,12 @@ void TokenList::set_added(const TokenizerFiles& files, AddedTokens which) {
     set(id, control || as_marked ? token.text : with_spaces(token.text),
         control ? TokenType::kControl : TokenType::kUserDefined);
     set_score(id, kAddedScore);
+    if (token.takes_spaces) takes_spaces.push_back(token.text);
   }
+  if (!takes_spaces.empty())
+    note(files.folder, ": ", takes_spaces.size(), " added tokens ('", takes_spaces.front(),
+         "', ...) take spaces beside them in transformers; llama.cpp keeps these, but for models "
+         "with Phi-3 in their name");
 }
 
 void TokenList::set_named(const TokenizerFiles& files) {

@@ -22,7 +22,9 @@ AddedToken parse_added(const Json& token) {
   check(token.is_object(), "an added token is a JSON ", token.type_name(), ", not an object");
   const auto text = text_field(token, "content");
   check(text.has_value(), "an added token has no 'content'");
-  return {*text, bool_field(token, "special").value_or(false)};
+  const bool takes_spaces =
+      bool_field(token, "lstrip").value_or(false) || bool_field(token, "rstrip").value_or(false);
+  return {*text, bool_field(token, "special").value_or(false), takes_spaces};
 }
 
 int64_t parse_id(const std::string& text) {

@@ -26,7 +26,8 @@ TokenizerFiles read_tokenizer_files(const std::string& folder);
 
 struct AddedToken {
   std::string text;
-  bool special = false;  // a control token; else text that is always one token
+  bool special = false;       // a control token; else text that is always one token
+  bool takes_spaces = false;  // beside it, in transformers
   bool only_in_tokenizer_json = false;
 };
 

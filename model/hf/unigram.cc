@@ -19,16 +19,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// The parts of a "Sequence", or the one that it is.
-std::vector<Json> parts_of(const Json& step, const char* kind) {
-  if (text_field(step, "type") != "Sequence") return {step};
-  const Json* parts = array_field(step, kind);
-  check(parts, "'Sequence' has no '", kind, "'");
-  for (const Json& part : *parts)
-    check(part.is_object(), "key '", kind, "': holds what is no object");
-  return {parts->begin(), parts->end()};
-}
-
 /// What the normalizers and pre-tokenizers of a tokenizer.json do, step by step: characters are
 /// replaced first, then it is about spaces.
 class Steps {
@@ -117,12 +107,12 @@ class Steps {
   bool merges_ = false, splits_ = false, marks_ = false;
 };
 
-Steps steps_of(const Json& tokenizer) {
+Steps read_steps(const Json& tokenizer) {
   Steps steps;
   if (const Json* normalizer = object_field(tokenizer, "normalizer"))
-    for (const Json& part : parts_of(*normalizer, "normalizers")) steps.normalize(part);
+    for (const Json& part : steps_of(*normalizer, "normalizers")) steps.normalize(part);
   if (const Json* pre_tokenizer = object_field(tokenizer, "pre_tokenizer"))
-    for (const Json& part : parts_of(*pre_tokenizer, "pretokenizers")) steps.pre_tokenize(part);
+    for (const Json& part : steps_of(*pre_tokenizer, "pretokenizers")) steps.pre_tokenize(part);
   return steps;
 }
 
@@ -218,7 +208,7 @@ GgufMetadata unigram_vocabulary(const TokenizerFiles& files, int64_t vocab_size)
     unknown = int_field(model, "unk_id").value_or(-1);
     check(unknown >= 0 && unknown < tokens.size(), "key 'unk_id': wants the id of a token, found ",
           unknown);
-    Steps steps = steps_of(*files.tokenizer);
+    Steps steps = read_steps(*files.tokenizer);
     if (steps.splits()) hide_tokens_across_words(tokens);
     rules = std::move(steps).rules();
     rules.byte_fallback = bool_field(model, "byte_fallback").value_or(false);

@@ -98,11 +98,11 @@ std::string pre_tokenizer_of_class(std::string name) {
 void check_normalizer(const Json& tokenizer) {
   const Json* normalizer = object_field(tokenizer, "normalizer");
   if (!normalizer) return;
-  const std::string type = text_field(*normalizer, "type").value_or("");
-  const Json* parts = array_field(*normalizer, "normalizers");
-  const bool nothing = type == "Sequence" && parts && parts->empty();
   // llama.cpp leaves text as it is: a text that is not in this form gets other tokens there.
-  check(type == "NFC" || nothing, "normalizer '", type, "'; nibble has NFC and none");
+  for (const Json& step : steps_of(*normalizer, "normalizers")) {
+    const std::string type = text_field(step, "type").value_or("");
+    check(type == "NFC", "normalizer '", type, "'; nibble has NFC and none");
+  }
 }
 
 UnigramRules rules_of(const SentencePieceModel& model) {

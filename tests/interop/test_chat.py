@@ -449,6 +449,11 @@ def test_ollama(run_nibble, chat_run):
         assert rendered_by_go(go_template(modelfile), messages) == theirs(SHORT, messages, answer=True)
 
 
+def test_a_system_message_wants_a_template(run_nibble, stories260k):
+    result = run_nibble("generate", stories260k, "-p", "Why?", "--system", "Be brief.")
+    assert result.returncode == 1 and "has no chat template, which --system is for" in result.stderr
+
+
 def test_generate_uses_the_template(run_nibble, chat_run):
     ask = ["generate", chat_run / "chat.gguf", "-n", "8", "--json", "-p"]
     ids = {

@@ -47,6 +47,12 @@ def test_sizes_of_released_files(run_nibble, shared, type_name, size):
     assert abs(said / size - 1) < 0.005
 
 
+def test_a_folder_is_converted_first(run_nibble, shared):
+    folder = shared / "hf" / "Qwen3-4B"
+    said = run_nibble("recommend", folder).stdout
+    assert f"nibble convert {folder} MODEL.gguf" in said and "nibble quantize MODEL.gguf OUT.gguf" in said
+
+
 def reported_memory(text):
     """Bytes of the buffers that llama.cpp allocates, as its log has them in MiB: the last of each kind, since it first
     tries what would fit."""

@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 class ModelCache : public testing::Test {
  protected:
   void SetUp() override {
-    for (const char* name : {"HF_HUB_CACHE", "HF_HOME", "LLAMA_CACHE"}) ::unsetenv(name);
+    for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "LLAMA_CACHE"}) ::unsetenv(name);
     ::setenv("XDG_CACHE_HOME", folder_.file("cache").c_str(), 1);
   }
   /// As huggingface_hub lays it out: a link to a blob.
@@ -68,6 +68,9 @@ TEST_F(ModelCache, SnapshotThatMainNames) {
   EXPECT_NE(refusal("Qwen/Qwen3-0.6B").find("download it with: hf download Qwen/Qwen3-0.6B"),
             std::string::npos);
   ::setenv("HF_HUB_CACHE", folder_.file("elsewhere").c_str(), 1);
+  EXPECT_TRUE(find_model("Qwen/Qwen3-0.6B").starts_with(folder_.file("elsewhere")));
+  ::unsetenv("HF_HUB_CACHE");
+  ::setenv("HUGGINGFACE_HUB_CACHE", folder_.file("elsewhere").c_str(), 1);  // its older name
   EXPECT_TRUE(find_model("Qwen/Qwen3-0.6B").starts_with(folder_.file("elsewhere")));
 }
 

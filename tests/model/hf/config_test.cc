@@ -32,6 +32,14 @@ std::string refusal(const Json& config) {
   }
 }
 
+TEST(HfConfig, NormsDivideByWhatIsPositive) {
+  Json config = llama3();
+  for (const double epsilon : {0.0, -1e-5}) {
+    config["rms_norm_eps"] = epsilon;
+    EXPECT_NE(refusal(config).find("'rms_norm_eps' must be positive"), std::string::npos);
+  }
+}
+
 TEST(HfConfig, BothVersionsOfTransformersSayTheSame) {
   Json newer = llama3();
   newer["rope_parameters"] = newer["rope_scaling"];

@@ -138,6 +138,26 @@ TEST_F(ConvertTest, CarriesTheTokenizer) {
             (std::vector<int32_t>{4, 2, 5}));
 }
 
+TEST_F(ConvertTest, SequencesOfStepsAreTheirSteps) {
+  const TinyFolder::Json pre = tiny_.tokenizer["pre_tokenizer"];
+  for (const TinyFolder::Json& nfc :
+       {TinyFolder::Json{{"type", "NFC"}},
+        TinyFolder::Json{{"type", "Sequence"}, {"normalizers", TinyFolder::Json::array()}}}) {
+    tiny_.tokenizer["normalizer"] = {{"type", "Sequence"}, {"normalizers", {nfc}}};
+    tiny_.tokenizer["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {pre}}};
+    EXPECT_EQ(convert().metadata().get_string("tokenizer.ggml.pre"), "gpt-2");
+  }
+}
+
+TEST_F(ConvertTest, AddedTokensThatTakeSpacesAreNamed) {
+  tiny_.tokenizer["added_tokens"][0]["rstrip"] = true;
+  testing::internal::CaptureStderr();
+  convert();
+  EXPECT_NE(testing::internal::GetCapturedStderr().find(
+                "1 added tokens ('<|end|>', ...) take spaces beside them in transformers"),
+            std::string::npos);
+}
+
 TEST_F(ConvertTest, MergesGiveTheScoresOfASentencepieceTokenizer) {
   tiny_.tokenizer["model"]["byte_fallback"] = true;
   tiny_.tokenizer["model"]["unk_token"] = "c";
